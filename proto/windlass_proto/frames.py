@@ -1,0 +1,220 @@
+"""Frames: the bytes of the data plane.
+
+    byte  0        4     5        6       8            12        16
+          +--------+-----+--------+-------+------------+---------+----------------+
+          | "WLF1" |kind |version | flags |entry count | store   | payload bytes  |
+          +--------+-----+--------+-------+------------+---------+----------------+
+    byte 24                32               40               48       52       60 64
+          +----------------+----------------+----------------+--------+--------+---+
+          | generation     | clock          | checksum       | number | zeros  |crc|
+          +----------------+----------------+----------------+--------+--------+---+
+          then `entry count` entries of 96 bytes, zeros up to a multiple of 64, then the payload, in which each
+          entry's bytes start at a multiple of 64.
+
+All integers are little-endian. `crc` is CRC-32 of the first 60 bytes. `checksum` is XXH3-64 of entry table and payload where
+the link needs one (plain TCP), else 0. With FLAG_MARK the sender says that it has closed step `clock` of `store`.
+
+Invariant: a header that parses has lengths within `limits`, checked before anything is allocated; an entry that parses lies
+inside its payload. Functions that read a peer's bytes end in `_untrusted` and raise ProtocolError only.
+
+Entries are read with `struct` into named tuples, not into a structured array: the server looks at each entry in Python
+anyway, and one entry costs 0.9 us this way against 5 us for a one-row structured array (128 entries: 0.8 us each).
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterable
+from enum import IntEnum, IntFlag
+from typing import Final, NamedTuple
+
+from windlass_proto import limits
+from windlass_proto.errors import ProtocolError
+
+HEADER: Final = struct.Struct("<4sBBHIIQQQQI8xI")
+HEADER_BYTES: Final = 64
+ENTRY: Final = struct.Struct("<BBHIIIQQIIQQIIQdIIQ")
+ENTRY_BYTES: Final = 96
+MAGIC: Final = b"WLF1"
+VERSION: Final = 1
+
+assert HEADER.size == HEADER_BYTES
+assert ENTRY.size == ENTRY_BYTES
+
+
+class Kind(IntEnum):
+    """What a frame is for."""
+
+    REQUEST = 1
+    ANSWER = 2
+    ARENA = 3  # a shared-memory segment; its descriptor travels beside it
+    GOODBYE = 4  # the sender goes in order, nothing follows
+
+
+class Flag(IntFlag):
+    """Flags of a frame."""
+
+    MARK = 1
+    LEAVE = 2  # with MARK: and no further step of this store will come from me
+
+
+class Op(IntEnum):
+    """What an entry asks for."""
+
+    PUSH = 1
+    PULL = 2
+    PUSH_PULL = 3
+    INIT = 4
+    ASSIGN = 5
+    DECLARE = 6
+    DROP = 7
+    SET_RULE = 8
+    STATS = 9
+
+
+class Status(IntEnum):
+    """How an entry was answered."""
+
+    OK = 0
+    DUPLICATE = 1
+    GAP = 2
+    FENCED = 3
+    RETRY = 4
+    REJECTED = 5  # non-finite values: consumed, not applied
+    LATE = 6  # its step was complete without it: consumed, not applied
+    ERROR = 7  # the payload holds an error record
+    UNKNOWN = 8  # the table is not declared here
+
+
+class EntryFlag(IntFlag):
+    """Flags of an entry."""
+
+    LAST = 1  # the session's last piece for these segments in this step
+    NOWAIT = 2  # a pull that reads what is there
+    FIRST = 4  # an answer's values follow in pieces
+
+
+class Header(NamedTuple):
+    """The fields of a frame's header, in wire order."""
+
+    kind: int
+    flags: int
+    entry_count: int
+    store: int
+    payload_bytes: int
+    generation: int
+    clock: int
+    checksum: int
+    number: int
+
+
+class Entry(NamedTuple):
+    """One entry, in wire order. Offsets and lengths are bytes; segments count within the block.
+
+    offset, nbytes: where the values lie in the payload (arena 0) or in shared-memory segment `arena`.
+    out_arena, out_offset: where in shared memory the answer's values go (out_arena 0: into the answer's payload).
+    aux: the expected seq of a gap; the version of an answer; the clock a rule record counts from.
+    """
+
+    op: int
+    status: int
+    flags: int
+    table: int
+    block: int
+    tag: int
+    seq: int
+    clock: int
+    seg_begin: int
+    seg_end: int
+    offset: int
+    nbytes: int
+    arena: int
+    out_arena: int
+    out_offset: int
+    weight: float
+    stamp: int
+    vshard: int
+    aux: int
+
+
+def aligned(nbytes: int) -> int:
+    """`nbytes` rounded up to a multiple of 64."""
+    return (nbytes + 63) & ~63
+
+
+def table_bytes(entry_count: int) -> int:
+    """Bytes of an entry table on the wire, padding included."""
+    return (entry_count * ENTRY_BYTES + 63) & ~63
+
+
+def pack_header(header: Header) -> bytes:
+    """The 64 bytes of `header`, its crc included."""
+    raw = HEADER.pack(
+        MAGIC,
+        header.kind,
+        VERSION,
+        header.flags,
+        header.entry_count,
+        header.store,
+        header.payload_bytes,
+        header.generation,
+        header.clock,
+        header.checksum,
+        header.number,
+        0,
+    )
+    return raw[:60] + zlib.crc32(raw[:60]).to_bytes(4, "little")
+
+
+def pack_entries(entries: Iterable[Entry]) -> bytes:
+    """The entry table of `entries`, padded to a multiple of 64 bytes."""
+    pack = ENTRY.pack
+    raw = b"".join([pack(*entry) for entry in entries])
+    return raw + bytes(-len(raw) % 64)
+
+
+def parse_header_untrusted(raw: bytes | bytearray | memoryview) -> Header:
+    """Read a header from the first 64 bytes of `raw`.
+
+    Raises:
+        ProtocolError: if magic, version, crc or a length is wrong.
+    """
+    magic, kind, version, flags, count, store, payload, generation, clock, checksum, number, crc = HEADER.unpack_from(
+        raw
+    )
+    if magic != MAGIC:
+        raise ProtocolError("a frame does not begin with its magic", got=magic.hex(), expected=MAGIC.hex())
+    if zlib.crc32(memoryview(raw)[:60]) != crc:
+        raise ProtocolError("a frame header's crc does not match", got=crc)
+    if version != VERSION:
+        raise ProtocolError("a frame has another version", got=version, expected=VERSION)
+    if not Kind.REQUEST <= kind <= Kind.GOODBYE:
+        raise ProtocolError("a frame has an unknown kind", got=kind)
+    if count > limits.FRAME_ENTRIES_MAX:
+        raise ProtocolError("a frame has too many entries", got=count, entries_max=limits.FRAME_ENTRIES_MAX)
+    if payload > limits.FRAME_PAYLOAD_BYTES_MAX:
+        raise ProtocolError("a frame is too long", bytes=payload, bytes_max=limits.FRAME_PAYLOAD_BYTES_MAX)
+    return Header(kind, flags, count, store, payload, generation, clock, checksum, number)
+
+
+def parse_entries_untrusted(raw: bytes | bytearray | memoryview, header: Header) -> list[Entry]:
+    """Read `header.entry_count` entries; those with in-frame values lie inside the payload.
+
+    Raises:
+        ProtocolError: if an entry reaches beyond the payload or starts off a 64-byte line.
+    """
+    table = memoryview(raw)[: header.entry_count * ENTRY_BYTES]
+    entries = [Entry._make(fields) for fields in ENTRY.iter_unpack(table)]
+    payload_bytes = header.payload_bytes
+    for entry in entries:
+        if entry.arena == 0 and (entry.offset + entry.nbytes > payload_bytes or entry.offset & 63):
+            raise ProtocolError(
+                "an entry does not lie inside its frame",
+                offset=entry.offset,
+                nbytes=entry.nbytes,
+                payload_bytes=payload_bytes,
+            )
+        if entry.seg_begin > entry.seg_end:
+            raise ProtocolError("an entry's segments are reversed", begin=entry.seg_begin, end=entry.seg_end)
+    return entries

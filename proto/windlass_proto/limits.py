@@ -1,0 +1,66 @@
+"""Every maximum of windlass, in one place, with its arithmetic.
+
+Invariant: nothing that grows by what a peer sends is bounded anywhere else. A figure without a reason beside it is a bug.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+GIB: Final = 1024 * MIB
+
+PROTOCOL_MIN: Final = 1
+PROTOCOL_MAX: Final = 1
+
+# Every array a kernel touches starts on a cache line (AVX-512 loads one at a time).
+ALIGN_BYTES: Final = 64
+
+# One block of float64 is 8 MiB; a frame holds at least one, so a piece is never cut below a block.
+BLOCK_ELEMENTS_MIN: Final = 16 * KIB
+BLOCK_ELEMENTS_MAX: Final = MIB
+BLOCK_ELEMENTS_FLOOR: Final = KIB  # what a declaration may ask for; below it entries outweigh their payload
+
+# Frames are cut near this: 10 Gb/s is then 600 frames a second, and a preempting frame waits 2 ms at most.
+FRAME_PAYLOAD_BYTES_TARGET: Final = 2 * MIB
+FRAME_PAYLOAD_BYTES_MAX: Final = 64 * MIB
+# 96 B each: a table of 4,096 is 384 KiB, read in one go.
+FRAME_ENTRIES_MAX: Final = 4096
+# Linux's IOV_MAX.
+SENDMSG_BUFFERS_MAX: Final = 1024
+
+# Before a peer has proven the token it may make us hold this much, for this long.
+PREAUTH_BYTES_MAX: Final = 512
+HANDSHAKE_S: Final = 3.0
+
+# A thread per connection: 256 threads of 8 MiB address space and one poll each.
+CONNECTIONS_MAX: Final = 256
+
+# What one connection may have on its way before its answers come back. 256 MiB keeps two ResNet-50s in flight.
+CREDIT_BYTES: Final = 256 * MIB
+# What a server holds for open steps and unsent answers over all connections, before it answers "retry".
+SERVER_POOL_BYTES_MAX: Final = 4 * GIB
+# Steps a session may have closed and not yet had answered; over it the client waits.
+OPEN_STEPS_MAX: Final = 64
+# A step further ahead than this is nonsense, not load.
+CLOCK_AHEAD_MAX: Final = 1 << 20
+
+# Shared-memory segments one connection may attach, and their sum.
+ARENA_SEGMENTS_MAX: Final = 1024
+ARENA_BYTES_MAX: Final = 64 * GIB
+
+TENSORS_MAX: Final = 1 << 16
+NAME_BYTES_MAX: Final = 256
+SPEC_BYTES_MAX: Final = 16 * MIB
+
+# Socket paths end at 107 bytes (sun_path of Linux less its zero).
+UNIX_PATH_BYTES_MAX: Final = 107
+
+# How a core explains itself: the last events of a share or session.
+STORY_EVENTS_MAX: Final = 64
+
+# Waiting, seconds.
+RPC_S: Final = 30.0
+WAIT_S: Final = 3600.0
+WAIT_SAID_AFTER_S: Final = 10.0
