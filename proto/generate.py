@@ -1,14 +1,14 @@
 """Make `windlass_proto/gen` from `windlass_proto/protos`: messages, gRPC stubs and their type stubs.
 
-Run from an environment with grpcio-tools 1.74 and mypy-protobuf 5.1, so that what is generated runs with every protobuf
-and grpcio that windlass allows (generated code works with its own and later releases, not with earlier ones):
+Run from an environment with grpcio-tools 1.74 and mypy-protobuf 5.1: generated code works with the
+protobuf and grpcio it was made by and with later ones, so these are the oldest that windlass allows.
 
     python proto/generate.py            # write the files
     python proto/generate.py --check    # exit 1 and name what differs from the committed files
 
-The files are registered with protobuf as `windlass/<name>.proto`: the process-wide pool of descriptors refuses two files of
-one name, and another library's `control.proto` must not be able to clash with ours. Imports among generated modules are made
-relative to their package, which protoc cannot do itself.
+The files are registered with protobuf as `windlass/<name>.proto`: the process-wide pool of descriptors
+refuses two files of one name, and another library's `control.proto` must not be able to clash with ours.
+Imports among generated modules are made relative to their package, which protoc cannot do itself.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import re
 import shutil
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -31,22 +32,19 @@ def _relative_imports(text: str) -> str:
     text = re.sub(r"^import windlass\.(\w+_pb2\w*) as", r"from . import \1 as", text, flags=re.M)
     text = re.sub(r"^import windlass\.(\w+_pb2\w*)$", r"from . import \1", text, flags=re.M)
     text = re.sub(r"^from windlass\.(\w+_pb2\w*) import", r"from .\1 import", text, flags=re.M)
-    text = re.sub(r"'windlass\.(\w+_pb2)'", r"'windlass_proto.gen.\1'", text)  # __module__ of the message classes
+    # __module__ of the message classes:
+    text = re.sub(r"'windlass\.(\w+_pb2)'", r"'windlass_proto.gen.\1'", text)
     return re.sub(r"\bwindlass\.(\w+_pb2)", r"\1", text)
 
 
 def _protoc(proto: Path, folder: Path) -> None:
-    from grpc_tools import protoc
-
     services = re.search(r"^service ", proto.read_text(), flags=re.M) is not None
     outputs = [f"--python_out={folder}", f"--mypy_out=quiet:{folder}"]
     if services:
         outputs += [f"--grpc_python_out={folder}", f"--mypy_grpc_out=quiet:{folder}"]
     plugins = [f"--plugin={name}={_plugin(name)}" for name in ("protoc-gen-mypy", "protoc-gen-mypy_grpc")]
-    well_known = Path(protoc.__file__).parent / "_proto"
-    status = protoc.main(
-        ["protoc", f"-Iwindlass={_PROTOS}", f"-I{well_known}", *plugins, *outputs, f"windlass/{proto.name}"]
-    )
+    command = [sys.executable, "-m", "grpc_tools.protoc", f"-Iwindlass={_PROTOS}", *plugins, *outputs]
+    status = subprocess.run([*command, f"windlass/{proto.name}"], check=False).returncode
     if status != 0:
         raise SystemExit(f"protoc refused {proto} (status {status})")
 
@@ -74,7 +72,7 @@ def generated() -> dict[str, str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Generate windlass_proto/gen.")
-    parser.add_argument("--check", action="store_true", help="compare with the committed files, write nothing")
+    parser.add_argument("--check", action="store_true", help="compare, write nothing")
     check: bool = parser.parse_args().check
     texts = generated()
     _GEN.mkdir(exist_ok=True)
