@@ -1,15 +1,16 @@
 """Make an environment hold what a target of the Makefile needs, and do nothing when it already does.
 
 `environment.py test` puts windlass (editable) with the extra `test` into `.venv`, beside what is there;
-`environment.py protoc` puts the packages of pyproject's dependency group `protoc` into `build/protoc`, away from windlass's
-own versions of them.
+`environment.py protoc` puts the packages of pyproject's dependency group `protoc` into `build/protoc`, away
+from windlass's own versions of them.
 
-The invariant: `.made-by-windlass` in the environment says "ready" only after it is whole, and `.has-<name>` holds the digest
-of everything that decided its content (pyproject, version, interpreter, folder). A second call compares digests and
-ends. One call at a time: a lock under `build/` makes a second `make` wait for the first.
+The invariant: `.made-by-windlass` in the environment says "ready" only after it is whole, and `.has-<name>`
+holds the digest of everything that decided its content (pyproject, version, interpreter, folder). A second
+call compares digests and ends. One call at a time: a lock under `build/` makes a second `make` wait.
 
-Standard library only: this runs before anything is installed, by any Python >= 3.11, with the interpreter that
-`python.sh` chose. Scripts in `.venv/bin` are never run, since their first line breaks in a long path or one with a space.
+Standard library only: this runs before anything is installed, by any Python >= 3.11, with the interpreter
+that `python.sh` chose. Scripts in `.venv/bin` are never run, since their first line breaks in a long path or
+one with a space.
 """
 
 from __future__ import annotations
@@ -95,9 +96,7 @@ def make_folder(environment: Environment) -> None:
     command = [outside, "-m", "venv", str(folder)]
     made = subprocess.run(command, capture_output=True, text=True, check=False)
     if made.returncode != 0:
-        raise SystemExit(
-            f"{made.stdout}{made.stderr}`{' '.join(command)}` ended with status {made.returncode}."
-        )
+        raise SystemExit(f"{made.stdout}{made.stderr}{command} ended with status {made.returncode}.")
     environment.state.write_text(READY + "\n", encoding="utf-8")
 
 
@@ -112,7 +111,7 @@ def answers(proxy: str) -> bool:
 
 
 def environ_for_pip() -> dict[str, str]:
-    """This process's variables without proxies that refuse connections, through which nothing could be fetched."""
+    """This process's variables without the proxies that refuse connections."""
     environ = dict(os.environ, PIP_USER="0", PIP_DISABLE_PIP_VERSION_CHECK="1", PIP_NO_INPUT="1")
     proxies = {name: value for name, value in environ.items() if name.lower() in PROXY_NAMES and value}
     reachable = {value: answers(value) for value in set(proxies.values())}

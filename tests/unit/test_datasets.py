@@ -11,12 +11,16 @@ from windlass.datasets import load_digits
 
 # optdigits.tes: how often each digit occurs, from the data set's own description.
 OPTDIGITS_TES_COUNTS = [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
+PACKED_SHA256 = "09f66e6debdee2cd2b5ae59e0d6abbb73fc2b0e0185d2e1957e9ebb51e23aa22"
 
 
 def test_digits_have_the_promised_shape_dtype_and_range() -> None:
     x, y = load_digits()
-    assert (x.shape, x.dtype, x.flags.c_contiguous) == ((1797, 64), np.float32, True)
-    assert (y.shape, y.dtype) == ((1797,), np.int64)
+    assert x.shape == (1797, 64)
+    assert x.dtype == np.float32
+    assert x.flags.c_contiguous
+    assert y.shape == (1797,)
+    assert y.dtype == np.int64
     assert (x.min(), x.max()) == (0.0, 1.0)
 
 
