@@ -24,8 +24,10 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 from windlass_proto.errors import ProtocolError, UsageError
 from windlass_proto.gen import rules_pb2
 
-SPEC_BYTES_MAX: Final = 1024
-"""A spec travels in band with a step's marks, so it stays small; today's largest takes under 64 bytes."""
+RULE_BYTES_MAX: Final = 1024
+"""A rule travels in band with a step's marks, so it stays small; today's largest takes under 64 bytes."""
+
+_BETAS: Final = (0.9, 0.999)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +105,7 @@ class Adam:
     """
 
     lr: float = 1e-3
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[float, float] = _BETAS
     eps: float = 1e-8
     weight_decay: float = 0.0
 
@@ -127,7 +129,7 @@ class AdamW:
     """
 
     lr: float = 1e-3
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[float, float] = _BETAS
     eps: float = 1e-8
     weight_decay: float = 1e-2
 
@@ -172,7 +174,7 @@ def from_name(name: str, hyper_parameters: Mapping[str, object]) -> RuleSpec:
 
 
 def to_bytes(spec: RuleSpec) -> bytes:
-    """The message RuleSpec of `spec`; equal specs give equal bytes. At most SPEC_BYTES_MAX."""
+    """The message RuleSpec of `spec`; equal specs give equal bytes. At most RULE_BYTES_MAX."""
     message = rules_pb2.RuleSpec()
     rule = getattr(message, rule_name(spec))
     for field in dataclasses.fields(spec):
@@ -193,8 +195,8 @@ def from_bytes_untrusted(raw: bytes) -> RuleSpec:
     Raises:
         ProtocolError: if `raw` is no message, names no rule known here, or holds invalid values.
     """
-    if len(raw) > SPEC_BYTES_MAX:
-        raise ProtocolError("an update rule is too long", bytes=len(raw), bytes_max=SPEC_BYTES_MAX)
+    if len(raw) > RULE_BYTES_MAX:
+        raise ProtocolError("an update rule is too long", bytes=len(raw), bytes_max=RULE_BYTES_MAX)
     message = rules_pb2.RuleSpec()
     try:
         message.ParseFromString(bytes(raw))
@@ -218,7 +220,7 @@ def _from_rule_message(cls: type[RuleSpec], rule: Message) -> RuleSpec:
         if field.name == "betas":
             values["betas"] = tuple(
                 getattr(rule, beta) if rule.HasField(beta) else default
-                for beta, default in zip(("beta1", "beta2"), field.default, strict=True)
+                for beta, default in zip(("beta1", "beta2"), _BETAS, strict=True)
             )
         elif rule.HasField(field.name):
             values[field.name] = getattr(rule, field.name)
