@@ -97,6 +97,8 @@ class JoinRequest(_message.Message):
     RANK_FIELD_NUMBER: _builtins.int
     OLD_SESSION_FIELD_NUMBER: _builtins.int
     ADDRESSES_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    STATE_INTACT_FIELD_NUMBER: _builtins.int
     role: Global___Role.ValueType
     protocol_min: _builtins.int
     protocol_max: _builtins.int
@@ -114,6 +116,10 @@ class JoinRequest(_message.Message):
     """asked for"""
     old_session: _builtins.bytes
     """of the process this one replaces"""
+    attempt: _builtins.bytes
+    """16 random bytes, equal in every retry of one join: one member comes of them"""
+    state_intact: _builtins.bool
+    """servers: the process of old_session joins again and holds all it held"""
     @_builtins.property
     def addresses(self) -> _containers.RepeatedCompositeFieldContainer[Global___Address]:
         """servers"""
@@ -133,10 +139,12 @@ class JoinRequest(_message.Message):
         rank: _builtins.int | None = ...,
         old_session: _builtins.bytes = ...,
         addresses: _abc.Iterable[Global___Address] | None = ...,
+        attempt: _builtins.bytes = ...,
+        state_intact: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_rank", b"_rank", "rank", b"rank"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_rank", b"_rank", "addresses", b"addresses", "cluster_id", b"cluster_id", "host", b"host", "job", b"job", "name", b"name", "old_session", b"old_session", "pid", b"pid", "protocol_max", b"protocol_max", "protocol_min", b"protocol_min", "rank", b"rank", "role", b"role", "workers_declared", b"workers_declared"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_rank", b"_rank", "addresses", b"addresses", "attempt", b"attempt", "cluster_id", b"cluster_id", "host", b"host", "job", b"job", "name", b"name", "old_session", b"old_session", "pid", b"pid", "protocol_max", b"protocol_max", "protocol_min", b"protocol_min", "rank", b"rank", "role", b"role", "state_intact", b"state_intact", "workers_declared", b"workers_declared"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__rank: _TypeAlias = _typing.Literal["rank"]  # noqa: Y015
     _WhichOneofArgType__rank: _TypeAlias = _typing.Literal["_rank", b"_rank"]  # noqa: Y015
@@ -375,7 +383,7 @@ class SessionEnded(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     session: _builtins.bytes
     reason: _builtins.str
-    """"left" | "connection lost" | "lease expired" """
+    """"left" | "connection lost" | "lease expired" | "replaced" """
     def __init__(
         self,
         *,
@@ -516,6 +524,7 @@ class Roster(_message.Message):
     JOB_FIELD_NUMBER: _builtins.int
     STORE_FIELD_NUMBER: _builtins.int
     CONSISTENCY_FIELD_NUMBER: _builtins.int
+    PROPOSAL_SETTLED_FIELD_NUMBER: _builtins.int
     store_id: _builtins.int
     version: _builtins.int
     declared: _builtins.int
@@ -524,6 +533,8 @@ class Roster(_message.Message):
     job: _builtins.str
     store: _builtins.str
     consistency: _builtins.str
+    proposal_settled: _builtins.int
+    """a Prepare with this proposal or a lower one is decided: forget it"""
     @_builtins.property
     def members(self) -> _containers.RepeatedCompositeFieldContainer[Global___RosterMember]: ...
     def __init__(
@@ -537,10 +548,11 @@ class Roster(_message.Message):
         job: _builtins.str = ...,
         store: _builtins.str = ...,
         consistency: _builtins.str = ...,
+        proposal_settled: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "declared", b"declared", "job", b"job", "members", b"members", "started", b"started", "store", b"store", "store_id", b"store_id", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "declared", b"declared", "job", b"job", "members", b"members", "proposal_settled", b"proposal_settled", "started", b"started", "store", b"store", "store_id", b"store_id", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1020,10 +1032,13 @@ class BarrierRequest(_message.Message):
     JOB_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
     WAIT_S_FIELD_NUMBER: _builtins.int
+    CALL_FIELD_NUMBER: _builtins.int
     session: _builtins.bytes
     job: _builtins.str
     name: _builtins.str
     wait_s: _builtins.float
+    call: _builtins.int
+    """the caller's n-th pass of this barrier, from 1: a retry finds its answer. 0: not said"""
     def __init__(
         self,
         *,
@@ -1031,10 +1046,11 @@ class BarrierRequest(_message.Message):
         job: _builtins.str = ...,
         name: _builtins.str = ...,
         wait_s: _builtins.float = ...,
+        call: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "name", b"name", "session", b"session", "wait_s", b"wait_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "job", b"job", "name", b"name", "session", b"session", "wait_s", b"wait_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1131,6 +1147,7 @@ class NextShardRequest(_message.Message):
     DROP_LAST_FIELD_NUMBER: _builtins.int
     BALANCED_FIELD_NUMBER: _builtins.int
     SHARDS_DONE_FIELD_NUMBER: _builtins.int
+    CALL_FIELD_NUMBER: _builtins.int
     session: _builtins.bytes
     job: _builtins.str
     loader: _builtins.str
@@ -1143,6 +1160,8 @@ class NextShardRequest(_message.Message):
     drop_last: _builtins.bool
     balanced: _builtins.bool
     """every worker gets equally many batches, by rank; else first come, first served"""
+    call: _builtins.int
+    """the caller's n-th call for this loader, from 1: a retry finds its answer. 0: not said"""
     @_builtins.property
     def shards_done(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """handed earlier to this worker and used up"""
@@ -1159,10 +1178,11 @@ class NextShardRequest(_message.Message):
         drop_last: _builtins.bool = ...,
         balanced: _builtins.bool = ...,
         shards_done: _abc.Iterable[_builtins.int] | None = ...,
+        call: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["balanced", b"balanced", "drop_last", b"drop_last", "epochs", b"epochs", "job", b"job", "length", b"length", "loader", b"loader", "session", b"session", "shards_done", b"shards_done", "size", b"size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["balanced", b"balanced", "call", b"call", "drop_last", b"drop_last", "epochs", b"epochs", "job", b"job", "length", b"length", "loader", b"loader", "session", b"session", "shards_done", b"shards_done", "size", b"size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
