@@ -1,0 +1,51 @@
+"""What one update rule says about itself: its slots, its kernel and the numbers a step hands to the kernel.
+
+Invariant: a kernel is a pure function of its arguments, in IEEE `+ - * / sqrt` alone, element by element,
+so a block may be cut anywhere and any CPU gives the same bits. Everything that depends on the step (bias
+corrections, decayed rates) is computed once, in float64 and outside of the kernel, by `step_numbers`.
+
+Kernels are plain Python functions here. They run as they stand (slowly) and are what `kernel_cache` compiles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+Vector: TypeAlias = npt.NDArray[np.floating[Any]]
+"""One dimension, contiguous, starting on 64 bytes; float32 or float64, the same for every array of a call."""
+
+Kernel: TypeAlias = Callable[..., None]
+"""`kernel(w, slots, begin, g, gscale, scalars, out=None)`.
+
+Applies one step to w[begin : begin + g.size] and the same range of every slot, with the gradient
+gscale * g, and also writes the new weights to `out` (of g's size) when it is given. `g` and `scalars` may be
+read-only. Raises IndexError, before anything is written, when the range leaves the block or a size
+differs.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """State a rule keeps for each parameter, in the weight's dtype; `fill` is its value before step 1."""
+
+    name: str
+    fill: float
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One kernel of a rule, with what it keeps and how a step's numbers for it are made.
+
+    step_numbers(spec, step, lr, weight_decay): lr and weight_decay are the spec's times the tensor's
+    multipliers.
+    """
+
+    name: str
+    slots: tuple[Slot, ...]
+    kernel: Kernel
+    step_numbers: Callable[[Any, int, float, float], tuple[float, ...]]
