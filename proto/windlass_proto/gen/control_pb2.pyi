@@ -759,12 +759,16 @@ class Group(_message.Message):
     RULE_FIELD_NUMBER: _builtins.int
     REDUCE_FIELD_NUMBER: _builtins.int
     STORE_ID_FIELD_NUMBER: _builtins.int
+    CONSISTENCY_FIELD_NUMBER: _builtins.int
+    VSHARDS_FIELD_NUMBER: _builtins.int
     table_id: _builtins.int
     dtype: _builtins.str
     block_elements: _builtins.int
     rule: _builtins.bytes
     reduce: _builtins.str
     store_id: _builtins.int
+    consistency: _builtins.str
+    vshards: _builtins.int
     @_builtins.property
     def tensors(self) -> _containers.RepeatedCompositeFieldContainer[Global___Tensor]: ...
     def __init__(
@@ -777,10 +781,12 @@ class Group(_message.Message):
         rule: _builtins.bytes = ...,
         reduce: _builtins.str = ...,
         store_id: _builtins.int = ...,
+        consistency: _builtins.str = ...,
+        vshards: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_elements", b"block_elements", "dtype", b"dtype", "reduce", b"reduce", "rule", b"rule", "store_id", b"store_id", "table_id", b"table_id", "tensors", b"tensors"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_elements", b"block_elements", "consistency", b"consistency", "dtype", b"dtype", "reduce", b"reduce", "rule", b"rule", "store_id", b"store_id", "table_id", b"table_id", "tensors", b"tensors", "vshards", b"vshards"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
