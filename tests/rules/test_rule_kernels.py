@@ -1,0 +1,255 @@
+"""Every rule's kernel: right against its oracle, exact where that is promised, confined to its range."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+import windlass_rules
+from windlass_proto.errors import InvariantError, UsageError
+from windlass_proto.memory import aligned_zeros
+from windlass_proto.rule_specs import SGD, Adagrad, Adam, AdamW, RuleSpec
+from windlass_rules import RuleKernels
+from windlass_rules.registry import RULE_MODULES
+
+N = 16 * 12 + 5  # whole vectors and a remainder
+
+
+class Block:
+    """Weights, slots and a gradient of one block, aligned as a server keeps them."""
+
+    def __init__(self, kernels: RuleKernels, n: int = N, seed: int = 0) -> None:
+        random = np.random.default_rng(seed)
+        self.w = self._filled(random.standard_normal(n), kernels.dtype)
+        self.g = self._filled(random.standard_normal(n), kernels.dtype)
+        self.slots = tuple(self._filled(np.full(n, slot.fill), kernels.dtype) for slot in kernels.slots)
+
+    @staticmethod
+    def _filled(values: npt.NDArray[np.float64], dtype: np.dtype[Any]) -> npt.NDArray[np.floating[Any]]:
+        array = aligned_zeros(values.size, dtype)
+        array[:] = values
+        return array
+
+    def arrays(self) -> list[npt.NDArray[np.floating[Any]]]:
+        return [self.w, *self.slots]
+
+    def bits(self) -> list[bytes]:
+        return [array.tobytes() for array in self.arrays()]
+
+
+def test_each_step_agrees_with_the_float64_oracle(spec: RuleSpec, dtype: str) -> None:
+    kernels = windlass_rules.build(spec, dtype)
+    block = Block(kernels)
+    oracle = RULE_MODULES[type(spec)].oracle
+    gscale = 0.25
+    for step in (1, 2, 3, 50):
+        before = [array.astype(np.float64) for array in block.arrays()]
+        gradient = np.float64(gscale) * block.g.astype(np.float64)
+        w, slots = oracle(spec, before[0], tuple(before[1:]), gradient, step)
+        kernels.update(block.w, block.slots, 0, block.g, gscale, kernels.scalars(spec, step))
+        close = 8 * float(np.finfo(dtype).eps)
+        for found, expected in zip(block.arrays(), [w, *slots], strict=True):
+            np.testing.assert_allclose(found, expected, rtol=close, atol=close)
+        block.g[:] = np.roll(block.g, 7)
+
+
+def test_machine_code_gives_the_bits_of_ieee_arithmetic_one_element_at_a_time(
+    spec: RuleSpec, dtype: str
+) -> None:
+    """NumPy scalars round after every operation: equal bits mean no fused, reordered or widened operation."""
+    kernels = windlass_rules.build(spec, dtype)
+    compiled, plain = Block(kernels), Block(kernels)
+    python = RULE_MODULES[type(spec)].variant(spec).kernel
+    gscale = kernels.dtype.type(1 / 3)
+    for step in (1, 2):
+        scalars = kernels.scalars(spec, step)
+        kernels.update(compiled.w, compiled.slots, 0, compiled.g, 1 / 3, scalars)
+        python(plain.w, plain.slots, 0, plain.g, gscale, scalars)
+        assert compiled.bits() == plain.bits()
+
+
+def test_update_out_does_what_update_does_and_copies_the_weights(spec: RuleSpec, dtype: str) -> None:
+    kernels = windlass_rules.build(spec, dtype)
+    one, other = Block(kernels), Block(kernels)
+    out = aligned_zeros(64, dtype)
+    for step in (1, 2):
+        scalars = kernels.scalars(spec, step)
+        kernels.update(one.w, one.slots, 32, one.g[:64], 0.5, scalars)
+        kernels.update_out(other.w, other.slots, 32, other.g[:64], 0.5, scalars, out)
+        assert one.bits() == other.bits()
+        assert out.tobytes() == other.w[32:96].tobytes()
+
+
+def test_new_weights_may_be_written_over_the_gradient(spec: RuleSpec, dtype: str) -> None:
+    kernels = windlass_rules.build(spec, dtype)
+    one, other = Block(kernels), Block(kernels)
+    scalars = kernels.scalars(spec, 1)
+    kernels.update(one.w, one.slots, 0, one.g, 0.5, scalars)
+    kernels.update_out(other.w, other.slots, 0, other.g, 0.5, scalars, other.g)
+    assert one.bits() == other.bits()
+    assert other.g.tobytes() == one.w.tobytes()
+
+
+def test_elements_outside_of_the_range_keep_their_bits(spec: RuleSpec, dtype: str) -> None:
+    kernels = windlass_rules.build(spec, dtype)
+    block = Block(kernels)
+    before = [array.copy() for array in block.arrays()]
+    kernels.update(block.w, block.slots, 48, block.g[:37], 1.0, kernels.scalars(spec, 1))
+    for array, old in zip(block.arrays(), before, strict=True):
+        assert array[:48].tobytes() == old[:48].tobytes()
+        assert array[85:].tobytes() == old[85:].tobytes()
+        assert (array[48:85] != old[48:85]).all()
+
+
+def test_a_block_updated_in_parts_has_the_bits_of_one_updated_whole(spec: RuleSpec, dtype: str) -> None:
+    kernels = windlass_rules.build(spec, dtype)
+    whole, parts = Block(kernels), Block(kernels)
+    for step in (1, 2):
+        scalars = kernels.scalars(spec, step)
+        kernels.update(whole.w, whole.slots, 0, whole.g, 0.3, scalars)
+        for begin, end in ((96, 112), (0, 16), (112, N), (16, 96)):
+            kernels.update(parts.w, parts.slots, begin, parts.g[begin:end], 0.3, scalars)
+    assert whole.bits() == parts.bits()
+
+
+@pytest.mark.parametrize(("begin", "size"), [(-16, 16), (N - 15, 16), (N + 16, 16), (0, N + 1)])
+def test_a_range_that_leaves_the_block_is_refused_before_anything_is_written(
+    spec: RuleSpec, begin: int, size: int
+) -> None:
+    kernels = windlass_rules.build(spec, "float64")
+    block = Block(kernels)
+    before = block.bits()
+    gradient, scalars = aligned_zeros(size, "float64"), kernels.scalars(spec, 1)
+    with pytest.raises(IndexError, match="leaves its block"):
+        kernels.update(block.w, block.slots, begin, gradient, 1.0, scalars)
+    with pytest.raises(IndexError, match="leaves its block"):
+        kernels.update_out(block.w, block.slots, begin, gradient, 1.0, scalars, gradient.copy())
+    assert block.bits() == before
+
+
+def test_sizes_that_differ_are_refused_before_anything_is_written(spec: RuleSpec) -> None:
+    kernels = windlass_rules.build(spec, "float64")
+    block = Block(kernels)
+    before, scalars = block.bits(), kernels.scalars(spec, 1)
+    with pytest.raises(IndexError, match="another size"):
+        kernels.update_out(block.w, block.slots, 0, block.g, 1.0, scalars, block.g[: N - 1])
+    for index in range(len(block.slots)):
+        short = tuple(slot[: N // 2] if i == index else slot for i, slot in enumerate(block.slots))
+        with pytest.raises(IndexError, match="leaves its block"):
+            kernels.update(block.w, short, 0, block.g, 1.0, scalars)
+    assert block.bits() == before
+
+
+def test_a_gradient_may_be_read_only_and_an_array_of_another_dtype_is_refused(spec: RuleSpec) -> None:
+    kernels = windlass_rules.build(spec, "float32")
+    block, twin = Block(kernels), Block(kernels)
+    scalars = kernels.scalars(spec, 1)
+    twin.g.flags.writeable = False
+    kernels.update(block.w, block.slots, 0, block.g, 1.0, scalars)
+    kernels.update(twin.w, twin.slots, 0, twin.g, 1.0, scalars)
+    assert block.bits() == twin.bits()
+    with pytest.raises(TypeError, match="No matching definition"):
+        kernels.update(block.w, block.slots, 0, block.g.astype(np.float64), 1.0, scalars)
+    block.w.flags.writeable = False
+    with pytest.raises(TypeError, match="No matching definition"):
+        kernels.update(block.w, block.slots, 0, block.g, 1.0, scalars)
+
+
+def test_an_empty_gradient_changes_nothing(spec: RuleSpec, dtype: str) -> None:
+    kernels = windlass_rules.build(spec, dtype)
+    block = Block(kernels)
+    before = block.bits()
+    kernels.update(block.w, block.slots, N, block.g[:0], 1.0, kernels.scalars(spec, 1))
+    assert block.bits() == before
+
+
+def test_multipliers_are_those_of_a_spec_with_multiplied_values(spec: RuleSpec, dtype: str) -> None:
+    kernels = windlass_rules.build(spec, dtype)
+    multiplied = dataclasses.replace(spec, lr=spec.lr * 2.0, weight_decay=spec.weight_decay * 0.5)
+    for step in (1, 7):
+        found = kernels.scalars(spec, step, lr_mult=2.0, decay_mult=0.5)
+        assert found.dtype == dtype
+        assert found.tobytes() == kernels.scalars(multiplied, step).tobytes()
+
+
+def test_a_rule_changed_live_keeps_its_kernels_within_a_variant() -> None:
+    kernels = windlass_rules.build(SGD(lr=0.1, momentum=0.9), "float32")
+    nesterov = SGD(lr=0.2, momentum=0.8, nesterov=True)
+    assert windlass_rules.build(nesterov, "float32").update is kernels.update
+    assert kernels.scalars(nesterov, 1).size == kernels.scalars(SGD(lr=0.1, momentum=0.9), 1).size
+    assert windlass_rules.build(Adam(), "float32").update is windlass_rules.build(AdamW(), "float32").update
+
+
+def test_slots_say_their_names_and_first_values() -> None:
+    def slots(rule: RuleSpec) -> list[tuple[str, float]]:
+        return [(slot.name, slot.fill) for slot in windlass_rules.build(rule, "float64").slots]
+
+    assert slots(SGD(lr=0.1)) == []
+    assert slots(SGD(lr=0.1, momentum=0.5)) == [("momentum", 0.0)]
+    assert slots(Adagrad(initial_accumulator_value=0.25)) == [("sum", 0.25)]
+    assert slots(AdamW()) == [("m", 0.0), ("v", 0.0)]
+
+
+def test_late_steps_have_no_bias_left_to_correct() -> None:
+    spec = Adam(lr=0.5)
+    scalars = windlass_rules.build(spec, "float64").scalars(spec, 10**9)
+    np.testing.assert_array_equal(scalars[4:6], [0.5, 1.0])
+
+
+def test_bias_corrections_are_within_rounding_of_their_powers() -> None:
+    spec = Adam(lr=1.0, betas=(0.9, 0.999))
+    kernels = windlass_rules.build(spec, "float64")
+    for step in (1, 2, 3, 10, 999, 12_345):
+        scalars = kernels.scalars(spec, step)
+        assert scalars[4] == pytest.approx(1 / (1 - 0.9**step), rel=1e-13)
+        assert scalars[5] == pytest.approx((1 - 0.999**step) ** -0.5, rel=1e-12)
+
+
+def test_step_0_and_another_variants_spec_are_our_own_bugs() -> None:
+    kernels = windlass_rules.build(SGD(lr=0.1), "float32")
+    with pytest.raises(InvariantError, match="counted from 1"):
+        kernels.scalars(SGD(lr=0.1), 0)
+    with pytest.raises(InvariantError, match="without momentum"):
+        kernels.scalars(SGD(lr=0.1, momentum=0.9), 1)
+
+
+@pytest.mark.parametrize("other", ["float16", "int32", "complex64", ">f4"])
+def test_other_dtypes_are_refused_in_words(spec: RuleSpec, other: str) -> None:
+    with pytest.raises(UsageError, match=r"no kernels for this dtype .*known=float32, float64"):
+        windlass_rules.build(spec, other)
+
+
+def test_threads_that_build_at_once_get_one_kernel() -> None:
+    barrier, found = threading.Barrier(8), []
+
+    def build() -> None:
+        barrier.wait()
+        found.append(windlass_rules.build(Adagrad(), "float32").update)
+
+    threads = [threading.Thread(target=build) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 8
+    assert all(kernel is found[0] for kernel in found)
+
+
+def test_check_arrays_names_the_array_that_is_not_as_kernels_need_it() -> None:
+    w, g = aligned_zeros(64, "float32"), aligned_zeros(32, "float32")
+    windlass_rules.check_arrays(w, (w.copy()[:0],)[:0], 16, g, out=g)
+    with pytest.raises(InvariantError, match=r"64 bytes \(array=g\)"):
+        windlass_rules.check_arrays(w, (), 0, g[1:])
+    with pytest.raises(InvariantError, match=r"contiguous.*array=out"):
+        windlass_rules.check_arrays(w, (), 0, g, out=w[::2])
+    with pytest.raises(InvariantError, match="does not fit"):
+        windlass_rules.check_arrays(w, (), 8, g)
+    with pytest.raises(InvariantError, match="does not fit"):
+        windlass_rules.check_arrays(w, (), 48, g)
+    with pytest.raises(InvariantError, match="differ in size"):
+        windlass_rules.check_arrays(w, (g,), 0, g)

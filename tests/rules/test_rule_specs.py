@@ -1,0 +1,187 @@
+"""Specs of update rules: valid or never made, the same on both ends of the wire, safe against any bytes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from windlass_proto.errors import ProtocolError, UsageError
+from windlass_proto.gen import rules_pb2
+from windlass_proto.rule_specs import (
+    RULE_BYTES_MAX,
+    RULES,
+    SGD,
+    Adagrad,
+    Adam,
+    AdamW,
+    RuleSpec,
+    from_bytes_untrusted,
+    from_name,
+    rule_name,
+    to_bytes,
+)
+
+not_negative = st.floats(0, allow_nan=False, allow_infinity=False)
+below_1 = st.floats(0, 1, exclude_max=True)
+specs = st.one_of(
+    st.builds(
+        SGD, not_negative, not_negative, st.floats(allow_nan=False, allow_infinity=False), not_negative
+    ),
+    st.builds(
+        lambda lr, momentum: SGD(lr, momentum, nesterov=True), not_negative, st.floats(0, 1, exclude_min=True)
+    ),
+    st.builds(Adagrad, not_negative, not_negative, not_negative, not_negative, not_negative),
+    st.builds(Adam, not_negative, st.tuples(below_1, below_1), not_negative, not_negative),
+    st.builds(AdamW, not_negative, st.tuples(below_1, below_1), not_negative, not_negative),
+)
+
+
+@given(specs)
+def test_a_spec_comes_back_from_its_bytes(spec: RuleSpec) -> None:
+    raw = to_bytes(spec)
+    assert len(raw) <= RULE_BYTES_MAX
+    assert from_bytes_untrusted(raw) == spec
+    assert to_bytes(from_bytes_untrusted(raw)) == raw
+
+
+@settings(max_examples=500)
+@given(st.binary(max_size=200))
+def test_any_bytes_are_a_spec_or_a_protocol_error(raw: bytes) -> None:
+    try:
+        spec = from_bytes_untrusted(raw)
+    except ProtocolError:
+        return
+    assert type(spec) in RULES.values()
+
+
+@settings(max_examples=500)
+@given(specs, st.integers(0, 10_000), st.integers(1, 255), st.integers(0, 100))
+def test_damaged_bytes_are_a_valid_spec_or_a_protocol_error(
+    spec: RuleSpec, at: int, flip: int, cut: int
+) -> None:
+    raw = bytearray(to_bytes(spec))
+    raw[at % len(raw)] ^= flip
+    try:
+        damaged = from_bytes_untrusted(bytes(raw[: len(raw) - cut] if cut < len(raw) else raw))
+    except ProtocolError:
+        return
+    assert from_bytes_untrusted(to_bytes(damaged)) == damaged
+
+
+def test_the_bytes_of_a_spec_stay_what_they_were_in_earlier_releases() -> None:
+    golden: dict[RuleSpec, str] = {
+        SGD(0.5, 0.25, 0.0, 2.0, nesterov=True): (
+            "0a2609000000000000e03f11000000000000d03f1900000000000000002100000000000000402801"
+        ),
+        Adagrad(): (
+            "122d097b14ae47e17a843f11000000000000000019000000000000000021000000000000000029bbbdd7d9df7cdb3d"
+        ),
+        Adam(): (
+            "1a2d09fca9f1d24d62503f11cdccccccccccec3f192b8716d9cef7ef3f213a8c30e28e79453e290000000000000000"
+        ),
+        AdamW(): (
+            "222d09fca9f1d24d62503f11cdccccccccccec3f192b8716d9cef7ef3f213a8c30e28e79453e297b14ae47e17a843f"
+        ),
+    }
+    assert {spec: to_bytes(spec).hex() for spec in golden} == golden
+
+
+def test_an_absent_hyper_parameter_has_its_default() -> None:
+    message = rules_pb2.RuleSpec()
+    message.adamw.beta2 = 0.5
+    assert from_bytes_untrusted(message.SerializeToString()) == AdamW(betas=(0.9, 0.5))
+
+
+def test_sgd_without_a_learning_rate_is_refused_from_the_wire() -> None:
+    message = rules_pb2.RuleSpec()
+    message.sgd.momentum = 0.5
+    with pytest.raises(ProtocolError, match="without its learning rate"):
+        from_bytes_untrusted(message.SerializeToString())
+
+
+@pytest.mark.parametrize(
+    ("raw", "words"),
+    [
+        (b"", "names no rule"),
+        (b"\xff\xff", "could not be read"),
+        (bytes.fromhex("7a00"), r"fields this release does not know \(field_numbers=\[15\]"),
+        (bytes.fromhex("1a023801"), r"adam holds fields .*field_numbers=\[7\].*known=lr, beta1"),
+        (bytes(RULE_BYTES_MAX + 1), r"too long \(bytes=1025, bytes_max=1024\)"),
+        (bytes.fromhex("0a0909000000000000f0bf"), r"SGD takes lr >= 0 \(lr=-1.0\)"),
+        (bytes.fromhex("0a0909000000000000f07f"), r"SGD takes a finite lr \(lr=inf\)"),
+    ],
+)
+def test_what_the_wire_must_not_bring_is_named(raw: bytes, words: str) -> None:
+    with pytest.raises(ProtocolError, match=words):
+        from_bytes_untrusted(raw)
+
+
+@pytest.mark.parametrize("bad", [-1.0, math.nan, math.inf, -math.inf, "0.1", None, True, 10**400])
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda value: SGD(lr=value), "lr"),
+        (lambda value: SGD(lr=0.1, momentum=value), "momentum"),
+        (lambda value: SGD(lr=0.1, weight_decay=value), "weight_decay"),
+        (lambda value: Adagrad(lr_decay=value), "lr_decay"),
+        (lambda value: Adagrad(initial_accumulator_value=value), "initial_accumulator_value"),
+        (lambda value: Adagrad(eps=value), "eps"),
+        (lambda value: Adam(eps=value), "eps"),
+        (lambda value: Adam(betas=(0.9, value)), "betas"),
+        (lambda value: AdamW(weight_decay=value), "weight_decay"),
+        (lambda value: AdamW(betas=(value, 0.9)), "betas"),
+    ],
+)
+def test_a_value_outside_of_its_range_is_refused_by_name(
+    make: Callable[[object], RuleSpec], name: str, bad: object
+) -> None:
+    with pytest.raises(UsageError, match=name) as refusal:
+        make(bad)
+    assert name in refusal.value.values
+
+
+@pytest.mark.parametrize("betas", [(0.9,), (0.9, 0.99, 0.999), 0.9, (1.0, 0.9), (0.9, 1.0)])
+def test_betas_are_two_numbers_below_1(betas: object) -> None:
+    with pytest.raises(UsageError, match="betas"):
+        Adam(betas=betas)  # type: ignore[arg-type]
+
+
+def test_nesterov_needs_momentum_and_no_dampening() -> None:
+    assert SGD(lr=0.1, momentum=0.9, nesterov=True).nesterov
+    with pytest.raises(UsageError, match="momentum=0"):
+        SGD(lr=0.1, nesterov=True)
+    with pytest.raises(UsageError, match=r"dampening=0\.5"):
+        SGD(lr=0.1, momentum=0.9, dampening=0.5, nesterov=True)
+    with pytest.raises(UsageError, match="True or False"):
+        SGD(lr=0.1, momentum=0.9, nesterov=1)  # type: ignore[arg-type]
+
+
+def test_integers_become_floats_so_that_equal_rules_have_equal_bytes() -> None:
+    assert to_bytes(Adam(lr=1, betas=(0, 0))) == to_bytes(Adam(lr=1.0, betas=(0.0, 0.0)))
+    assert repr(SGD(lr=1)) == repr(SGD(lr=1.0))
+
+
+def test_rules_are_made_by_name() -> None:
+    assert from_name("adamw", {"lr": 0.1}) == AdamW(lr=0.1)
+    assert [rule_name(spec) for spec in (SGD(0.1), Adagrad(), Adam(), AdamW())] == list(RULES)
+
+
+@pytest.mark.parametrize(
+    ("name", "hyper", "words"),
+    [
+        ("adm", {}, r"no update rule has this name \(name=adm\). Did you mean adam\?"),
+        ("zzz", {}, r"Known: sgd, adagrad, adam, adamw"),
+        ("adam", {"wieght_decay": 0.1}, r"given=wieght_decay\). Did you mean weight_decay\?"),
+        ("adagrad", {"betas": (0.9, 0.9)}, r"adagrad has no such hyper-parameter \(given=betas\)"),
+        ("sgd", {}, "no default learning rate"),
+    ],
+)
+def test_an_unknown_name_is_answered_with_the_nearest(
+    name: str, hyper: dict[str, object], words: str
+) -> None:
+    with pytest.raises(UsageError, match=words):
+        from_name(name, hyper)
