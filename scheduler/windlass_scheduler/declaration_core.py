@@ -1,0 +1,619 @@
+"""Stores and what is declared in them: tensors, rules, layouts, and who writes the first values.
+
+A declaration is the new names of one `Declare` call. Its life:
+
+    open --(rank 0, or the lowest rank there is)--> granted --(every share holds its first values)--> sealed
+    granted --(the grantee's session ends)--> open, and at once granted to the lowest rank that waits
+
+Rank 0's values win: while rank 0 of the job lives, or is still expected, nobody else is granted. Who declares the same later
+is compared with what was declared, whatever was changed live since, and gets the tables that exist.
+
+SPMD: every worker makes the same calls in the same order. So a call must repeat a recorded call, or name only new tensors
+while the caller has made every call that a living worker made at this step; of a call whose names it shares it must give all,
+unless it has made that call itself before (a notebook cell that grows).
+
+Invariants (`validate`): a name belongs to one declaration of its store; a table id and a store id are given once; a sealed
+declaration has no grantee and nobody waits for it.
+
+Owner: the loop that drives it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, NoReturn, TypeAlias, cast
+
+from windlass_proto import limits as wire_limits
+from windlass_proto.errors import UnavailableError, UsageError
+from windlass_proto.layout import TensorSpec, block_elements_for, dtype_named, padded
+from windlass_scheduler import limits
+from windlass_scheduler.counters import Counters
+from windlass_scheduler.effects import Answer, Effect, Persist, Record, Refuse, Say
+
+_ELEMENTS_MAX: Final = 1 << 48
+_DIMENSIONS_MAX: Final = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """One tensor as declared."""
+
+    spec: TensorSpec
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The tensors of one declaration that share a dtype; one table."""
+
+    table_id: int
+    store_id: int
+    dtype: str
+    tensors: tuple[TensorSpec, ...]
+    block_elements: int
+    rule: bytes
+    reduce: str
+
+
+@dataclass(slots=True)
+class Declaration:
+    """`rank` declared it first; `rule_text` is the rule in words, for errors."""
+
+    declaration_id: int
+    store_id: int
+    rank: int
+    rule_text: str
+    groups: tuple[Group, ...]
+    sealed: bool = False
+    grantee: bytes = b""
+    waiting: dict[bytes, AwaitSeal] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A distinct `Declare` call: the names it gave, at which step, and the rank that made it first."""
+
+    names: frozenset[str]
+    step: int
+    rank: int
+
+
+@dataclass(slots=True)
+class Store:
+    store_id: int
+    job: str
+    name: str
+    consistency: str
+    rank: int
+    owner_of: dict[str, int] = field(default_factory=dict)
+    calls: list[Call] = field(default_factory=list)
+    calls_made: dict[bytes, set[int]] = field(default_factory=dict)
+
+
+# Events
+
+
+@dataclass(frozen=True, slots=True)
+class OpenStore:
+    waiter: int
+    job: str
+    name: str
+    consistency: str
+    rank: int
+
+
+@dataclass(frozen=True, slots=True)
+class Declare:
+    """`rank_zero_awaited`: rank 0 of the job lives or is expected, so only it may be granted."""
+
+    waiter: int
+    session: bytes
+    rank: int
+    job: str
+    store_id: int
+    step: int
+    tensors: tuple[Tensor, ...]
+    rule: bytes
+    rule_text: str
+    reduce: str
+    block_elements_max: int
+    rank_zero_awaited: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Seal:
+    waiter: int
+    session: bytes
+    declaration_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class AwaitSeal:
+    waiter: int
+    session: bytes
+    rank: int
+    declaration_id: int
+    rank_zero_awaited: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Abandoned:
+    waiter: int
+
+
+@dataclass(frozen=True, slots=True)
+class SessionGone:
+    """A worker of `job` is gone."""
+
+    session: bytes
+    job: str
+    rank_zero_awaited: bool
+
+
+Event: TypeAlias = OpenStore | Declare | Seal | AwaitSeal | Abandoned | SessionGone
+
+# Answers
+
+
+@dataclass(frozen=True, slots=True)
+class Declared:
+    declaration_id: int
+    granted: bool
+    sealed: bool
+    groups: tuple[Group, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SealAwaited:
+    sealed: bool
+    granted: bool
+
+
+_STORE: Final = "store/"
+_DECLARATION: Final = "declaration/"
+_MADE: Final = "declared-by/"
+
+
+class Declarations:
+    """`step(event) -> effects`; a refused request raises and changes nothing."""
+
+    def __init__(self, counters: Counters) -> None:
+        self._counters = counters
+        self._stores: dict[int, Store] = {}
+        self._store_ids: dict[tuple[str, str], int] = {}
+        self._declarations: dict[int, Declaration] = {}
+
+    def stores(self) -> Iterator[Store]:
+        return iter(self._stores.values())
+
+    def store(self, store_id: int) -> Store:
+        """Raises UsageError if there is none of that number."""
+        try:
+            return self._stores[store_id]
+        except KeyError:
+            raise UsageError(
+                "no store has this number", store_id=store_id, next_move="Open the store by name first."
+            ) from None
+
+    def declarations(self, store_id: int) -> list[Declaration]:
+        return [d for d in self._declarations.values() if d.store_id == store_id]
+
+    def groups(self, store_id: int) -> list[Group]:
+        return [group for declaration in self.declarations(store_id) for group in declaration.groups]
+
+    def step(self, event: Event) -> list[Effect]:
+        match event:
+            case OpenStore():
+                return self._open_store(event)
+            case Declare():
+                return self._declare(event)
+            case Seal():
+                return self._seal(event)
+            case AwaitSeal():
+                return self._await_seal(event)
+            case Abandoned():
+                for declaration in self._declarations.values():
+                    kept = {s: w for s, w in declaration.waiting.items() if w.waiter != event.waiter}
+                    declaration.waiting = kept
+                return []
+            case SessionGone():
+                return self._session_gone(event)
+
+    # Stores
+
+    def _open_store(self, event: OpenStore) -> list[Effect]:
+        store_id = self._store_ids.get((event.job, event.name))
+        if store_id is not None:
+            store = self._stores[store_id]
+            if store.consistency != event.consistency:
+                raise UsageError(
+                    f"workers open store {event.name} with different consistency",
+                    **{f"rank_{store.rank}": store.consistency, f"rank_{event.rank}_asks": event.consistency},
+                    next_move="Give the same consistency= on every worker; store.set() changes it for all.",
+                )
+            return [Answer(event.waiter, store)]
+        check_name("store", event.name)
+        check_consistency(event.consistency)
+        if len(self._stores) >= limits.STORES_MAX:
+            raise UnavailableError("the cluster has too many stores", stores_max=limits.STORES_MAX)
+        store = Store(self._counters.take("store"), event.job, event.name, event.consistency, event.rank)
+        self._stores[store.store_id] = store
+        self._store_ids[event.job, event.name] = store.store_id
+        return [_store_record(store), Answer(event.waiter, store)]
+
+    # Declaring
+
+    def _declare(self, event: Declare) -> list[Effect]:
+        store = self.store(event.store_id)
+        _check_declare(event, store)
+        self._compare(store, event)
+        call, new = self._compare_names(store, event)
+        effects: list[Effect] = []
+        if new:
+            effects += self._record_declaration(store, event, new)
+        if call is None:
+            store.calls.append(Call(frozenset(t.spec.name for t in event.tensors), event.step, event.rank))
+            call = len(store.calls) - 1
+            effects.append(_store_record(store))
+        made = store.calls_made.setdefault(event.session, set())
+        if call not in made:
+            made.add(call)
+            key = f"{_MADE}{store.store_id}/{event.session.hex()}"
+            effects.append(Persist(key, {"calls": sorted(made)}))
+        covering = self._covering(store, event.tensors)
+        answered = min(covering, key=lambda declaration: (declaration.sealed, declaration.declaration_id))
+        if all(declaration.sealed for declaration in covering):
+            answered = covering[-1]
+        effects += self._grant_caller(answered, event.session, event.rank, event.rank_zero_awaited)
+        reply = Declared(
+            answered.declaration_id,
+            granted=answered.grantee == event.session,
+            sealed=all(declaration.sealed for declaration in covering),
+            groups=tuple(group for declaration in covering for group in declaration.groups),
+        )
+        return [*effects, Answer(event.waiter, reply)]
+
+    def _covering(self, store: Store, tensors: Sequence[Tensor]) -> list[Declaration]:
+        ids = sorted({store.owner_of[tensor.spec.name] for tensor in tensors})
+        return [self._declarations[declaration_id] for declaration_id in ids]
+
+    def _compare(self, store: Store, event: Declare) -> None:
+        """Tensors that exist are as they were declared."""
+        known = [tensor for tensor in event.tensors if tensor.spec.name in store.owner_of]
+        declared = {
+            spec.name: (declaration, group, spec)
+            for declaration in self._covering(store, known)
+            for group in declaration.groups
+            for spec in group.tensors
+        }
+        for tensor in known:
+            _compare_tensor(*declared[tensor.spec.name], tensor, event)
+
+    def _compare_names(self, store: Store, event: Declare) -> tuple[int | None, list[Tensor]]:
+        """The recorded call that this one repeats (None: it is new), and the tensors that it adds."""
+        names = frozenset(tensor.spec.name for tensor in event.tensors)
+        made = store.calls_made.get(event.session, set())
+        for number, call in enumerate(store.calls):
+            if call.names == names:
+                return number, []
+        made_by_the_living = set().union(*store.calls_made.values())
+        for number, call in enumerate(store.calls):
+            unmade = call.step == event.step and number in made_by_the_living
+            if number not in made and (call.names & names or unmade):
+                _refuse_names(store, call, event, names)
+        return None, [tensor for tensor in event.tensors if tensor.spec.name not in store.owner_of]
+
+    def _record_declaration(self, store: Store, event: Declare, new: list[Tensor]) -> list[Effect]:
+        groups = []
+        for dtype in dict.fromkeys(tensor.dtype for tensor in new):
+            specs = tuple(tensor.spec for tensor in new if tensor.dtype == dtype)
+            itemsize = dtype_named(dtype).itemsize
+            elements = sum(padded(spec.elements, itemsize) for spec in specs)
+            groups.append(
+                Group(
+                    table_id=self._counters.take("table"),
+                    store_id=store.store_id,
+                    dtype=dtype,
+                    tensors=specs,
+                    block_elements=block_elements_for(elements, event.block_elements_max),
+                    rule=event.rule,
+                    reduce=event.reduce,
+                )
+            )
+        declaration = Declaration(
+            declaration_id=self._counters.take("declaration"),
+            store_id=store.store_id,
+            rank=event.rank,
+            rule_text=event.rule_text,
+            groups=tuple(groups),
+        )
+        self._declarations[declaration.declaration_id] = declaration
+        store.owner_of.update({tensor.spec.name: declaration.declaration_id for tensor in new})
+        text = f"{len(new)} tensors declared in store {store.name} by rank {event.rank}"
+        return [_declaration_record(declaration), Say("declared", text, store.job)]
+
+    # Granting and sealing
+
+    def _grant_caller(
+        self, declaration: Declaration, session: bytes, rank: int, rank_zero_awaited: bool
+    ) -> list[Effect]:
+        if declaration.sealed or declaration.grantee or (rank_zero_awaited and rank != 0):
+            return []
+        declaration.grantee = session
+        return [_declaration_record(declaration)]
+
+    def _declaration(self, declaration_id: int) -> Declaration:
+        try:
+            return self._declarations[declaration_id]
+        except KeyError:
+            raise UsageError("no declaration has this number", declaration_id=declaration_id) from None
+
+    def _seal(self, event: Seal) -> list[Effect]:
+        declaration = self._declaration(event.declaration_id)
+        if declaration.sealed:
+            return [Answer(event.waiter, None)]
+        if declaration.grantee != event.session:
+            raise UsageError(
+                "a declaration was sealed by a worker that was not granted it",
+                declaration_id=event.declaration_id,
+                next_move="Declare again and write first values only when granted.",
+            )
+        declaration.sealed, declaration.grantee = True, b""
+        waiting, declaration.waiting = declaration.waiting, {}
+        answers = [Answer(w.waiter, SealAwaited(sealed=True, granted=False)) for w in waiting.values()]
+        text = f"first values of {sum(len(g.tensors) for g in declaration.groups)} tensors are on the servers"
+        say = Say("sealed", text, self._stores[declaration.store_id].job)
+        return [_declaration_record(declaration), Answer(event.waiter, None), *answers, say]
+
+    def _await_seal(self, event: AwaitSeal) -> list[Effect]:
+        declaration = self._declaration(event.declaration_id)
+        if declaration.sealed:
+            return [Answer(event.waiter, SealAwaited(sealed=True, granted=False))]
+        effects = self._grant_caller(declaration, event.session, event.rank, event.rank_zero_awaited)
+        if declaration.grantee == event.session:
+            return [*effects, Answer(event.waiter, SealAwaited(sealed=False, granted=True))]
+        before = declaration.waiting.get(event.session)
+        declaration.waiting[event.session] = event
+        return [] if before is None else [Refuse(before.waiter, _superseded(event.rank))]
+
+    def _session_gone(self, event: SessionGone) -> list[Effect]:
+        effects: list[Effect] = []
+        for store in self._stores.values():
+            if store.calls_made.pop(event.session, None) is not None:
+                effects.append(Persist(f"{_MADE}{store.store_id}/{event.session.hex()}", None))
+        for declaration in self._declarations.values():
+            if declaration.sealed or self._stores[declaration.store_id].job != event.job:
+                continue
+            declaration.waiting.pop(event.session, None)
+            if declaration.grantee == event.session:
+                declaration.grantee = b""
+                effects.append(_declaration_record(declaration))
+            effects += self._grant_waiting(declaration, event.rank_zero_awaited)
+        return effects
+
+    def _grant_waiting(self, declaration: Declaration, rank_zero_awaited: bool) -> list[Effect]:
+        if declaration.grantee or not declaration.waiting:
+            return []
+        heir = min(declaration.waiting.values(), key=lambda waiting: waiting.rank)
+        granted = self._grant_caller(declaration, heir.session, heir.rank, rank_zero_awaited)
+        if not granted:
+            return []
+        del declaration.waiting[heir.session]
+        text = f"rank {heir.rank} writes the first values: the worker that was to write them is gone"
+        say = Say("grant_passed", text, self._stores[declaration.store_id].job)
+        return [*granted, Answer(heir.waiter, SealAwaited(sealed=False, granted=True)), say]
+
+    # Lasting
+
+    def restore(self, records: Mapping[str, Record]) -> None:
+        for key, record in records.items():
+            if key.startswith(_STORE):
+                store = _store(record)
+                self._stores[store.store_id] = store
+                self._store_ids[store.job, store.name] = store.store_id
+        for key, record in records.items():
+            if key.startswith(_DECLARATION):
+                declaration = _declaration(record)
+                self._declarations[declaration.declaration_id] = declaration
+                owner_of = self._stores[declaration.store_id].owner_of
+                for group in declaration.groups:
+                    owner_of.update({spec.name: declaration.declaration_id for spec in group.tensors})
+            elif key.startswith(_MADE):
+                store_id, session = key.removeprefix(_MADE).split("/")
+                made = set(cast("list[int]", record["calls"]))
+                self._stores[int(store_id)].calls_made[bytes.fromhex(session)] = made
+        self._declarations = dict(sorted(self._declarations.items()))
+
+    def validate(self) -> None:
+        tables = [group.table_id for d in self._declarations.values() for group in d.groups]
+        assert len(tables) == len(set(tables))
+        for declaration in self._declarations.values():
+            store = self._stores[declaration.store_id]
+            assert not (declaration.sealed and (declaration.grantee or declaration.waiting))
+            assert declaration.grantee not in declaration.waiting
+            for group in declaration.groups:
+                for spec in group.tensors:
+                    assert store.owner_of[spec.name] == declaration.declaration_id
+        for store in self._stores.values():
+            named = {name for call in store.calls for name in call.names}
+            assert named == store.owner_of.keys()
+
+
+def check_name(what: str, name: str) -> None:
+    if not name or len(name.encode()) > wire_limits.NAME_BYTES_MAX:
+        raise UsageError(
+            f"a {what} needs a name of 1 to {wire_limits.NAME_BYTES_MAX} bytes", name=repr(name[:40])
+        )
+
+
+def check_consistency(consistency: str) -> None:
+    """Raises UsageError unless it is a mode that this release has."""
+    mode, _, bound = consistency.partition(":")
+    if consistency in ("bsp", "asp") or (mode == "ssp" and bound.isascii() and bound.isdigit() and len(bound) < 7):
+        return
+    raise UsageError(
+        "a store asks for an unknown consistency",
+        consistency=repr(consistency[:40]),
+        known='"bsp", "asp" or "ssp:N", for example "ssp:4"',
+    )
+
+
+def _check_declare(event: Declare, store: Store) -> None:
+    """The request in itself is one that a cluster can hold."""
+    if event.job != store.job:
+        raise UsageError("a store belongs to another job", job=event.job, store_job=store.job)
+    if not 0 < len(event.tensors) <= wire_limits.TENSORS_MAX:
+        raise UsageError(
+            "a declaration has a wrong number of tensors",
+            tensors=len(event.tensors),
+            allowed=f"1..{wire_limits.TENSORS_MAX}",
+        )
+    if event.reduce not in ("mean", "sum"):
+        raise UsageError("a declaration has an unknown reduce", reduce=repr(event.reduce[:40]), known="mean or sum")
+    cap = event.block_elements_max
+    if cap and (cap & (cap - 1) or not wire_limits.BLOCK_ELEMENTS_FLOOR <= cap <= wire_limits.BLOCK_ELEMENTS_MAX):
+        raise UsageError(
+            "block_elements_max is not a power of two in range",
+            block_elements_max=cap,
+            allowed=f"{wire_limits.BLOCK_ELEMENTS_FLOOR}..{wire_limits.BLOCK_ELEMENTS_MAX}",
+        )
+    if len(event.rule) > limits.TEXT_BYTES_MAX:
+        raise UsageError("an update rule is too long", bytes=len(event.rule), bytes_max=limits.TEXT_BYTES_MAX)
+    seen: set[str] = set()
+    for tensor in event.tensors:
+        check_name("tensor", tensor.spec.name)
+        if tensor.spec.name in seen:
+            raise UsageError("a declaration names a tensor twice", tensor=tensor.spec.name)
+        seen.add(tensor.spec.name)
+        dtype_named(tensor.dtype)
+        if len(tensor.spec.shape) > _DIMENSIONS_MAX or tensor.spec.elements > _ELEMENTS_MAX:
+            raise UsageError("a tensor is too large", tensor=tensor.spec.name, shape=_shape_text(tensor.spec.shape))
+
+
+def _compare_tensor(declared: Declaration, group: Group, spec: TensorSpec, tensor: Tensor, event: Declare) -> None:
+    both = (
+        ("shape", _shape_text(spec.shape), _shape_text(tensor.spec.shape)),
+        ("dtype", group.dtype, tensor.dtype),
+        ("lr_mult", f"{spec.lr_mult:g}", f"{tensor.spec.lr_mult:g}"),
+        ("decay_mult", f"{spec.decay_mult:g}", f"{tensor.spec.decay_mult:g}"),
+        ("reduce", group.reduce, event.reduce),
+    )
+    for what, before, now in both:
+        if before != now:
+            _refuse_tensor(tensor.spec.name, what, declared.rank, before, event.rank, now)
+    if group.rule != event.rule:
+        before, now = declared.rule_text, event.rule_text
+        _refuse_tensor(tensor.spec.name, "optimizer", declared.rank, before, event.rank, now)
+
+
+def _refuse_tensor(name: str, what: str, rank: int, declared: str, rank_now: int, asked: str) -> NoReturn:
+    raise UsageError(
+        f"tensor {name} was declared with another {what}",
+        tensor=name,
+        **{f"rank_{rank}_declared": declared, f"rank_{rank_now}_declares": asked},
+        next_move="Declare the same on every worker; live values are changed with store.set().",
+    )
+
+
+def _refuse_names(store: Store, call: Call, event: Declare, names: frozenset[str]) -> NoReturn:
+    raise UsageError(
+        f"workers declare different tensors in store {store.name}",
+        **{
+            f"only_rank_{call.rank}_declared": _names_text(call.names - names),
+            f"only_rank_{event.rank}_declares": _names_text(names - call.names),
+        },
+        next_move="Every worker makes the same init calls with the same names, in the same order.",
+    )
+
+
+def _names_text(names: frozenset[str]) -> str:
+    shown = sorted(names)[:5]
+    more = len(names) - len(shown)
+    return (", ".join(shown) or "none") + (f" and {more} more" if more else "")
+
+
+def _shape_text(shape: tuple[int, ...]) -> str:
+    return "x".join(str(extent) for extent in shape) or "scalar"
+
+
+def _superseded(rank: int) -> UnavailableError:
+    return UnavailableError("the same session asked again for this declaration", rank=rank)
+
+
+def _store_record(store: Store) -> Persist:
+    return Persist(
+        f"{_STORE}{store.store_id}",
+        {
+            "store_id": store.store_id,
+            "job": store.job,
+            "name": store.name,
+            "consistency": store.consistency,
+            "rank": store.rank,
+            "calls": [[sorted(call.names), call.step, call.rank] for call in store.calls],
+        },
+    )
+
+
+def _store(record: Record) -> Store:
+    calls = cast("list[tuple[list[str], int, int]]", record["calls"])
+    return Store(
+        store_id=cast("int", record["store_id"]),
+        job=cast("str", record["job"]),
+        name=cast("str", record["name"]),
+        consistency=cast("str", record["consistency"]),
+        rank=cast("int", record["rank"]),
+        calls=[Call(frozenset(names), step, rank) for names, step, rank in calls],
+    )
+
+
+def _declaration_record(declaration: Declaration) -> Persist:
+    return Persist(
+        f"{_DECLARATION}{declaration.declaration_id}",
+        {
+            "declaration_id": declaration.declaration_id,
+            "store_id": declaration.store_id,
+            "rank": declaration.rank,
+            "rule_text": declaration.rule_text,
+            "sealed": declaration.sealed,
+            "grantee": declaration.grantee.hex(),
+            "groups": [
+                {
+                    "table_id": group.table_id,
+                    "dtype": group.dtype,
+                    "tensors": [[s.name, list(s.shape), s.lr_mult, s.decay_mult] for s in group.tensors],
+                    "block_elements": group.block_elements,
+                    "rule": group.rule.hex(),
+                    "reduce": group.reduce,
+                }
+                for group in declaration.groups
+            ],
+        },
+    )
+
+
+def _declaration(record: Record) -> Declaration:
+    store_id = cast("int", record["store_id"])
+    groups = []
+    for group in cast("list[dict[str, object]]", record["groups"]):
+        tensors = cast("list[tuple[str, list[int], float, float]]", group["tensors"])
+        groups.append(
+            Group(
+                table_id=cast("int", group["table_id"]),
+                store_id=store_id,
+                dtype=cast("str", group["dtype"]),
+                tensors=tuple(TensorSpec(name, tuple(shape), lr, decay) for name, shape, lr, decay in tensors),
+                block_elements=cast("int", group["block_elements"]),
+                rule=bytes.fromhex(cast("str", group["rule"])),
+                reduce=cast("str", group["reduce"]),
+            )
+        )
+    return Declaration(
+        declaration_id=cast("int", record["declaration_id"]),
+        store_id=store_id,
+        rank=cast("int", record["rank"]),
+        rule_text=cast("str", record["rule_text"]),
+        groups=tuple(groups),
+        sealed=cast("bool", record["sealed"]),
+        grantee=bytes.fromhex(cast("str", record["grantee"])),
+    )

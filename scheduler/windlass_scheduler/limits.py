@@ -1,0 +1,53 @@
+"""Every maximum of the scheduler, with its arithmetic.
+
+Invariant: nothing that grows by what a member sends is bounded anywhere else.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+# A beat a second each is 4,096 datagrams of 70 us (a third of a core); beyond it one scheduler is the wrong shape.
+MEMBERS_MAX: Final = 4096
+# Every member may hold a watch, a waiting call and two short ones.
+RPCS_MAX: Final = 4 * MEMBERS_MAX
+# Ended sessions kept so that a restart can show one and keep its rank; 200 B each.
+ENDED_SESSIONS_MAX: Final = 1024
+RANK_MAX: Final = 65_535
+VSHARDS_MAX: Final = 65_536
+NAME_BYTES_MAX: Final = 256
+HOST_BYTES_MAX: Final = 256
+ADDRESSES_MAX: Final = 8
+JOBS_MAX: Final = 1024
+STORES_MAX: Final = 4096
+# A declaration of 65,536 tensors is about 4 MB of protobuf.
+MESSAGE_BYTES_MAX: Final = 16 << 20
+
+# A watcher that is this many updates behind is cut off and starts again from a snapshot, which is smaller.
+WATCHER_UPDATES_MAX: Final = 1024
+# Events kept for status; about 100 B each.
+EVENTS_MAX: Final = 256
+
+# Votes: 8, 16, ... steps ahead; after 16 doublings (half a million steps) the servers cannot be outrun.
+PROPOSAL_ATTEMPTS_MAX: Final = 16
+ENTER_MARGIN_STEPS: Final = 8
+
+# Finished actions kept per store: more than any script has between two steps that a retry could come from.
+ACTIONS_KEPT_MAX: Final = 1024
+BARRIERS_PER_JOB_MAX: Final = 256
+BROADCASTS_KEPT_MAX: Final = 16
+BROADCAST_BYTES_MAX: Final = 1 << 20
+TEXT_BYTES_MAX: Final = 2000
+
+LOADERS_PER_JOB_MAX: Final = 256
+SHARD_BATCHES_MAX: Final = 16
+LOADER_ROWS_MAX: Final = 1 << 48
+LOADER_EPOCHS_MAX: Final = 1 << 31
+# Epochs of one loader that are open at once: a worker this far ahead of another has nothing to wait for, but memory has.
+EPOCHS_OPEN_MAX: Final = 64
+
+# Logged steps wait this long for the slowest worker; names a record may carry; one step is then at most 64 * 64 sums.
+METRIC_STEPS_BEHIND_MAX: Final = 64
+METRIC_NAMES_MAX: Final = 64
+METRIC_RECORDS_PER_CALL_MAX: Final = 1024
+FIGURES_MAX: Final = 256

@@ -1,0 +1,88 @@
+"""Which server owns which vshards: a pure function, even, contiguous and moving as little as it can.
+
+Without a previous plan each server gets one contiguous run of (nearly) equal load. With one, a server keeps what it has,
+those above their fair part give away the tail of their runs, and what is free goes to those below it, in runs: when one of n
+servers joins or leaves, at most 1/n of the vshards (and one per server for rounding) change hands.
+
+Load is any additive weight per vshard (rows, bytes, operations a second); without it every vshard weighs the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Vshards `[begin, end)`."""
+
+    begin: int
+    end: int
+
+
+Plan: TypeAlias = dict[int, tuple[Run, ...]]
+"""Runs of vshards by member id, each member's in ascending order; together they tile `[0, vshards)`."""
+
+
+def place(
+    members: Sequence[int],
+    vshards: int,
+    load: Sequence[float] | None = None,
+    previous: Mapping[int, Sequence[Run]] | None = None,
+) -> Plan:
+    """Give every vshard to one of `members` (in the order of their indexes)."""
+    assert members, "a placement needs a server"
+    assert len(set(members)) == len(members)
+    weights = list(load) if load is not None else [1.0] * vshards
+    assert len(weights) == vshards
+    if not any(weight > 0 for weight in weights):
+        weights = [1.0] * vshards
+    kept = {m: [v for run in (previous or {}).get(m, ()) for v in range(run.begin, run.end)] for m in members}
+    if not any(kept.values()):
+        return _runs(_fresh(members, weights))
+    return _runs(_rebalanced(kept, weights))
+
+
+def _fresh(members: Sequence[int], weights: list[float]) -> dict[int, list[int]]:
+    """Cut `[0, vshards)` where the cumulated load passes each multiple of a fair part."""
+    fair = sum(weights) / len(members)
+    owned: dict[int, list[int]] = {member: [] for member in members}
+    passed = 0.0
+    for vshard, weight in enumerate(weights):
+        middle = passed + weight / 2
+        owned[members[min(int(middle / fair), len(members) - 1)]].append(vshard)
+        passed += weight
+    return owned
+
+
+def _rebalanced(kept: dict[int, list[int]], weights: list[float]) -> dict[int, list[int]]:
+    fair = sum(weights) / len(kept)
+    held = {member: sum(weights[v] for v in vshards) for member, vshards in kept.items()}
+    free = set(range(len(weights))).difference(*kept.values())
+    for member, vshards in kept.items():
+        while vshards and held[member] - weights[vshards[-1]] / 2 > fair:
+            given = vshards.pop()
+            held[member] -= weights[given]
+            free.add(given)
+    receiver = min(held, key=lambda member: held[member])
+    for vshard in sorted(free):
+        if held[receiver] + weights[vshard] / 2 > fair:
+            receiver = min(held, key=lambda member: held[member])
+        kept[receiver].append(vshard)
+        held[receiver] += weights[vshard]
+    return kept
+
+
+def _runs(owned: Mapping[int, list[int]]) -> Plan:
+    plan: Plan = {}
+    for member, vshards in owned.items():
+        runs: list[Run] = []
+        for vshard in sorted(vshards):
+            if runs and runs[-1].end == vshard:
+                runs[-1] = Run(runs[-1].begin, vshard + 1)
+            else:
+                runs.append(Run(vshard, vshard + 1))
+        plan[member] = tuple(runs)
+    return plan
