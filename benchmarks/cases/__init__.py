@@ -1,0 +1,1 @@
+"""The cases: each yields rows. `ALL` is the order in which they run."""

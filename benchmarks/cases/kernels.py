@@ -1,0 +1,102 @@
+"""Update rules on one core against a kernel that moves the same streams, and Adam against PyTorch's."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+
+from benchmarks.aligned import aligned_vector
+from benchmarks.case import Case, Extent
+from benchmarks.contender import Field
+from benchmarks.contest import SAME_STREAMS, Goal, contest
+from benchmarks.load import Load, Timing, one_tensor
+from benchmarks.peers.fleets import open_torch_adam
+from benchmarks.processor_time import processor_seconds_alone
+from benchmarks.report import Row
+from benchmarks.served import measure
+from benchmarks.streams import StreamPass, Streams, compiled_streams
+from windlass_proto.rule_specs import SGD, Adagrad, Adam, AdamW, RuleSpec
+from windlass_rules import registry
+
+FLOAT32_BYTES = 4
+STEP = 1000
+RULES: tuple[tuple[str, str, RuleSpec], ...] = (  # a rule, the streams it moves, its spec
+    ("sgd", "sgd", SGD(lr=1e-3)),
+    ("momentum", "momentum", SGD(lr=1e-3, momentum=0.9)),
+    ("nesterov", "momentum", SGD(lr=1e-3, momentum=0.9, nesterov=True)),
+    ("adagrad", "momentum", Adagrad(lr=1e-3)),
+    ("adam", "adam", Adam(lr=1e-3)),
+    ("adamw", "adam", AdamW(lr=1e-3)),
+)
+GOALS = (Goal("windlass", "same streams", 0.9), Goal("windlass adam", "torch", 1.1))
+
+
+class Kernel:
+    """Something that passes over `parameters` parameters in this process, as a contender."""
+
+    workers = 1
+
+    def __init__(self, name: str, passing: Callable[[int], Callable[[], None]]) -> None:
+        self.name = name
+        self._passing = passing
+        self._passes: dict[str, Callable[[], None]] = {}
+
+    def prepare(self, load: Load) -> None:
+        self._passes[load.key] = self._passing(load.payload_bytes // FLOAT32_BYTES)
+        self.measure(load, 2)
+
+    def measure(self, load: Load, count: int) -> Timing:
+        return measure(self._passes[load.key], count)
+
+    def drop(self, load: Load) -> None:
+        del self._passes[load.key]
+
+    def processor_seconds(self) -> float:
+        return processor_seconds_alone([os.getpid()])
+
+    def close(self) -> None:
+        self._passes.clear()
+
+
+def update_pass(spec: RuleSpec) -> Callable[[int], Callable[[], None]]:
+    """What a server runs when a contribution has arrived, without `out`."""
+
+    def of(parameters: int) -> Callable[[], None]:
+        built = registry.build(spec, "float32")
+        weights, gradient = aligned_vector(parameters), aligned_vector(parameters)
+        slots = tuple(aligned_vector(parameters) for _ in built.slots)
+        scalars = built.scalars(spec, STEP)
+        return lambda: built.update(weights, slots, 0, gradient, 1.0, scalars)
+
+    return of
+
+
+def stream_pass(streams: Streams) -> Callable[[int], Callable[[], None]]:
+    def of(parameters: int) -> Callable[[], None]:
+        return StreamPass(streams, parameters).exchange
+
+    return of
+
+
+def kernels(extent: Extent) -> Iterator[Row]:
+    moved = {streams.rule: streams for streams in compiled_streams()}
+    for rule, traffic, spec in RULES:
+        streams = moved[traffic]
+        with Field() as field:
+            for contender in (
+                Kernel(SAME_STREAMS, stream_pass(streams)),
+                Kernel(f"windlass {rule}", update_pass(spec)),
+            ):
+                field.enter(contender.name, lambda contender=contender: contender)  # type: ignore[misc]
+            if rule == "adam":
+                field.enter("torch fused adam", open_torch_adam)
+            for size in extent.sizes(1 << 20, 4 << 20, 64 << 20):
+                parameters = size // FLOAT32_BYTES
+                setting = f"{rule}, {parameters / 2**20:g} Mi parameters"
+                bytes_moved = parameters * streams.bytes_a_parameter
+                yield from contest(
+                    "kernels", setting, field, one_tensor(size), extent.pace, GOALS, bytes_moved
+                )
+
+
+CASES = (Case("kernels", "each update rule on one core against its same-streams floor", kernels),)

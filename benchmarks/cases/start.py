@@ -1,0 +1,92 @@
+"""How long a user waits before anything happens: the import, and a local cluster."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+
+from benchmarks.case import Case, Extent
+from benchmarks.child import REPOSITORY, NotMeasuredError
+from benchmarks.report import GoalOutcome, Row
+
+COMMAND_S = 60.0
+IMPORT_GOAL_S = 0.15
+UP_GOAL_S = 3.0
+ROUNDS = 5
+IMPORTS = "import time; t = time.perf_counter(); import {module}; print(time.perf_counter() - t)"
+
+
+def start(extent: Extent) -> Iterator[Row]:
+    rounds = 2 if extent.quick else ROUNDS
+    taken: dict[str, list[float]] = {"numpy": [], "windlass": []}
+    try:
+        for _ in range(rounds + 1):  # the first one fills the file cache
+            for module, seconds in taken.items():
+                seconds.append(import_s(module))
+        yield Row("start", "import", "numpy alone", {"import_s": statistics.median(taken["numpy"][1:])})
+        yield _bounded("import windlass", "import_s", taken["windlass"][1:], IMPORT_GOAL_S)
+    except NotMeasuredError as error:
+        yield Row("start", "import", "import windlass", not_measured=str(error))
+    try:
+        ready = [up_s() for _ in range(rounds + 1)]
+        yield _bounded("windlass up, 2 servers", "ready_s", ready[1:], UP_GOAL_S)
+    except NotMeasuredError as error:
+        yield Row("start", "warm", "windlass up, 2 servers", not_measured=str(error))
+
+
+def import_s(module: str) -> float:
+    return float(_run([sys.executable, "-c", IMPORTS.format(module=module)], dict(os.environ)))
+
+
+def up_s() -> float:
+    """From the command to its return, which is when the cluster is ready."""
+    folder = tempfile.mkdtemp(prefix="wlb")
+    environment = {**os.environ, "XDG_RUNTIME_DIR": folder}
+    try:
+        begin = time.monotonic()
+        _run([sys.executable, "-m", "windlass", "up", "--detach", "--servers", "2"], environment)
+        return time.monotonic() - begin
+    finally:
+        _finally_down(environment, folder)
+
+
+def _finally_down(environment: dict[str, str], folder: str) -> None:
+    try:
+        _run([sys.executable, "-m", "windlass", "down"], environment)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _run(argv: list[str], environment: dict[str, str]) -> str:
+    """Standard output of a command that succeeds."""
+    try:
+        done = subprocess.run(
+            argv,
+            env=environment,
+            cwd=REPOSITORY,
+            capture_output=True,
+            text=True,
+            timeout=COMMAND_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise NotMeasuredError(f"{' '.join(argv[1:4])} took longer than {COMMAND_S:.0f} s") from error
+    if done.returncode != 0:
+        lines = (done.stderr or done.stdout).strip().splitlines()
+        raise NotMeasuredError(f"{' '.join(argv[1:4])}: {lines[-1] if lines else done.returncode}")
+    return done.stdout
+
+
+def _bounded(contender: str, figure: str, seconds: list[float], goal_s: float) -> Row:
+    median = statistics.median(seconds)
+    outcome = GoalOutcome(f"<= {goal_s:g} s, is {median:.3g} s", median <= goal_s)
+    return Row("start", "warm", contender, {figure: median}, goals=(outcome,))
+
+
+CASES = (Case("start", "`import windlass`, and `windlass up` until it is ready", start),)

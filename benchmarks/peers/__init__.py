@@ -1,0 +1,1 @@
+"""The peers: other parameter servers, each in an environment of its own under build/peers."""
