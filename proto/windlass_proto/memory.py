@@ -71,15 +71,17 @@ class BufferPool:
         self.lock = threading.Lock()
         self._free: dict[int, list[npt.NDArray[np.uint8]]] = defaultdict(list)
 
-    def take(self, nbytes: int) -> Buffer:
+    def take(self, nbytes: int, *, beyond: bool = False) -> Buffer:
         """Lend a buffer of at least `nbytes`; its contents are whatever its last borrower left.
+
+        `beyond` lends past the limit: for what must not fail once an operation is admitted. Admission looks at `full`.
 
         Raises:
             UnavailableError: if the pool would lend more than `bytes_max`.
         """
         size = max(_SIZE_MIN, 1 << (max(nbytes, 1) - 1).bit_length())
         with self.lock:
-            if self.bytes_lent + size > self.bytes_max:
+            if self.bytes_lent + size > self.bytes_max and not beyond:
                 raise UnavailableError(
                     "the buffer pool is exhausted",
                     bytes_lent=self.bytes_lent,
@@ -95,6 +97,11 @@ class BufferPool:
         if pages is None:
             pages = np.frombuffer(map_pages(size), dtype=np.uint8)
         return Buffer(pages, self, nbytes)
+
+    @property
+    def full(self) -> bool:
+        """Is as much lent as may be?"""
+        return self.bytes_lent >= self.bytes_max
 
     def give(self, buffer: Buffer) -> None:
         """Take `buffer` back once its last holder gives it."""

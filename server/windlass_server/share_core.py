@@ -6,17 +6,20 @@ another connection), `Release` gives a gradient's buffer back.
 
 Invariants (checked by `validate`):
 - A session's operations on this share are admitted in the order of their seq, each exactly once; what was admitted before is
-  answered as a duplicate and changes nothing; a hole is answered `gap` and changes nothing.
+  answered as a duplicate (or with the refusal it met then) and changes nothing; a hole is answered `gap` and changes nothing.
+  An ended session is refused, so that what it sent once more cannot be taken for new.
 - BSP: a segment's step c is applied once, after step c-1, when every session of the roster is done with it: by a piece that
   says LAST or by its mark. Sessions are a set, so a retry never releases a step.
+- A mark counts here only once everything its session was refused for want of room or order has come again.
 - An answer is released once. A gradient's buffer is released once, after the last use.
-
-A step of a block is kept as *gate runs*: neighbouring segments in the same state are one run, cut only where a contribution
-begins or ends. A whole-model push is one run a block, however many tensors it has.
+- What has closed (`closed_min`) never falls, and no step below it is open.
 
 Contributions stay where they arrived until their step is complete and are then summed in rank order by one pass over all of
 them, so a sum's bits depend on ranks alone. (A running sum would free buffers earlier at the price of reading and writing
 the sum once more for each worker.)
+
+What the driver owes: frames of one session come in the order of its stream, entries before the frame's mark, and once a
+session's new connection has brought a frame, nothing more of the old one is handed in.
 
 Prior art: the vector clocks of Li et al. (OSDI '14, section 3.4); SSP is Ho et al. (NIPS '13).
 """
@@ -26,154 +29,48 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Hashable
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from windlass_proto import limits
 from windlass_proto.consistency import Consistency, Mode
-from windlass_proto.errors import InvariantError, UsageError, WindlassError
+from windlass_proto.errors import InvariantError, UnavailableError, UsageError, WindlassError
 from windlass_proto.frames import Status
 from windlass_proto.layout import Block
+from windlass_server import gate_runs
+from windlass_server.gate_runs import Contribution, GateRun, Waiting
+from windlass_server.share_events import (
+    LEFT,
+    Answer,
+    Apply,
+    Effect,
+    Member,
+    Push,
+    Release,
+    Roster,
+    Source,
+    Write,
+)
 
-LEFT: Final = 1 << 62
-"""The clock of a session that will close no further step."""
+__all__ = [
+    "LEFT",
+    "Answer",
+    "Apply",
+    "Effect",
+    "Member",
+    "Push",
+    "Release",
+    "Roster",
+    "ShareCore",
+    "Source",
+    "Write",
+]
 
-
-class Member(NamedTuple):
-    """A worker that counts in steps from `join_clock` on."""
-
-    session: bytes
-    rank: int
-    join_clock: int
-
-
-@dataclass(frozen=True, slots=True)
-class Roster:
-    """Who counts in a store's steps. Steps complete only once it has started."""
-
-    version: int = 0
-    started: bool = False
-    members: tuple[Member, ...] = ()
-
-
-class Source(NamedTuple):
-    """A gradient for a run: its buffer, the element at which the run begins in it, and its weight."""
-
-    buffer: Any
-    begin: int
-    weight: float
-
-
-class Answer(NamedTuple):
-    """Release the answer to `origin`; with `values`, the present weights of the segments go along."""
-
-    origin: Any
-    status: Status
-    block: int
-    seg_begin: int
-    seg_end: int
-    values: bool
-    aux: int = 0
-    error: WindlassError | None = None
-
-
-class Apply(NamedTuple):
-    """Run the rule on segments [seg_begin, seg_end) of a block with the weighted sum of `sources` over `divisor`.
-
-    `update` is the 1-based number of this update of the segments. `answer`, if given, covers exactly these segments: the
-    kernel may write its values in the same pass.
-    """
-
-    block: int
-    seg_begin: int
-    seg_end: int
-    sources: tuple[Source, ...]
-    divisor: float
-    update: int
-    stamp: int
-    answer: Answer | None
-
-
-class Write(NamedTuple):
-    """Store given values; `fresh` also resets the slots."""
-
-    block: int
-    seg_begin: int
-    seg_end: int
-    buffer: Any
-    fresh: bool
-
-
-class Release(NamedTuple):
-    """The buffer of a gradient is used no more."""
-
-    buffer: Any
-
-
-Effect = Answer | Apply | Write | Release
-
-
-class Push(NamedTuple):
-    """One entry that writes. `clock` is the step it belongs to; `finite` says whether its values may be applied."""
-
-    origin: Any
-    session: bytes
-    seq: int
-    clock: int
-    block: int
-    seg_begin: int
-    seg_end: int
-    buffer: Any
-    weight: float = 1.0
-    stamp: int = 0
-    last: bool = True
-    values: bool = True
-    finite: bool = True
-
-
-@dataclass(slots=True)
-class _Waiting:
-    """An answer that is not released yet, and how many of its segments still wait for their step."""
-
-    origin: Any
-    session: bytes
-    seq: int
-    clock: int
-    block: int
-    seg_begin: int
-    seg_end: int
-    values: bool
-    remaining: int
-    write: Any = None  # the values of an assign that waits for the steps before it
-
-
-@dataclass(slots=True)
-class _Contribution:
-    session: bytes
-    rank: int
-    buffer: Any
-    seg_begin: int
-    weight: float
-    stamp: int
-    runs: int = 1
-
-
-@dataclass(slots=True)
-class _GateRun:
-    """Segments [seg_begin, seg_end) of one block in one step, all in the same state."""
-
-    seg_begin: int
-    seg_end: int
-    contributions: list[_Contribution] = field(default_factory=list)
-    done: set[bytes] = field(default_factory=set)
-    waiting: list[_Waiting] = field(default_factory=list)
-
-    def cut(self, seg: int) -> _GateRun:
-        """Cut this run at `seg` and return its right part."""
-        right = _GateRun(seg, self.seg_end, list(self.contributions), set(self.done), list(self.waiting))
-        self.seg_end = seg
-        for contribution in self.contributions:
-            contribution.runs += 1
-        return right
+# A refusal is about 200 B; a client resends what one broken link left unanswered, most of it no refusal.
+_FATES_MAX: Final = 256
+# As many as could connect; about 100 B each. The server turns ended sessions away before that.
+_ENDED_MAX: Final = limits.CONNECTIONS_MAX
+# Lags are counted singly up to here and by powers of two beyond: 64 + 58 integers.
+_LAG_EXACT_MAX: Final = 64
 
 
 @dataclass(slots=True)
@@ -182,7 +79,17 @@ class _BlockState:
     applied: list[int]  # per segment: steps completed (BSP)
     updates: list[int]  # per segment: updates applied
     present: list[bool]  # per segment: holds values
-    gates: dict[int, list[_GateRun]] = field(default_factory=dict)  # step -> runs, in segment order
+    gates: dict[int, list[GateRun]] = field(default_factory=dict)  # step -> runs, in segment order
+    parked: list[Waiting] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Refused:
+    """Entries of a session that were sent away, to come again: the highest seq, the lowest clock, the mark that waits."""
+
+    seq: int
+    clock: int
+    closed: int = 0
 
 
 class ShareCore:
@@ -202,15 +109,20 @@ class ShareCore:
             )
             for block in blocks
         }
-        self._ranks: dict[bytes, int] = {}
-        self._answers: dict[tuple[bytes, int], _Waiting] = {}
-        self._parked: list[_Waiting] = []
         self.clock_begun = -1
         self.late = 0
         self.rejected = 0
         self.duplicates = 0
         self.staleness: dict[int, int] = {}
         self.story: deque[tuple[Hashable, ...]] = deque(maxlen=limits.STORY_EVENTS_MAX)
+        self._hold_proposal = 0
+        self._ranks: dict[bytes, int] = {}
+        self._answers: dict[tuple[bytes, int], Waiting] = {}
+        self._fates: dict[tuple[bytes, int], tuple[Status, WindlassError | None]] = {}
+        self._refused: dict[bytes, _Refused] = {}
+        self._ended: dict[bytes, None] = {}
+        self._gated: dict[int, _BlockState] = {}  # blocks with open gates
+        self._parking: dict[int, _BlockState] = {}  # blocks with parked answers
 
     # ---- events ------------------------------------------------------------------------------------------------------
 
@@ -220,9 +132,9 @@ class ShareCore:
         if refusal is not None:
             return refusal
         self.clock_begun = max(self.clock_begun, event.clock)
-        if self.consistency.mode is Mode.BSP:
-            return self._contribute(event)
-        return self._apply_on_arrival(event)
+        bsp = self.consistency.mode is Mode.BSP
+        effects = self._contribute(event) if bsp else self._apply_on_arrival(event)
+        return self._and_its_mark(event, effects)
 
     def init(self, event: Push) -> list[Effect]:
         """First values arrive: they are stored and the slots start afresh, unless the block has been updated already."""
@@ -230,85 +142,118 @@ class ShareCore:
         if refusal is not None:
             return refusal
         state = self.blocks[event.block]
-        if any(state.updates[event.seg_begin : event.seg_end]):
+        updates = max(state.updates[event.seg_begin : event.seg_end])
+        if updates:
             error = UsageError(
                 "first values came for a tensor that has been updated already",
                 block=event.block,
-                updates=max(state.updates[event.seg_begin : event.seg_end]),
+                updates=updates,
                 next_move="Use store.assign to overwrite live values.",
             )
-            return [Release(event.buffer), self._answer(event, Status.ERROR, error=error)]
+            return self._and_its_mark(event, self._consume(event, Status.ERROR, error))
         state.present[event.seg_begin : event.seg_end] = [True] * (event.seg_end - event.seg_begin)
-        return [
+        effects: list[Effect] = [
             Write(event.block, event.seg_begin, event.seg_end, event.buffer, True),
             Release(event.buffer),
             self._answer(event, Status.OK),
         ]
+        return self._and_its_mark(event, effects)
 
     def assign(self, event: Push) -> list[Effect]:
         """Given values replace the weights before step `event.clock`, once the steps before it are complete."""
         refusal = self._admit(event)
         if refusal is not None:
             return refusal
-        waiting = self._wait_for(event)
+        waiting = self._wait_for(event, event.clock)
         waiting.write = event.buffer
-        return self._release_parked([waiting])
+        state = self.blocks[event.block]
+        self._park(state, waiting)
+        return self._and_its_mark(event, self._release_parked(state))
 
     def pull(self, origin: Any, clock: int, block: int, seg_begin: int, seg_end: int) -> list[Effect]:
         """Present values are asked for by someone who has closed `clock` steps; 0 never waits."""
         state = self.blocks[block]
         if not all(state.present[seg_begin:seg_end]):
             return [Answer(origin, Status.ERROR, block, seg_begin, seg_end, False, 0, _no_values(block))]
-        waiting = _Waiting(origin, b"", 0, clock, block, seg_begin, seg_end, True, 0)
-        if self._may_read(waiting):
-            return [self._release(waiting)]
-        self._parked.append(waiting)
+        waiting = Waiting(origin, b"", 0, clock, block, seg_begin, seg_end, True)
+        if self._may_read(state, waiting):
+            return [self._answer_of(waiting)]
+        self._park(state, waiting)
         return []
+
+    def refuse(self, event: Push) -> list[Effect]:
+        """There is no room for this entry now: it is sent away unconsumed, to come again; its session's mark waits for it."""
+        if event.seq <= self.admitted.get(event.session, 0) or event.session in self._ended:
+            return self.push(event)  # changes nothing, so it needs no room
+        self._note_refused(event)
+        return [Release(event.buffer), self._answer(event, Status.RETRY)]
 
     def mark(self, session: bytes, clock: int, *, leaves: bool = False) -> list[Effect]:
         """`session` has closed step `clock`; it may repeat itself."""
-        self.closed[session] = max(self.closed.get(session, 0), LEFT if leaves else clock + 1)
+        if session in self._ended:
+            return []
+        closed = LEFT if leaves else clock + 1
         self.clock_begun = max(self.clock_begun, clock)
+        refused = self._refused.get(session)
+        if refused is not None:
+            refused.closed = max(refused.closed, closed)
+            closed = min(closed, refused.clock)
+        if closed <= self.closed.get(session, 0):
+            return []
+        self.closed[session] = closed
         return self._advance()
 
     def set_roster(self, roster: Roster) -> list[Effect]:
         """Another set of sessions counts. What a session that left had not finished is dropped."""
         if roster.version < self.roster.version:
             return []
-        gone = {member.session for member in self.roster.members} - {member.session for member in roster.members}
-        self.roster = roster
-        self.hold_clock = None
-        self._ranks = {member.session: member.rank for member in roster.members}
-        for member in roster.members:
+        members = tuple(member for member in roster.members if member.session not in self._ended)
+        gone = {member.session for member in self.roster.members} - {member.session for member in members}
+        self.roster = Roster(roster.version, roster.started, members, roster.proposal_settled)
+        if self._hold_proposal <= roster.proposal_settled:
+            self.hold_clock = None
+        self._ranks = {member.session: member.rank for member in members}
+        for member in members:
             self.closed[member.session] = max(self.closed.get(member.session, 0), member.join_clock)
-        self.story.append(("roster", roster.version, len(roster.members)))
+        self.story.append(("roster", roster.version, len(members)))
         effects: list[Effect] = []
-        for session in gone:
+        for session in sorted(gone):
             effects += self._drop_unfinished(session)
         return effects + self._advance()
 
-    def prepare(self, clock: int) -> bool:
-        """May the roster change from step `clock` on? If so, no such step completes before the next `set_roster`."""
-        if self.clock_begun >= clock:
+    def prepare(self, clock: int, proposal: int = 0) -> bool:
+        """May the roster change from step `clock` on? If so, no such step completes before `proposal` is settled."""
+        if proposal and proposal <= self.roster.proposal_settled:
             return False
-        self.hold_clock = clock
+        if self.hold_clock == clock and self._hold_proposal == proposal:
+            return True
+        if self.clock_begun >= clock or self.closed_min > clock or proposal < self._hold_proposal:
+            return False
+        self.hold_clock, self._hold_proposal = clock, proposal
         return True
 
     def end_session(self, session: bytes) -> list[Effect]:
-        """The scheduler has ended `session`: its integers go and nothing waits for it."""
+        """The scheduler has ended `session`: its integers go, nothing waits for it, and nothing more of it is admitted."""
+        self._ended[session] = None
+        if len(self._ended) > _ENDED_MAX:
+            del self._ended[next(iter(self._ended))]
+        for key in [key for key in self._answers if key[0] == session]:
+            self._answers.pop(key).forgotten = True
         effects = self._drop_unfinished(session)
-        if session in self._ranks:
-            members = tuple(member for member in self.roster.members if member.session != session)
-            self.roster = Roster(self.roster.version, self.roster.started, members)
-            del self._ranks[session]
-        self.admitted.pop(session, None)
-        self.closed.pop(session, None)
-        self._answers = {key: waiting for key, waiting in self._answers.items() if key[0] != session}
+        members = tuple(member for member in self.roster.members if member.session != session)
+        self.roster = Roster(self.roster.version, self.roster.started, members, self.roster.proposal_settled)
+        self._fates = {key: fate for key, fate in self._fates.items() if key[0] != session}
+        for integers in (self._ranks, self.admitted, self.closed, self._refused):
+            integers.pop(session, None)  # type: ignore[attr-defined]
+        self.story.append(("ended", session))
         return effects + self._advance()
 
     def drop_origin(self, connection: Any) -> None:
         """A connection closed: its parked pulls go; the answers of its pushes wait for it to come back."""
-        self._parked = [w for w in self._parked if w.session or w.origin is None or w.origin[0] is not connection]
+        for index, state in list(self._parking.items()):
+            state.parked = [w for w in state.parked if w.session or w.origin[0] is not connection]
+            if not state.parked:
+                del self._parking[index]
         for waiting in self._answers.values():
             if waiting.origin is not None and waiting.origin[0] is connection:
                 waiting.origin = None
@@ -317,22 +262,58 @@ class ShareCore:
 
     def _admit(self, event: Push, *, needs_values: bool = True) -> list[Effect] | None:
         """Admit `event` by its seq, or return the effects of refusing it."""
-        state = self.blocks[event.block]
-        if needs_values and not all(state.present[event.seg_begin : event.seg_end]):
-            # Not consumed: the client stops this session's pushes and says what to do.
-            return [Release(event.buffer), self._answer(event, Status.ERROR, error=_no_values(event.block))]
-        admitted = self.admitted.get(event.session, 0)
-        if event.seq == admitted + 1:
-            self.admitted[event.session] = event.seq
-            return None
-        if event.seq > admitted:
+        session, seq = event.session, event.seq
+        if session in self._ended:
+            return [Release(event.buffer), self._answer(event, Status.ERROR, error=_ended())]
+        admitted = self.admitted.get(session, 0)
+        if seq > admitted + 1:
+            self._note_refused(event)
             return [Release(event.buffer), self._answer(event, Status.GAP, aux=admitted + 1)]
+        state = self.blocks[event.block]
+        present = all(state.present[event.seg_begin : event.seg_end])
+        if seq == admitted + 1:
+            self.admitted[session] = seq
+            if present or not needs_values:
+                return None
+            return self._and_its_mark(event, self._consume(event, Status.ERROR, _no_values(event.block)))
         self.duplicates += 1
-        waiting = self._answers.get((event.session, event.seq))
+        waiting = self._answers.get((session, seq))
         if waiting is not None:
             waiting.origin = event.origin
             return [Release(event.buffer)]
-        return [Release(event.buffer), self._answer(event, Status.DUPLICATE, values=event.values)]
+        status, error = self._fates.get((session, seq), (Status.DUPLICATE, None))
+        values = event.values and present and status in (Status.DUPLICATE, Status.LATE)
+        return [Release(event.buffer), self._answer(event, status, values=values, error=error)]
+
+    def _consume(self, event: Push, status: Status, error: WindlassError | None = None) -> list[Effect]:
+        """The entry's seq is used up, its values are not; a repetition is told the same."""
+        self._note_fate(event.session, event.seq, status, error)
+        values = event.values and status is Status.LATE
+        return [Release(event.buffer), self._answer(event, status, values=values, error=error)]
+
+    def _note_fate(self, session: bytes, seq: int, status: Status, error: WindlassError | None) -> None:
+        self._fates[session, seq] = (status, error)
+        if len(self._fates) > _FATES_MAX:
+            del self._fates[next(iter(self._fates))]
+
+    def _note_refused(self, event: Push) -> None:
+        refused = self._refused.get(event.session)
+        if refused is None:
+            self._refused[event.session] = _Refused(event.seq, event.clock)
+        else:
+            refused.seq = max(refused.seq, event.seq)
+            refused.clock = min(refused.clock, event.clock)
+
+    def _and_its_mark(self, event: Push, effects: list[Effect]) -> list[Effect]:
+        """`effects`, and those of the mark that waited for `event`, if it did."""
+        refused = self._refused.get(event.session)
+        if refused is None or self.admitted.get(event.session, 0) < refused.seq:
+            return effects
+        del self._refused[event.session]
+        if refused.closed <= self.closed.get(event.session, 0):
+            return effects
+        self.closed[event.session] = refused.closed
+        return effects + self._advance()
 
     def _answer(
         self,
@@ -343,20 +324,22 @@ class ShareCore:
         aux: int = 0,
         error: WindlassError | None = None,
     ) -> Answer:
+        if values:
+            aux = self.blocks[event.block].updates[event.seg_begin]
         return Answer(event.origin, status, event.block, event.seg_begin, event.seg_end, values, aux, error)
 
-    def _wait_for(self, event: Push) -> _Waiting:
+    def _wait_for(self, event: Push, clock: int, remaining: int = 0) -> Waiting:
         """Register an answer that is released later; `remaining` counts segments whose step is open."""
-        waiting = _Waiting(
+        waiting = Waiting(
             event.origin,
             event.session,
             event.seq,
-            event.clock,
+            clock,
             event.block,
             event.seg_begin,
             event.seg_end,
             event.values,
-            event.seg_end - event.seg_begin,
+            remaining,
         )
         self._answers[event.session, event.seq] = waiting
         return waiting
@@ -367,106 +350,83 @@ class ShareCore:
         state = self.blocks[event.block]
         if event.clock < self.closed_min or event.clock < max(state.applied[event.seg_begin : event.seg_end]):
             self.late += 1
-            return [Release(event.buffer), self._answer(event, Status.LATE, values=event.values)]
+            return self._consume(event, Status.LATE)
         effects: list[Effect] = []
         waiting = contribution = None
         if event.finite:
-            waiting = self._wait_for(event)
+            waiting = self._wait_for(event, event.clock, event.seg_end - event.seg_begin)
             rank = self._ranks.get(event.session, 1 << 30)
-            contribution = _Contribution(
-                event.session, rank, event.buffer, event.seg_begin, event.weight, event.stamp, 0
+            contribution = Contribution(
+                event.session, rank, event.buffer, event.seg_begin, event.weight, event.stamp
             )
         else:
             self.rejected += 1
-            effects = [Release(event.buffer), self._answer(event, Status.REJECTED)]
-        for run in self._runs(state, event.clock, event.seg_begin, event.seg_end):
+            effects = self._consume(event, Status.REJECTED)
+        runs = state.gates.get(event.clock)
+        if runs is None:
+            runs = state.gates[event.clock] = gate_runs.fresh_runs(state.applied, event.clock)
+            self._gated[event.block] = state
+        for run in gate_runs.exactly(runs, event.seg_begin, event.seg_end):
             if contribution is not None and waiting is not None:
                 run.contributions.append(contribution)
                 contribution.runs += 1
                 run.waiting.append(waiting)
             if event.last:
                 run.done.add(event.session)
-        return effects + self._complete(state)
-
-    def _runs(self, state: _BlockState, clock: int, seg_begin: int, seg_end: int) -> list[_GateRun]:
-        """The runs that cover exactly [seg_begin, seg_end) of step `clock`, cutting those that cross its borders."""
-        runs = state.gates.get(clock)
-        if runs is None:
-            runs = state.gates[clock] = self._fresh_runs(state, clock)
-        if len(runs) == 1 and runs[0].seg_begin == seg_begin and runs[0].seg_end == seg_end:
-            return runs[:]
-        for border in (seg_begin, seg_end):
-            for i, run in enumerate(runs):
-                if run.seg_begin < border < run.seg_end:
-                    runs.insert(i + 1, run.cut(border))
-                    break
-        return [run for run in runs if seg_begin <= run.seg_begin and run.seg_end <= seg_end]
-
-    def _fresh_runs(self, state: _BlockState, clock: int) -> list[_GateRun]:
-        """One run for each stretch of segments that has not completed `clock` yet."""
-        runs: list[_GateRun] = []
-        if max(state.applied) <= clock:
-            return [_GateRun(0, len(state.applied))]
-        for seg, applied in enumerate(state.applied):
-            if applied > clock:
-                continue
-            if runs and runs[-1].seg_end == seg:
-                runs[-1].seg_end = seg + 1
-            else:
-                runs.append(_GateRun(seg, seg + 1))
-        return runs
-
-    def _complete(self, state: _BlockState) -> list[Effect]:
-        """Apply every run of the block whose step everyone is done with, lowest step first; then the pulls it frees."""
-        if not self.roster.started or not self.roster.members:
-            return []
-        effects: list[Effect] = []
-        for clock in sorted(state.gates):
-            if self.hold_clock is not None and clock >= self.hold_clock:
-                break
-            runs = state.gates[clock]
-            ready = [run for run in runs if self._is_complete(state, run, clock)]
-            if not ready:
-                break
-            for run in ready:
-                effects += self._apply_run(state, run, clock)
-            if len(ready) == len(runs):
-                del state.gates[clock]
-            else:
-                state.gates[clock] = [run for run in runs if run not in ready]
-        if effects and self._parked:
-            effects += self._release_parked([])
+        if event.last:
+            completed = self._complete(state, event.clock, event.seg_begin, event.seg_end)
+            effects += completed
+            if completed and state.parked:
+                effects += self._release_parked(state)
         return effects
 
-    def _is_complete(self, state: _BlockState, run: _GateRun, clock: int) -> bool:
-        closed = self.closed
-        for member in self.roster.members:
-            if closed[member.session] <= clock and member.session not in run.done:
-                return False
-        applied = min(state.applied[run.seg_begin : run.seg_end])
-        return applied >= clock or self.closed_min >= clock or not self._open_below(state, run, clock)
+    def _complete(self, state: _BlockState, clock: int, seg_begin: int, seg_end: int) -> list[Effect]:
+        """Apply the runs on [seg_begin, seg_end) whose step `clock` everyone is done with, and what follows from that.
 
-    def _open_below(self, state: _BlockState, run: _GateRun, clock: int) -> bool:
-        """Is a step before `clock` open on a segment of `run`?"""
-        return any(
-            earlier < clock
-            and any(other.seg_begin < run.seg_end and run.seg_begin < other.seg_end for other in runs)
-            for earlier, runs in state.gates.items()
-        )
-
-    def _apply_run(self, state: _BlockState, run: _GateRun, clock: int) -> list[Effect]:
-        seg_begin, seg_end = run.seg_begin, run.seg_end
+        Only what touches these segments is looked at: a push of one tensor among 2,000 does not walk the others.
+        """
         effects: list[Effect] = []
+        while (runs := state.gates.get(clock)) is not None and self._may_complete(clock):
+            awaited = {m.session for m in self.roster.members if self.closed[m.session] <= clock}
+            first, end = gate_runs.overlapping(runs, seg_begin, seg_end)
+            kept = []
+            for run in runs[first:end]:
+                if run.done >= awaited and self._is_next(state, run, clock):
+                    effects += self._apply_run(state, run, clock)
+                else:
+                    kept.append(run)
+            if len(kept) == end - first:
+                break
+            runs[first:end] = kept
+            if not runs:
+                del state.gates[clock]
+                if not state.gates:
+                    del self._gated[state.shape.index]
+            clock += 1
+        return effects
+
+    def _may_complete(self, clock: int) -> bool:
+        return self.roster.started and (self.hold_clock is None or clock < self.hold_clock)
+
+    def _is_next(self, state: _BlockState, run: GateRun, clock: int) -> bool:
+        """Are all steps before `clock` complete on the run? A step that nobody pushed for is once all have closed it."""
+        return self.closed_min >= clock or min(state.applied[run.seg_begin : run.seg_end]) >= clock
+
+    def _apply_run(self, state: _BlockState, run: GateRun, clock: int) -> list[Effect]:
+        seg_begin, seg_end = run.seg_begin, run.seg_end
         released = []
         for waiting in run.waiting:
             waiting.remaining -= seg_end - seg_begin
-            if waiting.remaining == 0:
+            if waiting.remaining == 0 and not waiting.forgotten:
                 del self._answers[waiting.session, waiting.seq]
-                released.append(waiting)
-        fused = self._fusible(released, seg_begin, seg_end) if run.contributions else None
-        if run.contributions:
-            effects += self._apply_sources(state, run, fused)
+                if waiting.origin is not None:
+                    released.append(waiting)
         state.applied[seg_begin:seg_end] = [clock + 1] * (seg_end - seg_begin)
+        fused = None
+        effects: list[Effect] = []
+        if run.contributions:
+            fused = next((w for w in released if w.values and (w.seg_begin, w.seg_end) == (seg_begin, seg_end)), None)
+            effects = self._apply_sources(state, run, fused)
         effects += [self._answer_of(waiting) for waiting in released if waiting is not fused]
         for contribution in run.contributions:
             contribution.runs -= 1
@@ -474,22 +434,19 @@ class ShareCore:
                 effects.append(Release(contribution.buffer))
         return effects
 
-    def _fusible(self, released: list[_Waiting], seg_begin: int, seg_end: int) -> _Waiting | None:
-        for waiting in released:
-            if waiting.values and waiting.seg_begin == seg_begin and waiting.seg_end == seg_end:
-                return waiting
-        return None
-
-    def _apply_sources(self, state: _BlockState, run: _GateRun, fused: _Waiting | None) -> list[Effect]:
-        ordered = sorted(run.contributions, key=lambda c: c.rank)
-        base = state.shape.segments[run.seg_begin].begin
-        sources = tuple(
-            Source(c.buffer, base - state.shape.segments[c.seg_begin].begin, c.weight) for c in ordered
-        )
+    def _apply_sources(self, state: _BlockState, run: GateRun, fused: Waiting | None) -> list[Effect]:
+        # A contribution may have come before the roster that names its session's rank.
+        ordered = sorted(run.contributions, key=lambda c: (self._ranks.get(c.session, c.rank), c.session))
         divisor = sum({c.session: c.weight for c in ordered}.values()) if self.mean else 1.0
+        if divisor <= 0:  # weights of nothing: there is no mean to apply
+            return [self._answer_of(fused)] if fused is not None else []
+        segments = state.shape.segments
+        base = segments[run.seg_begin].begin
+        sources = tuple(
+            Source(c.buffer, base - segments[c.seg_begin].begin, c.weight if self.mean else 1.0) for c in ordered
+        )
         stamp = max(c.stamp for c in ordered)
-        answer = self._answer_of(fused) if fused is not None else None
-        return self._applies(state, run.seg_begin, run.seg_end, sources, divisor, stamp, answer)
+        return self._applies(state, run.seg_begin, run.seg_end, sources, divisor, stamp, fused)
 
     def _applies(
         self,
@@ -499,66 +456,76 @@ class ShareCore:
         sources: tuple[Source, ...],
         divisor: float,
         stamp: int,
-        answer: Answer | None,
+        waiting: Waiting | None,
     ) -> list[Effect]:
-        """One Apply, or one for each stretch of segments that has been updated equally often."""
-        updates = state.updates
+        """One Apply, or one for each stretch of segments that has been updated equally often; then the answer."""
+        updates, segments, index = state.updates, state.shape.segments, state.shape.index
         update = updates[seg_begin] + 1
         if updates[seg_begin:seg_end].count(update - 1) == seg_end - seg_begin:
             updates[seg_begin:seg_end] = [update] * (seg_end - seg_begin)
-            return [Apply(state.shape.index, seg_begin, seg_end, sources, divisor, update, stamp, answer)]
+            answer = self._answer_of(waiting) if waiting is not None else None
+            return [Apply(index, seg_begin, seg_end, sources, divisor, update, stamp, answer)]
         effects: list[Effect] = []
-        base, at = state.shape.segments[seg_begin].begin, seg_begin
+        base, at = segments[seg_begin].begin, seg_begin
         while at < seg_end:
             end = at + 1
             while end < seg_end and updates[end] == updates[at]:
                 end += 1
-            moved = state.shape.segments[at].begin - base
+            moved = segments[at].begin - base
             shifted = tuple(Source(s.buffer, s.begin + moved, s.weight) for s in sources)
             update = updates[at] + 1
             updates[at:end] = [update] * (end - at)
-            effects.append(Apply(state.shape.index, at, end, shifted, divisor, update, stamp, None))
+            effects.append(Apply(index, at, end, shifted, divisor, update, stamp, None))
             at = end
-        if answer is not None:
-            effects.append(answer)
+        if waiting is not None:
+            effects.append(self._answer_of(waiting))
         return effects
 
     def _advance(self) -> list[Effect]:
-        """Marks or the roster changed: complete what that frees."""
-        members = self.roster.members
-        if not self.roster.started or not members:
+        """Marks or the roster changed: complete what that frees, step by step; only then read."""
+        if not self.roster.started:
             return []
-        lowest = min([self.closed[member.session] for member in members])
+        self.closed_min = max(self.closed_min, self._closed_by_all())
         effects: list[Effect] = []
-        if self.consistency.mode is Mode.BSP:
-            for state in self.blocks.values():
-                if state.gates:
-                    effects += self._complete(state)
-        held = self.hold_clock is not None and lowest > self.hold_clock
-        self.closed_min = max(self.closed_min, self.hold_clock if held and self.hold_clock is not None else lowest)
-        if self._parked:
-            effects += self._release_parked([])
+        for state in list(self._gated.values()):
+            for clock in sorted(state.gates):
+                effects += self._complete(state, clock, 0, len(state.applied))
+        for state in list(self._parking.values()):
+            effects += self._release_parked(state)
         return effects
 
+    def _closed_by_all(self) -> int:
+        """Steps that nobody is waited for any more; those who left, or nobody at all, wait for no step that has begun."""
+        clocks = [clock for m in self.roster.members if (clock := self.closed[m.session]) < LEFT]
+        lowest = min(clocks, default=self.clock_begun + 1)
+        return lowest if self.hold_clock is None else min(lowest, self.hold_clock)
+
     def _drop_unfinished(self, session: bytes) -> list[Effect]:
-        """Take out what `session` contributed to runs it was not done with."""
+        """Take out what `session` contributed to runs it was not done with, and its assigns that wait."""
         effects: list[Effect] = []
-        for state in self.blocks.values():
+        forgotten: list[Waiting] = []
+        closed = self.closed.get(session, 0)
+        for state in self._gated.values():
             for clock, runs in state.gates.items():
-                if self.closed.get(session, 0) > clock:
-                    continue
-                for run in runs:
-                    if session in run.done:
-                        continue
-                    for contribution in [c for c in run.contributions if c.session == session]:
-                        run.contributions.remove(contribution)
-                        contribution.runs -= 1
-                        if contribution.runs == 0:
-                            effects.append(Release(contribution.buffer))
-                    run.waiting = [w for w in run.waiting if w.session != session]
-        dropped = [w for w in self._parked if w.session == session]
-        effects += [Release(w.write) for w in dropped if w.write is not None]
-        self._parked = [w for w in self._parked if w.session != session]
+                for run in runs if clock >= closed else ():
+                    if session not in run.done:
+                        unused, waiting = run.drop(session)
+                        effects += [Release(contribution.buffer) for contribution in unused]
+                        forgotten += waiting
+        for index, state in list(self._parking.items()):
+            parked = [w for w in state.parked if w.session == session]
+            effects += [Release(w.write) for w in parked if w.write is not None]
+            forgotten += parked
+            state.parked = [w for w in state.parked if w.session != session]
+            if not state.parked:
+                del self._parking[index]
+        for waiting in forgotten:
+            if not waiting.forgotten:
+                waiting.forgotten = True
+                del self._answers[session, waiting.seq]
+                self._note_fate(session, waiting.seq, Status.LATE, None)
+                if waiting.origin is not None:
+                    effects.append(waiting.answer(Status.LATE)._replace(values=False))
         return effects
 
     # ---- ASP and SSP -------------------------------------------------------------------------------------------------
@@ -566,44 +533,30 @@ class ShareCore:
     def _apply_on_arrival(self, event: Push) -> list[Effect]:
         if not event.finite:
             self.rejected += 1
-            return [Release(event.buffer), self._answer(event, Status.REJECTED)]
+            return self._consume(event, Status.REJECTED)
         state = self.blocks[event.block]
         lag = max(0, event.clock - self.closed_min)
+        if lag > _LAG_EXACT_MAX:
+            lag = 1 << (lag.bit_length() - 1)
         self.staleness[lag] = self.staleness.get(lag, 0) + 1
-        waiting = _Waiting(
-            event.origin,
-            event.session,
-            event.seq,
-            event.clock + 1,
-            event.block,
-            event.seg_begin,
-            event.seg_end,
-            event.values,
-            0,
-        )
-        at_once = not event.values or self._may_read(waiting)
-        answer = self._answer_of(waiting) if at_once else None
-        fused = answer if event.values else None
-        effects = self._applies(
-            state,
-            event.seg_begin,
-            event.seg_end,
-            (Source(event.buffer, 0, 1.0),),
-            1.0,
-            event.stamp,
-            fused,
-        )
-        if answer is not None and fused is None:
-            effects.append(answer)
-        if not at_once:
-            self._answers[event.session, event.seq] = waiting
-            self._parked.append(waiting)
+        waiting = self._wait_for(event, event.clock + 1)
+        at_once = not event.values or self._may_read(state, waiting)
+        sources = (Source(event.buffer, 0, 1.0),)
+        seg_begin, seg_end = event.seg_begin, event.seg_end
+        fused = waiting if at_once and event.values else None
+        effects = self._applies(state, seg_begin, seg_end, sources, 1.0, event.stamp, fused)
+        if at_once:
+            del self._answers[event.session, event.seq]
+            if fused is None:
+                effects.append(self._answer_of(waiting))
+        else:
+            self._park(state, waiting)
         effects.append(Release(event.buffer))
         return effects
 
     # ---- reads -------------------------------------------------------------------------------------------------------
 
-    def _may_read(self, waiting: _Waiting) -> bool:
+    def _may_read(self, state: _BlockState, waiting: Waiting) -> bool:
         mode = self.consistency.mode
         if mode is Mode.ASP or waiting.clock == 0:
             return True
@@ -611,60 +564,53 @@ class ShareCore:
             return self.closed_min >= waiting.clock - self.consistency.bound
         if self.closed_min >= waiting.clock:
             return True
-        applied = self.blocks[waiting.block].applied
-        return min(applied[waiting.seg_begin : waiting.seg_end]) >= waiting.clock
+        return min(state.applied[waiting.seg_begin : waiting.seg_end]) >= waiting.clock
 
-    def _release_parked(self, more: list[_Waiting]) -> list[Effect]:
+    def _park(self, state: _BlockState, waiting: Waiting) -> None:
+        state.parked.append(waiting)
+        self._parking[state.shape.index] = state
+
+    def _release_parked(self, state: _BlockState) -> list[Effect]:
+        """Release what is parked on the block and may be read by now."""
         effects: list[Effect] = []
         kept = []
-        for waiting in self._parked + more:
-            if not self._may_read(waiting):
+        for waiting in state.parked:
+            if not self._may_read(state, waiting):
                 kept.append(waiting)
                 continue
             if waiting.write is not None:
                 effects.append(Write(waiting.block, waiting.seg_begin, waiting.seg_end, waiting.write, False))
                 effects.append(Release(waiting.write))
             self._answers.pop((waiting.session, waiting.seq), None)
-            effects.append(self._release(waiting))
-        self._parked = kept
+            if waiting.origin is not None:
+                effects.append(self._answer_of(waiting))
+        state.parked = kept
+        if not kept:
+            self._parking.pop(state.shape.index, None)
         return effects
 
-    def _release(self, waiting: _Waiting) -> Answer:
-        return self._answer_of(waiting)
-
-    def _answer_of(self, waiting: _Waiting) -> Answer:
-        version = self.blocks[waiting.block].updates[waiting.seg_begin]
-        return Answer(
-            waiting.origin,
-            Status.OK,
-            waiting.block,
-            waiting.seg_begin,
-            waiting.seg_end,
-            waiting.values,
-            version,
-        )
+    def _answer_of(self, waiting: Waiting) -> Answer:
+        return waiting.answer(Status.OK, self.blocks[waiting.block].updates[waiting.seg_begin])
 
     # ---- explanation -------------------------------------------------------------------------------------------------
 
     def waiting_for(self) -> set[bytes]:
         """The sessions that an open step or a parked pull waits for."""
         late: set[bytes] = set()
-        for state in self.blocks.values():
+        for state in self._gated.values():
             for clock, runs in state.gates.items():
+                awaited = {m.session for m in self.roster.members if self.closed[m.session] <= clock}
                 for run in runs:
-                    late |= {
-                        m.session
-                        for m in self.roster.members
-                        if self.closed[m.session] <= clock and m.session not in run.done
-                    }
-        if self._parked and self.roster.members:
+                    late |= awaited - run.done
+        if self._parking and self.roster.members:
             lowest = min(self.closed[m.session] for m in self.roster.members)
             late |= {m.session for m in self.roster.members if self.closed[m.session] == lowest}
         return late
 
     def parked(self) -> int:
         """Answers that wait for a step or for other workers."""
-        return len(self._parked) + sum(1 for w in self._answers.values() if w not in self._parked)
+        pulls = sum(1 for state in self._parking.values() for waiting in state.parked if not waiting.session)
+        return pulls + len(self._answers)
 
     def validate(self) -> None:
         """Check the module's invariants.
@@ -672,25 +618,25 @@ class ShareCore:
         Raises:
             InvariantError: if one does not hold.
         """
+        live: dict[int, int] = {}
         for state in self.blocks.values():
-            uses: dict[int, int] = {}
-            counts: dict[int, int] = {}
-            for clock, runs in state.gates.items():
-                end = 0
-                for run in runs:
-                    if not end <= run.seg_begin < run.seg_end <= len(state.applied):
-                        raise InvariantError("gate runs overlap", block=state.shape.index, clock=clock)
-                    end = run.seg_end
-                    if max(state.applied[run.seg_begin : run.seg_end]) > clock:
-                        raise InvariantError("an open step was applied", block=state.shape.index, clock=clock)
-                    for contribution in run.contributions:
-                        uses[id(contribution)] = uses.get(id(contribution), 0) + 1
-                        counts[id(contribution)] = contribution.runs
-            if uses != counts:
-                raise InvariantError("a contribution's uses are miscounted", block=state.shape.index)
+            gate_runs.validate(state.gates, state.applied)
+            index = state.shape.index
+            if (index in self._gated) != bool(state.gates) or (index in self._parking) != bool(state.parked):
+                raise InvariantError("a block's open gates or parked answers are not listed", block=index)
+            if state.gates and self.roster.started and min(state.gates) < self.closed_min:
+                raise InvariantError("a step that all have closed is open", block=index, closed=self.closed_min)
+            for run in (run for runs in state.gates.values() for run in runs):
+                for waiting in run.waiting:
+                    live[id(waiting)] = live.get(id(waiting), 0) + run.seg_end - run.seg_begin
+            live |= {id(waiting): 0 for waiting in state.parked}
         for key, waiting in self._answers.items():
             if key != (waiting.session, waiting.seq) or self.admitted.get(waiting.session, 0) < waiting.seq:
                 raise InvariantError("an answer waits for what was not admitted", seq=waiting.seq)
+            if live.get(id(waiting)) != waiting.remaining or waiting.forgotten:
+                raise InvariantError("an answer waits for nothing", seq=waiting.seq, segments=waiting.remaining)
+        if len(self._fates) > _FATES_MAX or len(self._ended) > _ENDED_MAX:
+            raise InvariantError("what is remembered has outgrown its bound", fates=len(self._fates))
 
 
 def _no_values(block: int) -> UsageError:
@@ -698,4 +644,10 @@ def _no_values(block: int) -> UsageError:
         "a tensor has no values yet",
         block=block,
         next_move="Call store.init with it on every worker before pushing or pulling.",
+    )
+
+
+def _ended() -> UnavailableError:
+    return UnavailableError(
+        "this session has ended", next_move="Connect again: what was not acknowledged was not applied."
     )

@@ -1,0 +1,94 @@
+"""What a server must know to hold a dense group: layout, rule, reduction, consistency.
+
+Invariant: a spec that parses is whole and within limits; two sides with equal bytes compute the same layout.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from google.protobuf.message import DecodeError
+
+from windlass_proto import limits, rule_specs
+from windlass_proto.consistency import Consistency
+from windlass_proto.errors import ProtocolError, WindlassError
+from windlass_proto.gen import control_pb2
+from windlass_proto.layout import GroupLayout, TensorSpec, dtype_named
+from windlass_proto.rule_specs import RuleSpec
+
+
+@dataclass(frozen=True)
+class GroupSpec:
+    """A dense group as declared."""
+
+    store_id: int
+    layout: GroupLayout
+    rule: RuleSpec
+    mean: bool
+    consistency: Consistency
+
+
+def from_message(group: control_pb2.Group) -> GroupSpec:
+    """Read a declared group.
+
+    Raises:
+        ProtocolError: if a field is out of its range.
+    """
+    try:
+        dtype_named(group.dtype)
+        spec = GroupSpec(
+            store_id=group.store_id,
+            layout=GroupLayout(
+                table_id=group.table_id,
+                dtype_name=group.dtype,
+                tensors=tuple(_tensor(tensor) for tensor in group.tensors),
+                block_elements=group.block_elements,
+                vshards=group.vshards,
+            ),
+            rule=rule_specs.from_bytes_untrusted(group.rule),
+            mean=group.reduce != "sum",
+            consistency=Consistency.parse(group.consistency),
+        )
+    except WindlassError as cause:
+        raise ProtocolError("a group's declaration cannot be used", reason=str(cause)) from cause
+    _check(spec, group)
+    return spec
+
+
+def from_bytes_untrusted(raw: bytes) -> GroupSpec:
+    """Read a declared group from its protobuf bytes.
+
+    Raises:
+        ProtocolError: if they are not one.
+    """
+    if len(raw) > limits.SPEC_BYTES_MAX:
+        raise ProtocolError("a declaration is too long", bytes=len(raw), bytes_max=limits.SPEC_BYTES_MAX)
+    try:
+        group = control_pb2.Group.FromString(raw)
+    except DecodeError as cause:
+        raise ProtocolError("a declaration cannot be read", reason=str(cause)) from cause
+    return from_message(group)
+
+
+def _tensor(tensor: control_pb2.Tensor) -> TensorSpec:
+    return TensorSpec(tensor.name, tuple(tensor.shape), tensor.lr_mult, tensor.decay_mult)
+
+
+def _check(spec: GroupSpec, group: control_pb2.Group) -> None:
+    block, vshards = group.block_elements, group.vshards
+    if block & (block - 1) or not limits.BLOCK_ELEMENTS_FLOOR <= block <= limits.BLOCK_ELEMENTS_MAX:
+        raise ProtocolError("a block size is not a power of two within the limits", block_elements=block)
+    if vshards & (vshards - 1) or not 1 <= vshards <= 1 << 16:
+        raise ProtocolError("a number of vshards is not a power of two", vshards=vshards)
+    if not 1 <= len(group.tensors) <= limits.TENSORS_MAX:
+        raise ProtocolError("a group has too many tensors or none", tensors=len(group.tensors))
+    elements = 0
+    for tensor in spec.layout.tensors:
+        elements += math.prod(tensor.shape)
+        if not (math.isfinite(tensor.lr_mult) and math.isfinite(tensor.decay_mult)):
+            raise ProtocolError("a multiplier is not finite", tensor=tensor.name)
+        if len(tensor.name.encode()) > limits.NAME_BYTES_MAX or len(tensor.shape) > 32:
+            raise ProtocolError("a tensor's name or shape is too long", tensor=tensor.name[:64])
+    if elements * spec.layout.dtype.itemsize > limits.ARENA_BYTES_MAX:
+        raise ProtocolError("a group is too large", elements=elements)

@@ -1,0 +1,428 @@
+"""One worker's connection: a thread that receives, applies and answers.
+
+Invariant: the thread polls for reading, writing and its wake-up at once and blocks in nothing else, so a worker that does
+not read delays nobody, itself included. It runs cores and kernels itself: there is no hand-over between a frame's arrival
+and its answer. Answers that other connections' threads release come through `outbox`, whose lock is held only to append or
+to take everything.
+
+A peer that breaks the protocol loses this connection; the process and the other connections never notice.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Executor
+
+import numpy as np
+
+from windlass_proto import errors, frames, group_specs, limits
+from windlass_proto.errors import ProtocolError, UnavailableError, UsageError, WindlassError
+from windlass_proto.frames import Entry, EntryFlag, Flag, Header, Kind, Op, Status
+from windlass_proto.links import arena
+from windlass_proto.links.stream import Frame, FrameReader, FrameWriter, Place
+from windlass_proto.memory import Buffer
+from windlass_server.dense import DenseGroup, Origin, Reply, Share, Values, Vector
+from windlass_server.node import ServerNode
+from windlass_server.share_core import Push
+
+_LOG = logging.getLogger("windlass.server")
+_SINK = memoryview(bytearray(limits.MIB))
+_FRAMES_A_TURN = 8
+_WRITES = frozenset({Op.PUSH, Op.PUSH_PULL, Op.INIT, Op.ASSIGN})
+
+
+class Connection:
+    """A link that passed its preamble. `serve` runs in a thread of its own until the link ends or `stop` is called."""
+
+    def __init__(
+        self, sock: socket.socket, session: bytes, node: ServerNode, builder: Executor, *, local: bool
+    ) -> None:
+        self.sock = sock
+        self.session = session
+        self.node = node
+        self.builder = builder
+        self.local = local
+        self.frame_began_s = 0.0
+        self._reader = FrameReader(sock, self._place, checksum=not local, descriptors=local)
+        self._writer = FrameWriter(sock, checksum=not local)
+        self._segments: dict[int, arena.SharedSegment] = {}
+        self._segment_bytes = 0
+        self._outbox: deque[Reply] = deque()
+        self._outbox_lock = threading.Lock()
+        self._closed = False
+        self._stopping = False
+        self._wakeup = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._woken: set[Connection] = set()
+
+    # ---- the thread --------------------------------------------------------------------------------------------------
+
+    def serve(self) -> None:
+        """Serve until the peer goes, breaks the protocol, or `stop` is called."""
+        reason = "stopped"
+        try:
+            self._serve()
+        except ProtocolError as error:
+            reason = str(error)
+            _LOG.warning("link_closed session=%s reason=%r", self.session.hex()[:8], reason)
+        except UnavailableError as error:
+            reason = str(error)
+        except Exception:
+            reason = "an error of this server"
+            _LOG.exception("connection_failed session=%s", self.session.hex()[:8])
+        finally:
+            self._close()
+
+    def stop(self) -> None:
+        """Ask the thread to end; called by any thread."""
+        self._stopping = True
+        self.wake()
+
+    def wake(self) -> None:
+        """Make the thread look at its outbox."""
+        try:
+            os.eventfd_write(self._wakeup, 1)
+        except OSError:
+            return  # closed meanwhile: its outbox has been dropped
+
+    def _serve(self) -> None:
+        poll = select.poll()
+        poll.register(self._wakeup, select.POLLIN)
+        poll.register(self.sock, select.POLLIN)
+        writing = more = False
+        while not self._stopping:
+            events_of = dict(poll.poll(0 if more else None))
+            if self._wakeup in events_of:
+                os.eventfd_read(self._wakeup)
+            if more or events_of.get(self.sock.fileno(), 0) & ~select.POLLOUT:
+                more = self._read_frames()
+            self._send_answers()
+            if self._writer.waiting() != writing:
+                writing = not writing
+                poll.modify(self.sock, select.POLLIN | (select.POLLOUT if writing else 0))
+
+    def _read_frames(self) -> bool:
+        """Take the frames that are there, up to a turn's worth; True if more may have been read already."""
+        for _ in range(_FRAMES_A_TURN):
+            frame = self._reader.read()
+            if frame is None:
+                return False
+            self.frame_began_s = time.monotonic()
+            self._take(frame)
+            self.frame_began_s = 0.0
+            self._send_answers()
+            if not self._reader.mid_frame():
+                return False
+        return True
+
+    def _close(self) -> None:
+        with self._outbox_lock:
+            self._closed = True
+            dropped = list(self._outbox)
+            self._outbox.clear()
+        for reply in dropped:
+            if reply.snapshot is not None:
+                reply.snapshot.release()
+        self.node.drop_connection(self)
+        self._writer.abandon()
+        self._reader.close()
+        self.sock.close()
+        os.close(self._wakeup)
+        self._wakeup = -1
+        for segment in self._segments.values():
+            segment.close()
+
+    # ---- receiving ---------------------------------------------------------------------------------------------------
+
+    def _place(self, header: Header, entries: list[Entry]) -> Place:
+        """Memory for a frame's payload; a sink when the pool is exhausted and nothing in it extends an open step."""
+        if not header.payload_bytes:
+            return Place([])
+        extends = self.node.pool.full and any(self._extends(entry) for entry in entries)
+        try:
+            buffer = self.node.pool.take(header.payload_bytes, beyond=extends)
+        except UnavailableError:
+            whole, rest = divmod(header.payload_bytes, len(_SINK))
+            return Place([_SINK] * whole + [_SINK[:rest]])
+        return Place([buffer.array.data], buffer)
+
+    def _extends(self, entry: Entry) -> bool:
+        group = self.node.groups.get(entry.table)
+        share = group.share_of_block.get(entry.block) if group is not None else None
+        return share is not None and entry.op in _WRITES and share.core.clock_begun >= entry.clock
+
+    def _take(self, frame: Frame) -> None:
+        header = frame.header
+        counters = self.node.counters
+        counters["frames"] += 1
+        counters["bytes_in"] += header.payload_bytes
+        if header.kind == Kind.REQUEST:
+            buffer: Buffer | None = frame.placed
+            refused = header.payload_bytes > 0 and buffer is None
+            try:
+                for entry in frame.entries:
+                    self._take_entry(header, entry, buffer, refused)
+            finally:
+                if buffer is not None:
+                    buffer.release()
+            if header.flags & Flag.MARK:
+                leaves = bool(header.flags & Flag.LEAVE)
+                self.node.mark(header.store, self.session, header.clock, self._deliver, leaves=leaves)
+            self._wake_others()
+        elif header.kind == Kind.ARENA:
+            self._attach(frame)
+        elif header.kind == Kind.GOODBYE:
+            self._stopping = True
+        else:
+            raise ProtocolError("a worker sent a frame of another role", kind=header.kind)
+
+    def _take_entry(self, header: Header, entry: Entry, buffer: Buffer | None, refused: bool) -> None:
+        if not Op.PUSH <= entry.op <= Op.SET_RULE:
+            raise ProtocolError("an entry asks for an unknown operation", op=entry.op)
+        if entry.op == Op.DECLARE:
+            self._declare(entry, buffer)
+            return
+        group = self.node.groups.get(entry.table)
+        if group is None:
+            self._reply_plain(entry, Status.UNKNOWN)
+            return
+        if entry.op == Op.DROP:
+            self.node.drop(entry.table)
+            self._reply_plain(entry, Status.OK)
+            return
+        share = group.share_of_block.get(entry.block)
+        if share is None:
+            if entry.block >= len(group.spec.layout.blocks):
+                raise ProtocolError("an entry names a block that its table lacks", block=entry.block)
+            self._reply_plain(entry, Status.FENCED)
+            return
+        if refused or (self.node.pool.full and entry.op not in _WRITES):
+            self._reply_plain(entry, Status.RETRY)
+            return
+        self._run(header, entry, group, share, buffer)
+
+    def _run(
+        self, header: Header, entry: Entry, group: DenseGroup, share: Share, buffer: Buffer | None
+    ) -> None:
+        """One entry through its share's core. Five calls from here to the kernel: push, execute, apply, update, it."""
+        block = group.spec.layout.blocks[entry.block]
+        if not entry.seg_begin < entry.seg_end <= len(block.segments):
+            raise ProtocolError("an entry names segments that its block lacks", end=entry.seg_end)
+        begin, end = block.span(entry.seg_begin, entry.seg_end)
+        dtype = group.spec.layout.dtype
+        nbytes = (end - begin) * dtype.itemsize
+        op = entry.op
+        out = self._out(entry, nbytes, dtype) if entry.out_arena else None
+        origin = Origin(self, entry.tag, entry.table, Op(op), out)
+        if op == Op.PULL:
+            self.node.counters["pulls"] += 1
+            clock = 0 if entry.flags & EntryFlag.NOWAIT else entry.clock
+            with share.lock:
+                effects = share.core.pull(origin, clock, entry.block, entry.seg_begin, entry.seg_end)
+                group.execute(share, effects, self._deliver)
+            return
+        if op not in _WRITES:
+            raise ProtocolError("an entry asks for an unknown operation", op=op)
+        if entry.clock > share.core.clock_begun + limits.CLOCK_AHEAD_MAX:
+            raise ProtocolError("an entry's step is out of reach", clock=entry.clock)
+        values = self._values(entry, nbytes, dtype, buffer)
+        event = Push(
+            origin,
+            self.session,
+            entry.seq,
+            entry.clock,
+            entry.block,
+            entry.seg_begin,
+            entry.seg_end,
+            values,
+            entry.weight,
+            entry.stamp,
+            bool(entry.flags & EntryFlag.LAST),
+            op == Op.PUSH_PULL,
+            group.finite(values.array),
+        )
+        self.node.counters["pushes"] += 1
+        with share.lock:
+            if op == Op.INIT:
+                effects = share.core.init(event)
+            elif op == Op.ASSIGN:
+                effects = share.core.assign(event)
+            else:
+                effects = share.core.push(event)
+            group.execute(share, effects, self._deliver)
+
+    def _values(self, entry: Entry, nbytes: int, dtype: np.dtype[np.floating], buffer: Buffer | None) -> Values:
+        if entry.nbytes != nbytes:
+            raise ProtocolError("an entry's values have another length", got=entry.nbytes, expected=nbytes)
+        if not (0.0 <= entry.weight <= 1e30):
+            raise ProtocolError("an entry's weight is out of range", weight=entry.weight)
+        if entry.arena:
+            return Values(self._shared(entry.arena, entry.offset, nbytes, dtype), None)
+        if buffer is None:
+            raise ProtocolError("an entry came without its values", nbytes=nbytes)
+        buffer.hold()
+        return Values(buffer.array[entry.offset : entry.offset + nbytes].view(dtype), buffer)
+
+    def _out(self, entry: Entry, nbytes: int, dtype: np.dtype[np.floating]) -> Vector:
+        return self._shared(entry.out_arena, entry.out_offset, nbytes, dtype)
+
+    def _shared(self, segment_id: int, offset: int, nbytes: int, dtype: np.dtype[np.floating]) -> Vector:
+        segment = self._segments.get(segment_id)
+        if segment is None:
+            raise ProtocolError("an entry names a shared segment that was not attached", segment=segment_id)
+        if offset & 63 or offset + nbytes > segment.size_bytes:
+            raise ProtocolError("an entry leaves its shared segment", offset=offset, nbytes=nbytes)
+        return segment.array[offset : offset + nbytes].view(dtype)
+
+    def _attach(self, frame: Frame) -> None:
+        """Map a shared segment; the frame's clock is its size, its store its id."""
+        header = frame.header
+        assert frame.descriptor is not None
+        full = len(self._segments) >= limits.ARENA_SEGMENTS_MAX
+        if full or self._segment_bytes + header.clock > limits.ARENA_BYTES_MAX or header.store in self._segments:
+            os.close(frame.descriptor)
+            raise ProtocolError("a worker attached more shared memory than allowed", segments=len(self._segments))
+        segment = arena.attach_untrusted(frame.descriptor, header.clock)
+        segment.close()  # the mapping stays
+        self._segments[header.store] = segment
+        self._segment_bytes += segment.size_bytes
+
+    def _declare(self, entry: Entry, buffer: Buffer | None) -> None:
+        """Rules are compiled in the builder's thread; the answer follows."""
+        if buffer is None or entry.arena:
+            raise ProtocolError("a declaration came without its bytes")
+        spec = group_specs.from_bytes_untrusted(
+            buffer.array[entry.offset : entry.offset + entry.nbytes].tobytes()
+        )
+        origin = Origin(self, entry.tag, spec.layout.table_id, Op.DECLARE, None)
+
+        def build() -> None:
+            status, error = Status.OK, None
+            try:
+                self.node.declare(spec)
+            except WindlassError as refused:
+                status, error = Status.ERROR, refused
+            except Exception:
+                _LOG.exception("declaration_failed table=%d", spec.layout.table_id)
+                status = Status.ERROR
+                error = UnavailableError("the server could not declare a table", table=spec.layout.table_id)
+            self.post(Reply(origin, status, 0, 0, 0, 0, None, error))
+            self.wake()
+
+        self.builder.submit(build)
+
+    # ---- answering ---------------------------------------------------------------------------------------------------
+
+    def post(self, reply: Reply) -> None:
+        """Queue an answer for this connection; any thread may. Its thread must then be woken."""
+        with self._outbox_lock:
+            if not self._closed:
+                self._outbox.append(reply)
+                return
+        if reply.snapshot is not None:
+            reply.snapshot.release()
+
+    def _deliver(self, reply: Reply) -> None:
+        """Called under a share's lock: queue only; `_wake_others` rings afterwards."""
+        connection: Connection = reply.origin.connection
+        connection.post(reply)
+        if connection is not self:
+            self._woken.add(connection)
+
+    def _wake_others(self) -> None:
+        for connection in self._woken:
+            connection.wake()
+        self._woken.clear()
+
+    def _reply_plain(self, entry: Entry, status: Status) -> None:
+        origin = Origin(self, entry.tag, entry.table, Op(entry.op), None)
+        self.post(Reply(origin, status, entry.block, entry.seg_begin, entry.seg_end, 0, None, None))
+
+    def _send_answers(self) -> None:
+        """Turn the outbox into frames and send what the socket takes."""
+        while self._outbox:
+            with self._outbox_lock:
+                replies = self._next_batch()
+            self._put(replies)
+        if self._writer.waiting():
+            self._writer.flush()
+
+    def _next_batch(self) -> list[Reply]:
+        batch: list[Reply] = []
+        nbytes = 0
+        while self._outbox and len(batch) < limits.FRAME_ENTRIES_MAX:
+            size = self._outbox[0].snapshot.array.nbytes if self._outbox[0].snapshot is not None else 0
+            if batch and nbytes + size > limits.FRAME_PAYLOAD_BYTES_TARGET:
+                break
+            nbytes += size
+            batch.append(self._outbox.popleft())
+        return batch
+
+    def _put(self, replies: list[Reply]) -> None:
+        entries: list[Entry] = []
+        payload: list[memoryview] = []
+        snapshots: list[Buffer] = []
+        at = 0
+        for reply in replies:
+            size, view = 0, None
+            if reply.snapshot is not None:
+                snapshots.append(reply.snapshot)
+                view = reply.snapshot.array.data
+                size = view.nbytes
+            elif reply.error is not None:
+                view, size = _error_record(reply.error)
+            entries.append(_answer_entry(reply, at, size))
+            if view is not None:
+                payload.append(view)
+                at += view.nbytes
+        header = Header(Kind.ANSWER, 0, len(entries), 0, at, self.node.generation, 0, 0, 0)
+        self.node.counters["bytes_out"] += at
+        self._writer.put(header, frames.pack_entries(entries), payload, _releasing(snapshots))
+
+
+def _error_record(error: Exception) -> tuple[memoryview, int]:
+    """An error's bytes, padded to 64, and their length."""
+    known = error if isinstance(error, WindlassError) else UsageError(str(error))
+    record = errors.to_wire(known)
+    return memoryview(record + bytes(-len(record) % 64)), len(record)
+
+
+def _answer_entry(reply: Reply, offset: int, nbytes: int) -> Entry:
+    return Entry(
+        op=reply.origin.op,
+        status=reply.status,
+        flags=0,
+        table=reply.origin.table,
+        block=reply.block,
+        tag=reply.origin.tag,
+        seq=0,
+        clock=0,
+        seg_begin=reply.seg_begin,
+        seg_end=reply.seg_end,
+        offset=offset,
+        nbytes=nbytes,
+        arena=0,
+        out_arena=0,
+        out_offset=0,
+        weight=0.0,
+        stamp=0,
+        vshard=0,
+        aux=reply.aux,
+    )
+
+
+def _releasing(snapshots: list[Buffer]) -> Callable[[], None] | None:
+    if not snapshots:
+        return None
+
+    def release() -> None:
+        for snapshot in snapshots:
+            snapshot.release()
+
+    return release

@@ -1,0 +1,204 @@
+"""What one server process holds: its groups, the rosters that govern them, its buffer pool and counters.
+
+Invariant: a group is made once, from one spec; a roster reaches every share of its store, also those declared later.
+`_lock` guards the dictionaries; shares have locks of their own, and the two are never held together the other way round
+(node lock first, then a share's).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+
+from windlass_proto.errors import ClosedError, UnavailableError, UsageError, WindlassError
+from windlass_proto.group_specs import GroupSpec
+from windlass_proto.memory import BufferPool
+from windlass_rules import build
+from windlass_server.dense import DenseGroup, Reply, Share
+from windlass_server.share_core import Effect, Roster
+
+ENDED_KEPT = 4096
+
+
+class ServerNode:
+    """The state of one server.
+
+    Args:
+        pool: lends receive buffers and snapshots.
+        routing_wait_s: how long a declaration waits for this server's key ranges.
+    """
+
+    def __init__(self, pool: BufferPool, *, routing_wait_s: float = 10.0) -> None:
+        self.pool = pool
+        self.groups: dict[int, DenseGroup] = {}
+        self.rosters: dict[int, Roster] = {}
+        self.counters = {"frames": 0, "pushes": 0, "pulls": 0, "bytes_in": 0, "bytes_out": 0}
+        self.generation = 0
+        self._ended: dict[bytes, str] = {}
+        self._vshards: range | None = None
+        self._routing_wait_s = routing_wait_s
+        self._lock = threading.Lock()
+        self._routed = threading.Condition(self._lock)
+
+    # ---- control plane -----------------------------------------------------------------------------------------------
+
+    def own(self, vshards: range, generation: int) -> None:
+        """The scheduler handed this server `vshards`."""
+        with self._routed:
+            if self._vshards is None:
+                self._vshards = vshards
+            self.generation = max(self.generation, generation)
+            self._routed.notify_all()
+
+    def set_roster(self, store_id: int, roster: Roster, deliver: Callable[[Reply], None]) -> None:
+        """A store's steps count another set of sessions."""
+        with self._lock:
+            known = self.rosters.get(store_id)
+            if known is not None and known.version > roster.version:
+                return
+            self.rosters[store_id] = roster
+            shares = list(self._shares_of(store_id))
+        for group, share in shares:
+            self._run(group, share, lambda core=share.core: core.set_roster(roster), deliver)  # type: ignore[misc]
+
+    def prepare(self, store_id: int, clock: int) -> tuple[bool, int]:
+        """May the roster of a store change from `clock` on? Returns the vote and the highest clock begun here."""
+        with self._lock:
+            shares = list(self._shares_of(store_id))
+        highest, accepted = -1, True
+        for _, share in shares:
+            with share.lock:
+                accepted = share.core.prepare(clock) and accepted
+                highest = max(highest, share.core.clock_begun)
+        return accepted, max(0, highest)
+
+    def end_session(self, session: bytes, reason: str, deliver: Callable[[Reply], None]) -> None:
+        """The scheduler ended a session: nothing waits for it, nothing more is taken from it."""
+        with self._lock:
+            self._ended[session] = reason
+            while len(self._ended) > ENDED_KEPT:
+                del self._ended[next(iter(self._ended))]
+            shares = [(group, share) for group in self.groups.values() for share in group.shares.values()]
+        for group, share in shares:
+            self._run(group, share, lambda core=share.core: core.end_session(session), deliver)  # type: ignore[misc]
+
+    def check_session(self, session: bytes) -> None:
+        """May this session talk to us?
+
+        Raises:
+            ClosedError: the scheduler has ended it.
+        """
+        reason = self._ended.get(session)
+        if reason is not None:
+            raise ClosedError(
+                "this worker's session has ended",
+                reason=reason,
+                next_move="Connect again with windlass.connect().",
+            )
+
+    # ---- data plane --------------------------------------------------------------------------------------------------
+
+    def declare(self, spec: GroupSpec) -> DenseGroup:
+        """Make the group of `spec` (compiling its rule), or return it if it is here already.
+
+        Raises:
+            UsageError: another group has this table id.
+            UnavailableError: this server has not been handed its key ranges.
+        """
+        kernels = build(spec.rule, spec.layout.dtype)
+        with self._routed:
+            if not self._routed.wait_for(lambda: self._vshards is not None, self._routing_wait_s):
+                raise UnavailableError(
+                    "this server has no key ranges yet",
+                    waited_s=self._routing_wait_s,
+                    next_move="Start as many servers as the cluster was told to expect.",
+                )
+            assert self._vshards is not None
+            known = self.groups.get(spec.layout.table_id)
+            if known is None:
+                known = DenseGroup(spec, kernels, self._vshards, self.pool)
+                roster = self.rosters.get(spec.store_id)
+                if roster is not None:
+                    for share in known.shares.values():
+                        share.core.set_roster(roster)
+                self.groups[spec.layout.table_id] = known
+        if known.spec != spec:
+            raise UsageError(
+                "a table was declared differently",
+                table=spec.layout.table_id,
+                here=_in_words(known.spec),
+                declared=_in_words(spec),
+                next_move="Declare the same tensors and rule on every worker.",
+            )
+        return known
+
+    def drop(self, table_id: int) -> None:
+        """Forget a group and its memory."""
+        with self._lock:
+            self.groups.pop(table_id, None)
+
+    def mark(
+        self, store_id: int, session: bytes, clock: int, deliver: Callable[[Reply], None], *, leaves: bool
+    ) -> None:
+        """`session` has closed `clock` of a store: tell every share of it."""
+        for group in list(self.groups.values()):
+            if group.spec.store_id != store_id:
+                continue
+            for share in group.shares.values():
+                with share.lock:
+                    effects = share.core.mark(session, clock, leaves=leaves)
+                    if effects:
+                        group.execute(share, effects, deliver)
+
+    def drop_connection(self, connection: object) -> None:
+        """A connection closed: what is parked for it goes."""
+        for group in list(self.groups.values()):
+            for share in group.shares.values():
+                with share.lock:
+                    share.core.drop_origin(connection)
+
+    def figures(self) -> dict[str, float]:
+        """Counters since start, and what is held now."""
+        groups = list(self.groups.values())
+        cores = [share.core for group in groups for share in group.shares.values()]
+        held = sum(
+            arrays.weights.nbytes * (1 + len(arrays.slots))
+            for group in groups
+            for share in group.shares.values()
+            for arrays in share.arrays.values()
+        )
+        return {
+            **{name: float(count) for name, count in self.counters.items()},
+            "parameter_bytes": float(held),
+            "pool_bytes": float(self.pool.bytes_lent),
+            "duplicates": float(sum(core.duplicates for core in cores)),
+            "late": float(sum(core.late for core in cores)),
+            "rejected": float(sum(core.rejected for core in cores)),
+        }
+
+    def _shares_of(self, store_id: int) -> Iterator[tuple[DenseGroup, Share]]:
+        for group in self.groups.values():
+            if group.spec.store_id == store_id:
+                for share in group.shares.values():
+                    yield group, share
+
+    def _run(
+        self,
+        group: DenseGroup,
+        share: Share,
+        event: Callable[[], list[Effect]],
+        deliver: Callable[[Reply], None],
+    ) -> None:
+        with share.lock:
+            group.execute(share, event(), deliver)
+
+
+def refusal(reply_to: WindlassError) -> bool:
+    """Is this error an answer (the link stays) rather than a broken peer (the link goes)?"""
+    return isinstance(reply_to, UsageError | UnavailableError | ClosedError)
+
+
+def _in_words(spec: GroupSpec) -> str:
+    tensors = ", ".join(f"{t.name}{list(t.shape)}" for t in spec.layout.tensors[:4])
+    more = f" and {len(spec.layout.tensors) - 4} more" if len(spec.layout.tensors) > 4 else ""
+    return f"{spec.layout.dtype_name} {tensors}{more}, {spec.rule}, {spec.consistency}"

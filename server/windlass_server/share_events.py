@@ -1,0 +1,112 @@
+"""What goes into a share core and what comes out of it: immutable records that cross no thread and no wire.
+
+A gradient's buffer is opaque here: the core hands it from a `Push` to `Apply`, `Write` and at last `Release`. An origin is the
+driver's own, too: a tuple whose first element is the connection, or None where nobody waits any more.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+from windlass_proto.errors import WindlassError
+from windlass_proto.frames import Status
+
+LEFT: Final = 1 << 62
+"""The clock of a session that will close no further step."""
+
+
+class Member(NamedTuple):
+    """A worker that counts in steps from `join_clock` on."""
+
+    session: bytes
+    rank: int
+    join_clock: int
+
+
+@dataclass(frozen=True, slots=True)
+class Roster:
+    """Who counts in a store's steps. Steps complete only once it has started.
+
+    `proposal_settled`: what was prepared under this number or a lower one is decided and holds nothing back any more.
+    """
+
+    version: int = 0
+    started: bool = False
+    members: tuple[Member, ...] = ()
+    proposal_settled: int = 0
+
+
+class Source(NamedTuple):
+    """A gradient for a run: its buffer, the element at which the run begins in it, and its weight."""
+
+    buffer: Any
+    begin: int
+    weight: float
+
+
+class Answer(NamedTuple):
+    """Release the answer to `origin`; with `values`, the present weights of the segments go along."""
+
+    origin: Any
+    status: Status
+    block: int
+    seg_begin: int
+    seg_end: int
+    values: bool
+    aux: int = 0
+    error: WindlassError | None = None
+
+
+class Apply(NamedTuple):
+    """Run the rule on segments [seg_begin, seg_end) of a block with the weighted sum of `sources` over `divisor`.
+
+    `update` is the 1-based number of this update of the segments. `answer`, if given, covers exactly these segments: the
+    kernel may write its values in the same pass.
+    """
+
+    block: int
+    seg_begin: int
+    seg_end: int
+    sources: tuple[Source, ...]
+    divisor: float
+    update: int
+    stamp: int
+    answer: Answer | None
+
+
+class Write(NamedTuple):
+    """Store given values; `fresh` also resets the slots."""
+
+    block: int
+    seg_begin: int
+    seg_end: int
+    buffer: Any
+    fresh: bool
+
+
+class Release(NamedTuple):
+    """The buffer of a gradient is used no more."""
+
+    buffer: Any
+
+
+Effect = Answer | Apply | Write | Release
+
+
+class Push(NamedTuple):
+    """One entry that writes. `clock` is the step it belongs to; `finite` says whether its values may be applied."""
+
+    origin: Any
+    session: bytes
+    seq: int
+    clock: int
+    block: int
+    seg_begin: int
+    seg_end: int
+    buffer: Any
+    weight: float = 1.0
+    stamp: int = 0
+    last: bool = True
+    values: bool = True
+    finite: bool = True
