@@ -9,11 +9,16 @@ from __future__ import annotations
 import ast
 import os
 import re
+import subprocess
+import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from tests.conftest import held_now, leaked_since
 
 ROOT = Path(__file__).resolve().parents[1]
 OURS = {
@@ -470,3 +475,33 @@ def test_what_is_allowed_is_not_reported(check: Check) -> None:
 
 def test_every_rule_has_a_seeded_violation() -> None:
     assert {check for check, _, _ in SEEDED} == set(CHECKS)
+
+
+def test_a_thread_a_descriptor_and_a_child_left_behind_are_named() -> None:
+    before = held_now()
+    assert leaked_since(before, grace_s=0.0) == []
+    release = threading.Event()
+    thread = threading.Thread(target=release.wait, name="left-behind")
+    thread.start()
+    reader, writer = os.pipe()
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        leaked = leaked_since(before, grace_s=0.0)
+        child.communicate(b"\n")
+    release.set()
+    thread.join()
+    os.close(reader)
+    os.close(writer)
+    assert f"child process {child.pid}" in leaked
+    assert "thread left-behind (daemon: False)" in leaked
+    assert (
+        sum(said.startswith((f"file descriptor {reader}:", f"file descriptor {writer}:")) for said in leaked)
+        == 2
+    )
+
+
+def test_a_thread_that_ends_within_the_grace_is_no_leak() -> None:
+    before = held_now()
+    release = threading.Event()
+    threading.Thread(target=release.wait).start()
+    threading.Thread(target=release.set).start()
+    assert leaked_since(before) == []
