@@ -4,7 +4,7 @@ Invariant: compiling never fails for want of a folder. The folder is the first o
 `$XDG_CACHE_HOME/windlass`, `~/.cache/windlass` and a private one under the temporary folder that this
 user owns and nobody else can write to (Numba's cache holds code: a folder that others write to would run
 theirs); without any, one warning says so and kernels are compiled anew in every process. Below it lies
-one folder per windlass version, Numba version and CPU, and below that one per dtype.
+one folder per windlass version, compiler flags, Numba version and CPU, and below that one per dtype.
 
 Compiling takes 150 to 400 ms a kernel, loading 10 to 20. A launcher calls `windlass_rules.warm_up` once
 before it spawns servers, so that they all load and none compiles the same thing beside its neighbour.
@@ -24,6 +24,7 @@ import os
 import stat
 import tempfile
 import threading
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -106,9 +107,8 @@ def cache_folder() -> Path | None:
         return Path(chosen)
     for base in _candidates():
         if _is_private_and_writable(base):
-            return (
-                base / f"kernels-{_version()}-numba{numba.__version__}-{llvmlite.binding.get_host_cpu_name()}"
-            )
+            cpu = llvmlite.binding.get_host_cpu_name()
+            return base / f"kernels-{_version()}-{_flags_digest()}-numba{numba.__version__}-{cpu}"
     _warn_uncached("no folder is both writable and private; set XDG_CACHE_HOME to one that is")
     return None
 
@@ -137,6 +137,11 @@ def _is_private_and_writable(folder: Path) -> bool:
             return True
     except OSError:
         return False
+
+
+def _flags_digest() -> str:
+    """Numba's own key is the kernel's file and the CPU: without this, changed flags would find old code."""
+    return f"{zlib.crc32(repr(sorted(_FLAGS.items())).encode()):08x}"
 
 
 def _version() -> str:

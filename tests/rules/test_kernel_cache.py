@@ -55,6 +55,14 @@ def test_kernels_wait_in_the_users_cache_folder(monkeypatch: pytest.MonkeyPatch,
     assert hits(doubled(F4)) == 1
 
 
+def test_code_made_with_other_flags_is_not_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    doubled(F4)
+    monkeypatch.setitem(kernel_cache._FLAGS, "error_model", "python")
+    kernel_cache.cache_folder.cache_clear()
+    assert hits(doubled(F4)) == 0
+
+
 def test_home_is_used_when_no_cache_folder_is_configured(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
