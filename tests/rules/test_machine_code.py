@@ -57,7 +57,9 @@ def test_rules_work_on_packed_vectors_without_fused_operations(
     variant = RULE_MODULES[type(rule)].variant(rule)
     for assembly in assemblies(variant.kernel, signatures(variant, np.dtype(dtype))):
         # Before AVX a packed square root costs as much as four single ones, and LLVM may keep those.
-        demanded = operations if re.search(r"\bvmulp", assembly) else [each for each in operations if each != "sqrt"]
+        demanded = (
+            operations if re.search(r"\bvmulp", assembly) else [each for each in operations if each != "sqrt"]
+        )
         for operation in demanded:
             assert in_loops(assembly, f"v?{operation}p{SUFFIX[dtype]}"), f"no packed {operation} in a loop"
         assert not re.search(r"\bvfn?m(add|sub)", assembly)
