@@ -1,22 +1,23 @@
 """Gate runs: who is done with which segments of one step of one block.
 
-Neighbouring segments in the same state are one run, cut only where a contribution begins or ends, so a whole-model push is
-one run a block however many tensors it has. Runs are kept in segment order and found by bisection: 2,000 tensors pushed one
-by one cost 2,000 bisections, not 2,000 walks.
+Neighbouring segments in the same state are one run, cut only where a contribution begins or ends, so a
+whole-model push is one run a block however many tensors it has. Runs are kept in segment order and found
+by bisection: 2,000 tensors pushed one by one cost 2,000 bisections, not 2,000 walks.
 
-Invariant: the runs of a step do not overlap, and a contribution knows in how many runs it lies, so that its buffer is given
-back once, after the last use. The share core owns all of it.
+Invariant: the runs of a step do not overlap, and a contribution knows in how many runs it lies, so that
+its buffer is given back once, after the last use. The share core owns all of it.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from windlass_proto.errors import InvariantError
 from windlass_proto.frames import Status
-from windlass_server.share_events import Answer
+from windlass_server.share_events import Answer, Push
 
 
 @dataclass(slots=True, eq=False)
@@ -34,6 +35,20 @@ class Waiting:
     remaining: int = 0
     write: Any = None  # the values of an assign that waits for the steps before it
     forgotten: bool = False  # its session is gone: nobody is to be answered
+
+    @classmethod
+    def of(cls, push: Push, clock: int, remaining: int) -> Waiting:
+        return cls(
+            push.origin,
+            push.session,
+            push.seq,
+            clock,
+            push.block,
+            push.seg_begin,
+            push.seg_end,
+            push.values,
+            remaining,
+        )
 
     def answer(self, status: Status, version: int = 0) -> Answer:
         return Answer(self.origin, status, self.block, self.seg_begin, self.seg_end, self.values, version)
@@ -69,7 +84,7 @@ class GateRun:
         return right
 
     def drop(self, session: bytes) -> tuple[list[Contribution], list[Waiting]]:
-        """Take out what `session` contributed; returns the contributions used nowhere any more, and who waited."""
+        """Take out what `session` contributed; returns the contributions now unused, and who waited."""
         mine = [c for c in self.contributions if c.session == session]
         waiting = [w for w in self.waiting if w.session == session]
         self.contributions = [c for c in self.contributions if c.session != session]
@@ -110,6 +125,17 @@ def exactly(runs: list[GateRun], seg_begin: int, seg_end: int) -> list[GateRun]:
     return runs[first:end]
 
 
+def stretches(counts: list[int], seg_begin: int, seg_end: int) -> Iterator[tuple[int, int]]:
+    """Cut [seg_begin, seg_end) into the longest stretches of equal counts."""
+    at = seg_begin
+    while at < seg_end:
+        end = at + 1
+        while end < seg_end and counts[end] == counts[at]:
+            end += 1
+        yield at, end
+        at = end
+
+
 def validate(gates: dict[int, list[GateRun]], applied: list[int]) -> None:
     """Check the module's invariant and that no open step was applied.
 
@@ -131,4 +157,6 @@ def validate(gates: dict[int, list[GateRun]], applied: list[int]) -> None:
                 found[id(contribution)] = contribution
     for key, contribution in found.items():
         if uses[key] != contribution.runs:
-            raise InvariantError("a contribution's uses are miscounted", uses=uses[key], runs=contribution.runs)
+            raise InvariantError(
+                "a contribution's uses are miscounted", uses=uses[key], runs=contribution.runs
+            )

@@ -1,25 +1,25 @@
 """The share core: what a push, a pull or a mark does to one table's part of one vshard.
 
-It is sans-I/O. Each method is one event and returns the effects, in order, that its driver carries out under the share's
-lock: `Apply` runs the update rule, `Write` stores given values, `Answer` releases an answer to whoever waits for it (often
-another connection), `Release` gives a gradient's buffer back.
+It is sans-I/O. Each method is one event and returns the effects, in order, that its driver carries out
+under the share's lock: `Apply` runs the update rule, `Write` stores given values, `Answer` releases an
+answer to whoever waits for it (often another connection), `Release` gives a gradient's buffer back.
 
 Invariants (checked by `validate`):
-- A session's operations on this share are admitted in the order of their seq, each exactly once; what was admitted before is
-  answered as a duplicate (or with the refusal it met then) and changes nothing; a hole is answered `gap` and changes nothing.
-  An ended session is refused, so that what it sent once more cannot be taken for new.
-- BSP: a segment's step c is applied once, after step c-1, when every session of the roster is done with it: by a piece that
-  says LAST or by its mark. Sessions are a set, so a retry never releases a step.
-- A mark counts here only once everything its session was refused for want of room or order has come again.
+- A session's operations on this share are admitted in the order of their seq, each exactly once; what was
+  admitted before is answered as a duplicate (or with the refusal it met then) and changes nothing; so does
+  a hole (`gap`).
+- BSP: a segment's step c is applied once, after step c-1, when every session of the roster is done with
+  it: by a piece that says LAST or by its mark. Sessions are a set, so a retry never releases a step.
 - An answer is released once. A gradient's buffer is released once, after the last use.
 - What has closed (`closed_min`) never falls, and no step below it is open.
 
-Contributions stay where they arrived until their step is complete and are then summed in rank order by one pass over all of
-them, so a sum's bits depend on ranks alone. (A running sum would free buffers earlier at the price of reading and writing
-the sum once more for each worker.)
+Contributions stay where they arrived until their step is complete and are then summed in rank order by one
+pass over all of them, so a sum's bits depend on ranks alone. (A running sum would free buffers earlier at
+the price of reading and writing the sum once more for each worker.)
 
-What the driver owes: frames of one session come in the order of its stream, entries before the frame's mark, and once a
-session's new connection has brought a frame, nothing more of the old one is handed in.
+What the driver owes: frames of one session come in the order of its stream, entries before their frame's
+mark; once a session's new connection has brought a frame, nothing more of its old one is handed in; a
+share made while a store is running is told the marks that its server knows of.
 
 Prior art: the vector clocks of Li et al. (OSDI '14, section 3.4); SSP is Ho et al. (NIPS '13).
 """
@@ -28,47 +28,21 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from windlass_proto import limits
 from windlass_proto.consistency import Consistency, Mode
-from windlass_proto.errors import InvariantError, UnavailableError, UsageError, WindlassError
+from windlass_proto.errors import InvariantError, UsageError, WindlassError
 from windlass_proto.frames import Status
 from windlass_proto.layout import Block
 from windlass_server import gate_runs
 from windlass_server.gate_runs import Contribution, GateRun, Waiting
-from windlass_server.share_events import (
-    LEFT,
-    Answer,
-    Apply,
-    Effect,
-    Member,
-    Push,
-    Release,
-    Roster,
-    Source,
-    Write,
-)
+from windlass_server.session_filter import SessionFilter, Verdict, ended_error
+from windlass_server.share_events import LEFT, Answer, Apply, Effect, Push, Release, Roster, Source, Write
 
-__all__ = [
-    "LEFT",
-    "Answer",
-    "Apply",
-    "Effect",
-    "Member",
-    "Push",
-    "Release",
-    "Roster",
-    "ShareCore",
-    "Source",
-    "Write",
-]
+__all__ = ["Answer", "Apply", "Effect", "Push", "Release", "Roster", "ShareCore", "Source", "Write"]
 
-# A refusal is about 200 B; a client resends what one broken link left unanswered, most of it no refusal.
-_FATES_MAX: Final = 256
-# As many as could connect; about 100 B each. The server turns ended sessions away before that.
-_ENDED_MAX: Final = limits.CONNECTIONS_MAX
 # Lags are counted singly up to here and by powers of two beyond: 64 + 58 integers.
 _LAG_EXACT_MAX: Final = 64
 
@@ -83,15 +57,6 @@ class _BlockState:
     parked: list[Waiting] = field(default_factory=list)
 
 
-@dataclass(slots=True)
-class _Refused:
-    """Entries of a session that were sent away, to come again: the highest seq, the lowest clock, the mark that waits."""
-
-    seq: int
-    clock: int
-    closed: int = 0
-
-
 class ShareCore:
     """One table's part of one vshard. The driver holds the share's lock around every call."""
 
@@ -100,7 +65,7 @@ class ShareCore:
         self.mean = mean
         self.roster = Roster()
         self.hold_clock: int | None = None
-        self.admitted: dict[bytes, int] = {}
+        self.sessions = SessionFilter()
         self.closed: dict[bytes, int] = {}
         self.closed_min = 0
         self.blocks = {
@@ -118,13 +83,10 @@ class ShareCore:
         self._hold_proposal = 0
         self._ranks: dict[bytes, int] = {}
         self._answers: dict[tuple[bytes, int], Waiting] = {}
-        self._fates: dict[tuple[bytes, int], tuple[Status, WindlassError | None]] = {}
-        self._refused: dict[bytes, _Refused] = {}
-        self._ended: dict[bytes, None] = {}
         self._gated: dict[int, _BlockState] = {}  # blocks with open gates
         self._parking: dict[int, _BlockState] = {}  # blocks with parked answers
 
-    # ---- events ------------------------------------------------------------------------------------------------------
+    # ---- events --------------------------------------------------------------------------------------------
 
     def push(self, event: Push) -> list[Effect]:
         """A gradient arrives."""
@@ -137,7 +99,7 @@ class ShareCore:
         return self._and_its_mark(event, effects)
 
     def init(self, event: Push) -> list[Effect]:
-        """First values arrive: they are stored and the slots start afresh, unless the block has been updated already."""
+        """First values arrive: stored, with fresh slots, unless the tensor has been updated already."""
         refusal = self._admit(event, needs_values=False)
         if refusal is not None:
             return refusal
@@ -160,7 +122,7 @@ class ShareCore:
         return self._and_its_mark(event, effects)
 
     def assign(self, event: Push) -> list[Effect]:
-        """Given values replace the weights before step `event.clock`, once the steps before it are complete."""
+        """Given values replace the weights once the steps before `event.clock` are complete."""
         refusal = self._admit(event)
         if refusal is not None:
             return refusal
@@ -182,32 +144,24 @@ class ShareCore:
         return []
 
     def refuse(self, event: Push) -> list[Effect]:
-        """There is no room for this entry now: it is sent away unconsumed, to come again; its session's mark waits for it."""
-        if event.seq <= self.admitted.get(event.session, 0) or event.session in self._ended:
+        """There is no room for this entry: it is sent away, unconsumed, to come again; marks wait for it."""
+        if self.sessions.judge(event.session, event.seq) in (Verdict.BEFORE, Verdict.ENDED):
             return self.push(event)  # changes nothing, so it needs no room
-        self._note_refused(event)
+        self.sessions.note_refused(event.session, event.seq, event.clock)
         return [Release(event.buffer), self._answer(event, Status.RETRY)]
 
     def mark(self, session: bytes, clock: int, *, leaves: bool = False) -> list[Effect]:
         """`session` has closed step `clock`; it may repeat itself."""
-        if session in self._ended:
+        if self.sessions.has_ended(session):
             return []
-        closed = LEFT if leaves else clock + 1
         self.clock_begun = max(self.clock_begun, clock)
-        refused = self._refused.get(session)
-        if refused is not None:
-            refused.closed = max(refused.closed, closed)
-            closed = min(closed, refused.clock)
-        if closed <= self.closed.get(session, 0):
-            return []
-        self.closed[session] = closed
-        return self._advance()
+        return self._close(session, self.sessions.closed_by(session, LEFT if leaves else clock + 1))
 
     def set_roster(self, roster: Roster) -> list[Effect]:
         """Another set of sessions counts. What a session that left had not finished is dropped."""
         if roster.version < self.roster.version:
             return []
-        members = tuple(member for member in roster.members if member.session not in self._ended)
+        members = tuple(member for member in roster.members if not self.sessions.has_ended(member.session))
         gone = {member.session for member in self.roster.members} - {member.session for member in members}
         self.roster = Roster(roster.version, roster.started, members, roster.proposal_settled)
         if self._hold_proposal <= roster.proposal_settled:
@@ -222,7 +176,7 @@ class ShareCore:
         return effects + self._advance()
 
     def prepare(self, clock: int, proposal: int = 0) -> bool:
-        """May the roster change from step `clock` on? If so, no such step completes before `proposal` is settled."""
+        """May the roster change from step `clock` on? If so, none completes before `proposal` is settled."""
         if proposal and proposal <= self.roster.proposal_settled:
             return False
         if self.hold_clock == clock and self._hold_proposal == proposal:
@@ -233,18 +187,15 @@ class ShareCore:
         return True
 
     def end_session(self, session: bytes) -> list[Effect]:
-        """The scheduler has ended `session`: its integers go, nothing waits for it, and nothing more of it is admitted."""
-        self._ended[session] = None
-        if len(self._ended) > _ENDED_MAX:
-            del self._ended[next(iter(self._ended))]
+        """The scheduler has ended `session`: its integers go, nothing waits for it or is taken of it."""
         for key in [key for key in self._answers if key[0] == session]:
             self._answers.pop(key).forgotten = True
         effects = self._drop_unfinished(session)
+        self.sessions.end(session)
         members = tuple(member for member in self.roster.members if member.session != session)
-        self.roster = Roster(self.roster.version, self.roster.started, members, self.roster.proposal_settled)
-        self._fates = {key: fate for key, fate in self._fates.items() if key[0] != session}
-        for integers in (self._ranks, self.admitted, self.closed, self._refused):
-            integers.pop(session, None)  # type: ignore[attr-defined]
+        self.roster = replace(self.roster, members=members)
+        self._ranks.pop(session, None)
+        self.closed.pop(session, None)
         self.story.append(("ended", session))
         return effects + self._advance()
 
@@ -258,62 +209,57 @@ class ShareCore:
             if waiting.origin is not None and waiting.origin[0] is connection:
                 waiting.origin = None
 
-    # ---- admission ---------------------------------------------------------------------------------------------------
+    # ---- admission -----------------------------------------------------------------------------------------
 
     def _admit(self, event: Push, *, needs_values: bool = True) -> list[Effect] | None:
         """Admit `event` by its seq, or return the effects of refusing it."""
         session, seq = event.session, event.seq
-        if session in self._ended:
-            return [Release(event.buffer), self._answer(event, Status.ERROR, error=_ended())]
-        admitted = self.admitted.get(session, 0)
-        if seq > admitted + 1:
-            self._note_refused(event)
-            return [Release(event.buffer), self._answer(event, Status.GAP, aux=admitted + 1)]
-        state = self.blocks[event.block]
-        present = all(state.present[event.seg_begin : event.seg_end])
-        if seq == admitted + 1:
-            self.admitted[session] = seq
-            if present or not needs_values:
-                return None
+        match self.sessions.judge(session, seq):
+            case Verdict.ENDED:
+                return [Release(event.buffer), self._answer(event, Status.ERROR, error=ended_error())]
+            case Verdict.GAP:
+                self.sessions.note_refused(session, seq, event.clock)
+                return [
+                    Release(event.buffer),
+                    self._answer(event, Status.GAP, aux=self.sessions.expected(session)),
+                ]
+            case Verdict.BEFORE:
+                return self._repeat(event)
+            case Verdict.NEXT:
+                self.sessions.admit(session, seq)
+        if needs_values and not self._is_present(event):
             return self._and_its_mark(event, self._consume(event, Status.ERROR, _no_values(event.block)))
+        return None
+
+    def _repeat(self, event: Push) -> list[Effect]:
+        """The entry was admitted before: its answer goes to where it is asked for now."""
         self.duplicates += 1
-        waiting = self._answers.get((session, seq))
+        waiting = self._answers.get((event.session, event.seq))
         if waiting is not None:
             waiting.origin = event.origin
             return [Release(event.buffer)]
-        status, error = self._fates.get((session, seq), (Status.DUPLICATE, None))
-        values = event.values and present and status in (Status.DUPLICATE, Status.LATE)
+        status, error = self.sessions.fate(event.session, event.seq)
+        values = event.values and status in (Status.DUPLICATE, Status.LATE) and self._is_present(event)
         return [Release(event.buffer), self._answer(event, status, values=values, error=error)]
+
+    def _is_present(self, event: Push) -> bool:
+        return all(self.blocks[event.block].present[event.seg_begin : event.seg_end])
 
     def _consume(self, event: Push, status: Status, error: WindlassError | None = None) -> list[Effect]:
         """The entry's seq is used up, its values are not; a repetition is told the same."""
-        self._note_fate(event.session, event.seq, status, error)
+        self.sessions.note_fate(event.session, event.seq, status, error)
         values = event.values and status is Status.LATE
         return [Release(event.buffer), self._answer(event, status, values=values, error=error)]
 
-    def _note_fate(self, session: bytes, seq: int, status: Status, error: WindlassError | None) -> None:
-        self._fates[session, seq] = (status, error)
-        if len(self._fates) > _FATES_MAX:
-            del self._fates[next(iter(self._fates))]
-
-    def _note_refused(self, event: Push) -> None:
-        refused = self._refused.get(event.session)
-        if refused is None:
-            self._refused[event.session] = _Refused(event.seq, event.clock)
-        else:
-            refused.seq = max(refused.seq, event.seq)
-            refused.clock = min(refused.clock, event.clock)
-
     def _and_its_mark(self, event: Push, effects: list[Effect]) -> list[Effect]:
         """`effects`, and those of the mark that waited for `event`, if it did."""
-        refused = self._refused.get(event.session)
-        if refused is None or self.admitted.get(event.session, 0) < refused.seq:
-            return effects
-        del self._refused[event.session]
-        if refused.closed <= self.closed.get(event.session, 0):
-            return effects
-        self.closed[event.session] = refused.closed
-        return effects + self._advance()
+        return effects + self._close(event.session, self.sessions.settle(event.session))
+
+    def _close(self, session: bytes, closed: int) -> list[Effect]:
+        if closed <= self.closed.get(session, 0):
+            return []
+        self.closed[session] = closed
+        return self._advance()
 
     def _answer(
         self,
@@ -330,21 +276,11 @@ class ShareCore:
 
     def _wait_for(self, event: Push, clock: int, remaining: int = 0) -> Waiting:
         """Register an answer that is released later; `remaining` counts segments whose step is open."""
-        waiting = Waiting(
-            event.origin,
-            event.session,
-            event.seq,
-            clock,
-            event.block,
-            event.seg_begin,
-            event.seg_end,
-            event.values,
-            remaining,
-        )
+        waiting = Waiting.of(event, clock, remaining)
         self._answers[event.session, event.seq] = waiting
         return waiting
 
-    # ---- BSP ---------------------------------------------------------------------------------------------------------
+    # ---- BSP -----------------------------------------------------------------------------------------------
 
     def _contribute(self, event: Push) -> list[Effect]:
         state = self.blocks[event.block]
@@ -381,9 +317,9 @@ class ShareCore:
         return effects
 
     def _complete(self, state: _BlockState, clock: int, seg_begin: int, seg_end: int) -> list[Effect]:
-        """Apply the runs on [seg_begin, seg_end) whose step `clock` everyone is done with, and what follows from that.
+        """Apply the runs on [seg_begin, seg_end) that all are done with in step `clock`, and what follows.
 
-        Only what touches these segments is looked at: a push of one tensor among 2,000 does not walk the others.
+        Only what touches these segments is looked at: one tensor among 2,000 does not walk the others.
         """
         effects: list[Effect] = []
         while (runs := state.gates.get(clock)) is not None and self._may_complete(clock):
@@ -409,7 +345,7 @@ class ShareCore:
         return self.roster.started and (self.hold_clock is None or clock < self.hold_clock)
 
     def _is_next(self, state: _BlockState, run: GateRun, clock: int) -> bool:
-        """Are all steps before `clock` complete on the run? A step that nobody pushed for is once all have closed it."""
+        """Are the steps before `clock` complete on the run? One nobody pushed for is when all closed it."""
         return self.closed_min >= clock or min(state.applied[run.seg_begin : run.seg_end]) >= clock
 
     def _apply_run(self, state: _BlockState, run: GateRun, clock: int) -> list[Effect]:
@@ -425,7 +361,9 @@ class ShareCore:
         fused = None
         effects: list[Effect] = []
         if run.contributions:
-            fused = next((w for w in released if w.values and (w.seg_begin, w.seg_end) == (seg_begin, seg_end)), None)
+            fused = next(
+                (w for w in released if w.values and (w.seg_begin, w.seg_end) == (seg_begin, seg_end)), None
+            )
             effects = self._apply_sources(state, run, fused)
         effects += [self._answer_of(waiting) for waiting in released if waiting is not fused]
         for contribution in run.contributions:
@@ -443,7 +381,8 @@ class ShareCore:
         segments = state.shape.segments
         base = segments[run.seg_begin].begin
         sources = tuple(
-            Source(c.buffer, base - segments[c.seg_begin].begin, c.weight if self.mean else 1.0) for c in ordered
+            Source(c.buffer, base - segments[c.seg_begin].begin, c.weight if self.mean else 1.0)
+            for c in ordered
         )
         stamp = max(c.stamp for c in ordered)
         return self._applies(state, run.seg_begin, run.seg_end, sources, divisor, stamp, fused)
@@ -458,7 +397,7 @@ class ShareCore:
         stamp: int,
         waiting: Waiting | None,
     ) -> list[Effect]:
-        """One Apply, or one for each stretch of segments that has been updated equally often; then the answer."""
+        """One Apply, or one for each stretch of segments updated equally often; then the answer."""
         updates, segments, index = state.updates, state.shape.segments, state.shape.index
         update = updates[seg_begin] + 1
         if updates[seg_begin:seg_end].count(update - 1) == seg_end - seg_begin:
@@ -466,17 +405,13 @@ class ShareCore:
             answer = self._answer_of(waiting) if waiting is not None else None
             return [Apply(index, seg_begin, seg_end, sources, divisor, update, stamp, answer)]
         effects: list[Effect] = []
-        base, at = segments[seg_begin].begin, seg_begin
-        while at < seg_end:
-            end = at + 1
-            while end < seg_end and updates[end] == updates[at]:
-                end += 1
+        base = segments[seg_begin].begin
+        for at, end in list(gate_runs.stretches(updates, seg_begin, seg_end)):
             moved = segments[at].begin - base
             shifted = tuple(Source(s.buffer, s.begin + moved, s.weight) for s in sources)
             update = updates[at] + 1
             updates[at:end] = [update] * (end - at)
             effects.append(Apply(index, at, end, shifted, divisor, update, stamp, None))
-            at = end
         if waiting is not None:
             effects.append(self._answer_of(waiting))
         return effects
@@ -495,7 +430,7 @@ class ShareCore:
         return effects
 
     def _closed_by_all(self) -> int:
-        """Steps that nobody is waited for any more; those who left, or nobody at all, wait for no step that has begun."""
+        """Steps nobody is waited for. Those who left, or nobody at all, finish every step begun."""
         clocks = [clock for m in self.roster.members if (clock := self.closed[m.session]) < LEFT]
         lowest = min(clocks, default=self.clock_begun + 1)
         return lowest if self.hold_clock is None else min(lowest, self.hold_clock)
@@ -509,9 +444,9 @@ class ShareCore:
             for clock, runs in state.gates.items():
                 for run in runs if clock >= closed else ():
                     if session not in run.done:
-                        unused, waiting = run.drop(session)
+                        unused, waited = run.drop(session)
                         effects += [Release(contribution.buffer) for contribution in unused]
-                        forgotten += waiting
+                        forgotten += waited
         for index, state in list(self._parking.items()):
             parked = [w for w in state.parked if w.session == session]
             effects += [Release(w.write) for w in parked if w.write is not None]
@@ -523,12 +458,12 @@ class ShareCore:
             if not waiting.forgotten:
                 waiting.forgotten = True
                 del self._answers[session, waiting.seq]
-                self._note_fate(session, waiting.seq, Status.LATE, None)
+                self.sessions.note_fate(session, waiting.seq, Status.LATE)
                 if waiting.origin is not None:
                     effects.append(waiting.answer(Status.LATE)._replace(values=False))
         return effects
 
-    # ---- ASP and SSP -------------------------------------------------------------------------------------------------
+    # ---- ASP and SSP ---------------------------------------------------------------------------------------
 
     def _apply_on_arrival(self, event: Push) -> list[Effect]:
         if not event.finite:
@@ -554,7 +489,7 @@ class ShareCore:
         effects.append(Release(event.buffer))
         return effects
 
-    # ---- reads -------------------------------------------------------------------------------------------------------
+    # ---- reads ---------------------------------------------------------------------------------------------
 
     def _may_read(self, state: _BlockState, waiting: Waiting) -> bool:
         mode = self.consistency.mode
@@ -592,7 +527,7 @@ class ShareCore:
     def _answer_of(self, waiting: Waiting) -> Answer:
         return waiting.answer(Status.OK, self.blocks[waiting.block].updates[waiting.seg_begin])
 
-    # ---- explanation -------------------------------------------------------------------------------------------------
+    # ---- explanation ---------------------------------------------------------------------------------------
 
     def waiting_for(self) -> set[bytes]:
         """The sessions that an open step or a parked pull waits for."""
@@ -625,18 +560,24 @@ class ShareCore:
             if (index in self._gated) != bool(state.gates) or (index in self._parking) != bool(state.parked):
                 raise InvariantError("a block's open gates or parked answers are not listed", block=index)
             if state.gates and self.roster.started and min(state.gates) < self.closed_min:
-                raise InvariantError("a step that all have closed is open", block=index, closed=self.closed_min)
+                raise InvariantError(
+                    "a step that all have closed is open", block=index, closed=self.closed_min
+                )
             for run in (run for runs in state.gates.values() for run in runs):
                 for waiting in run.waiting:
                     live[id(waiting)] = live.get(id(waiting), 0) + run.seg_end - run.seg_begin
             live |= {id(waiting): 0 for waiting in state.parked}
         for key, waiting in self._answers.items():
-            if key != (waiting.session, waiting.seq) or self.admitted.get(waiting.session, 0) < waiting.seq:
+            if (
+                key != (waiting.session, waiting.seq)
+                or self.sessions.expected(waiting.session) <= waiting.seq
+            ):
                 raise InvariantError("an answer waits for what was not admitted", seq=waiting.seq)
             if live.get(id(waiting)) != waiting.remaining or waiting.forgotten:
-                raise InvariantError("an answer waits for nothing", seq=waiting.seq, segments=waiting.remaining)
-        if len(self._fates) > _FATES_MAX or len(self._ended) > _ENDED_MAX:
-            raise InvariantError("what is remembered has outgrown its bound", fates=len(self._fates))
+                raise InvariantError(
+                    "an answer waits for nothing", seq=waiting.seq, segments=waiting.remaining
+                )
+        self.sessions.validate()
 
 
 def _no_values(block: int) -> UsageError:
@@ -644,10 +585,4 @@ def _no_values(block: int) -> UsageError:
         "a tensor has no values yet",
         block=block,
         next_move="Call store.init with it on every worker before pushing or pulling.",
-    )
-
-
-def _ended() -> UnavailableError:
-    return UnavailableError(
-        "this session has ended", next_move="Connect again: what was not acknowledged was not applied."
     )

@@ -1,7 +1,8 @@
-"""What goes into a share core and what comes out of it: immutable records that cross no thread and no wire.
+"""What goes into a share core and what comes out of it: immutable records that cross no thread and no
+wire.
 
-A gradient's buffer is opaque here: the core hands it from a `Push` to `Apply`, `Write` and at last `Release`. An origin is the
-driver's own, too: a tuple whose first element is the connection, or None where nobody waits any more.
+A gradient's buffer is opaque here: the core hands it from a `Push` to `Apply`, `Write` and at last
+`Release`. An origin is the driver's own, too: a tuple whose first element is the connection.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class Member(NamedTuple):
 class Roster:
     """Who counts in a store's steps. Steps complete only once it has started.
 
-    `proposal_settled`: what was prepared under this number or a lower one is decided and holds nothing back any more.
+    `proposal_settled`: what was prepared under this number or a lower one is decided and holds nothing back.
     """
 
     version: int = 0
@@ -59,10 +60,10 @@ class Answer(NamedTuple):
 
 
 class Apply(NamedTuple):
-    """Run the rule on segments [seg_begin, seg_end) of a block with the weighted sum of `sources` over `divisor`.
+    """Run the rule on segments [seg_begin, seg_end) with the weighted sum of `sources` over `divisor`.
 
-    `update` is the 1-based number of this update of the segments. `answer`, if given, covers exactly these segments: the
-    kernel may write its values in the same pass.
+    `update` is the 1-based number of this update of the segments. `answer`, if given, covers exactly these
+    segments: the kernel may write its values in the same pass.
     """
 
     block: int
@@ -95,7 +96,7 @@ Effect = Answer | Apply | Write | Release
 
 
 class Push(NamedTuple):
-    """One entry that writes. `clock` is the step it belongs to; `finite` says whether its values may be applied."""
+    """One entry that writes. `clock` is its step; `finite` says whether its values may be applied."""
 
     origin: Any
     session: bytes
