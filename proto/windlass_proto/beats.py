@@ -10,8 +10,8 @@
     32  12 each: store id (4), clock (8)
     ..  16 HMAC-SHA256 over all before, truncated; the key comes from the cluster's token and id
 
-Little-endian. The age, not the datagram, is the sign that a member works: it is stamped by the threads that apply. A datagram
-costs 18 us where a gRPC message costs 200 to 500, so servers can beat ten times a second.
+Little-endian. The age, not the datagram, is the sign that a member works: it is stamped by the threads that
+apply. A datagram costs 18 us where a gRPC message costs 200 to 500, so servers can beat ten times a second.
 """
 
 from __future__ import annotations
@@ -54,7 +54,9 @@ def derive_key(token: bytes, cluster_id: str) -> bytes:
     return hmac.digest(token, b"windlass beat " + cluster_id.encode(), hashlib.sha256)
 
 
-def pack(member_id: int, counter: int, oldest_frame_age_ms: int, clocks: Sequence[tuple[int, int]], key: bytes) -> bytes:
+def pack(
+    member_id: int, counter: int, oldest_frame_age_ms: int, clocks: Sequence[tuple[int, int]], key: bytes
+) -> bytes:
     """One beat as bytes; of more than 32 clocks the first 32 travel, ages beyond 49 days count as that."""
     pairs = clocks[:PAIRS_MAX]
     age_ms = min(max(oldest_frame_age_ms, 0), _AGE_MS_MAX)

@@ -1,11 +1,12 @@
 """Actions that all workers of a store may ask for and that happen once: assign, set, delete and the like.
 
-An action is known by (store, step, action, key). The first caller is granted it and carries it out; the others wait until it
-is done. A caller whose digest differs asked for something else under the same name: it is refused with both ranks and texts.
-If the granted session ends first, the next waiter is granted.
+An action is known by (store, step, action, key). The first caller is granted it and carries it out; the
+others wait until it is done. A caller whose digest differs asked for something else under the same name: it
+is refused with both ranks and texts. If the granted session ends first, the next waiter is granted.
 
-Invariant (`validate`): an action that is not done has one grantee unless nobody waits for it; a done one has no waiters.
-Finished actions are kept, the oldest dropped first, so that a retry or a late worker finds that its action is done.
+Invariant (`validate`): an action that is not done has one grantee unless nobody waits for it; a done one has
+no waiters. Finished actions are kept, the oldest dropped first, so that a retry or a late worker finds that
+its action is done.
 """
 
 from __future__ import annotations

@@ -47,10 +47,14 @@ class SchedulerConfig:
         if not 0 <= self.port <= 65_535:
             raise UsageError("the port is out of range", port=self.port, allowed="0..65535")
         if not 1 <= self.servers_declared <= limits.MEMBERS_MAX:
-            raise UsageError("a cluster needs servers", servers=self.servers_declared, allowed=f"1..{limits.MEMBERS_MAX}")
+            raise UsageError(
+                "a cluster needs servers", servers=self.servers_declared, allowed=f"1..{limits.MEMBERS_MAX}"
+            )
         if self.vshards & (self.vshards - 1) or not 1 <= self.vshards <= limits.VSHARDS_MAX:
             raise UsageError(
-                "vshards is not a power of two in range", vshards=self.vshards, allowed=f"1..{limits.VSHARDS_MAX}"
+                "vshards is not a power of two in range",
+                vshards=self.vshards,
+                allowed=f"1..{limits.VSHARDS_MAX}",
             )
         if self.servers_declared > self.vshards:
             raise UsageError("there are more servers than vshards", servers=self.servers_declared, vshards=self.vshards)
@@ -67,7 +71,7 @@ class SchedulerConfig:
             raise UsageError(
                 "the scheduler would listen beyond this host in clear text",
                 listen=f"{self.host}:{self.port}",
-                next_move="Listen on 127.0.0.1, or pass --insecure if the network is yours alone; TLS is not there yet.",
+                next_move="Listen on 127.0.0.1, or pass --insecure if the network is yours alone.",
             )
 
 

@@ -1,7 +1,8 @@
 """Numbers that are given out once, also over restarts.
 
-Invariant: a number below a counter's stored ceiling may have been seen; after a restart counting goes on at the ceiling.
-So a number costs no write: only every thousandth moves the ceiling, and a restart skips at most a thousand.
+Invariant: a number below a counter's stored ceiling may have been seen; after a restart counting goes on at
+the ceiling. So a number costs no write: only every thousandth moves the ceiling, and a restart skips at most
+a thousand.
 """
 
 from __future__ import annotations

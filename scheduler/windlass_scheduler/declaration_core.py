@@ -5,15 +5,16 @@ A declaration is the new names of one `Declare` call. Its life:
     open --(rank 0, or the lowest rank there is)--> granted --(every share holds its first values)--> sealed
     granted --(the grantee's session ends)--> open, and at once granted to the lowest rank that waits
 
-Rank 0's values win: while rank 0 of the job lives, or is still expected, nobody else is granted. Who declares the same later
-is compared with what was declared, whatever was changed live since, and gets the tables that exist.
+Rank 0's values win: while rank 0 of the job lives, or is still expected, nobody else is granted. Who declares
+the same later is compared with what was declared, whatever was changed live since, and gets the tables that
+exist.
 
-SPMD: every worker makes the same calls in the same order. So a call must repeat a recorded call, or name only new tensors
-while the caller has made every call that a living worker made at this step; of a call whose names it shares it must give all,
-unless it has made that call itself before (a notebook cell that grows).
+SPMD: every worker makes the same calls in the same order. So a call must repeat a recorded call, or name only
+new tensors while the caller has made every call that a living worker made at this step; of a call whose names
+it shares it must give all, unless it has made that call itself before (a notebook cell that grows).
 
-Invariants (`validate`): a name belongs to one declaration of its store; a table id and a store id are given once; a sealed
-declaration has no grantee and nobody waits for it.
+Invariants (`validate`): a name belongs to one declaration of its store; a table id and a store id are given
+once; a sealed declaration has no grantee and nobody waits for it.
 
 Owner: the loop that drives it.
 """
@@ -442,9 +443,7 @@ class Declarations:
 
 def check_name(what: str, name: str) -> None:
     if not name or len(name.encode()) > wire_limits.NAME_BYTES_MAX:
-        raise UsageError(
-            f"a {what} needs a name of 1 to {wire_limits.NAME_BYTES_MAX} bytes", name=repr(name[:40])
-        )
+        raise UsageError(f"a {what} needs a name of 1 to {wire_limits.NAME_BYTES_MAX} bytes", name=repr(name[:40]))
 
 
 def check_consistency(consistency: str) -> None:

@@ -1,7 +1,7 @@
 """What a core tells its driver to do, common to all cores.
 
-A core's step returns a list of effects. The driver writes every `Persist` of the step before it lets anything else of it be
-seen. Effects that one core alone has stand in that core's module.
+A core's step returns a list of effects. The driver writes every `Persist` of the step before it lets anything
+else of it be seen. Effects that one core alone has stand in that core's module.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Refuse:
 
 @dataclass(frozen=True, slots=True)
 class Say:
-    """Something a person wants to know: logged, shown in status, sent to those who watch events of `job` ("" is all)."""
+    """Something a person wants to know: logged, shown in status, sent to watchers of `job` ("": all)."""
 
     kind: str
     text: str

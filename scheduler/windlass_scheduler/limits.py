@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
-# A beat a second each is 4,096 datagrams of 70 us (a third of a core); beyond it one scheduler is the wrong shape.
+# A beat a second each is 4,096 datagrams of 70 us, a third of a core; one scheduler should not do more.
 MEMBERS_MAX: Final = 4096
 # Every member may hold a watch, a waiting call and two short ones.
 RPCS_MAX: Final = 4 * MEMBERS_MAX
@@ -43,10 +43,10 @@ LOADERS_PER_JOB_MAX: Final = 256
 SHARD_BATCHES_MAX: Final = 16
 LOADER_ROWS_MAX: Final = 1 << 48
 LOADER_EPOCHS_MAX: Final = 1 << 31
-# Epochs of one loader that are open at once: a worker this far ahead of another has nothing to wait for, but memory has.
+# Epochs of one loader that are open at once: how far ahead of another a worker may read.
 EPOCHS_OPEN_MAX: Final = 64
 
-# Logged steps wait this long for the slowest worker; names a record may carry; one step is then at most 64 * 64 sums.
+# Logged steps wait this long for the slowest worker; a job holds at most 64 steps of 64 sums.
 METRIC_STEPS_BEHIND_MAX: Final = 64
 METRIC_NAMES_MAX: Final = 64
 METRIC_RECORDS_PER_CALL_MAX: Final = 1024

@@ -1,18 +1,22 @@
 """Who is a member: roles, ranks, sessions, leases, and the jobs that workers belong to.
 
-Each member is in `_members` (by id) and `_session_ids` (by session) and has one lease. A lease lives on signs: beats, the
-opening of its watch stream. A session ends once, by the first of: it left, it was replaced by its restart, its watch stream
-closed and no sign came for a moment ("connection lost"), no beat came for a lease ("lease expired").
+Each member is in `_members` (by id) and `_session_ids` (by session) and has one lease. A lease lives on
+signs: beats, the opening of its watch stream. A session ends once, by the first of: it left, it was replaced
+by its restart, its watch stream closed and no sign came for a moment ("connection lost"), no beat came for a
+lease ("lease expired").
 
-Invariants (`validate`): a rank is held by one live worker of a job, an index by one live server; a member id is given once.
+Invariants (`validate`): a rank is held by one live worker of a job, an index by one live server; a member id
+is given once.
 
-Owner: the loop that drives it; time arrives with each event, in seconds of a monotonic clock. The observer of silence
-discounts its own stalls: a tick that comes late lengthens every lease by the delay, because beats could not be heard then.
+Owner: the loop that drives it; time arrives with each event, in seconds of a monotonic clock. The observer of
+silence discounts its own stalls: a tick that comes late lengthens every lease by the delay, because beats
+could not be heard then.
 """
 
 from __future__ import annotations
 
 import enum
+import itertools
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -111,7 +115,7 @@ class Ended:
 
 @dataclass(frozen=True, slots=True)
 class Join:
-    """A process asks to be a member. `session` is 16 fresh random bytes; `ranks_kept` are indexes of dead owners."""
+    """A process asks to be a member; `session` is 16 random bytes, `ranks_kept` indexes of dead owners."""
 
     now_s: float
     waiter: int
@@ -173,7 +177,7 @@ Event: TypeAlias = Join | Leave | Beat | WatchOpened | WatchClosed | Tick
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """`replaces` is the member whose place it takes, 0 if none; `state_intact` if it still holds what that one held."""
+    """`replaces`: whose place the member takes, or 0; `state_intact`: it still holds what that one held."""
 
     member: Member
     replaces: int
@@ -422,7 +426,9 @@ class Membership:
         for what, text in (("name", event.name), ("job", event.job), ("host", event.host)):
             if len(text.encode()) > limits.NAME_BYTES_MAX:
                 raise UsageError(
-                    f"the {what} of a member is too long", bytes=len(text.encode()), bytes_max=limits.NAME_BYTES_MAX
+                    f"the {what} of a member is too long",
+                    bytes=len(text.encode()),
+                    bytes_max=limits.NAME_BYTES_MAX,
                 )
         if role is not Role.SERVER and not event.job:
             raise UsageError("a worker joined without a job", next_move="Pass job= or set WINDLASS_JOB.")
@@ -484,7 +490,7 @@ class Membership:
         if asked is None and before is not None and before.rank not in held:
             return before.rank
         if asked is None:
-            return next(r for r in range(limits.RANK_MAX + 1) if r not in held and r not in event.ranks_kept)
+            return next(r for r in itertools.count() if r not in held and r not in event.ranks_kept)
         if asked > limits.RANK_MAX:
             raise UsageError("a rank is out of range", rank=asked, rank_max=limits.RANK_MAX)
         if asked in held:
@@ -495,7 +501,7 @@ class Membership:
                 else f"server index {asked} is taken",
                 holder=f"pid {holder.pid} on {holder.host or 'an unnamed host'}",
                 asked_by=f"pid {event.pid} on {event.host or 'an unnamed host'}",
-                next_move="Ask for another rank, or for none; a restart keeps its rank once its old session has ended.",
+                next_move="Ask for another rank, or none; a restart keeps its rank once its old session ended.",
             )
         return asked
 

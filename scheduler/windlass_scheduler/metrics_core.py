@@ -2,8 +2,8 @@
 
     merged = sum(weight_w * value_w) / sum(weight_w)        (the plain mean where every weight is 0)
 
-A step is given out once: when every live worker has logged it, when it has fallen 64 steps behind, or when the last worker
-has gone. What comes for it later is counted as late, not shown.
+A step is given out once: when every live worker has logged it, when it has fallen 64 steps behind, or when
+the last worker has gone. What comes for it later is counted as late, not shown.
 
 Invariant (`validate`): open steps of a job lie above every step given out and within 64 of the highest.
 """
@@ -129,7 +129,9 @@ def _check(records: Iterable[LoggedStep]) -> None:
     for record in records:
         if len(record.scalars) > limits.METRIC_NAMES_MAX:
             raise UsageError(
-                "a log record has too many scalars", scalars=len(record.scalars), scalars_max=limits.METRIC_NAMES_MAX
+                "a log record has too many scalars",
+                scalars=len(record.scalars),
+                scalars_max=limits.METRIC_NAMES_MAX,
             )
         if not (math.isfinite(record.weight) and record.weight >= 0):
             raise UsageError("a log record's weight is not a number >= 0", weight=record.weight)

@@ -1,10 +1,12 @@
 """Which server owns which vshards: a pure function, even, contiguous and moving as little as it can.
 
-Without a previous plan each server gets one contiguous run of (nearly) equal load. With one, a server keeps what it has,
-those above their fair part give away the tail of their runs, and what is free goes to those below it, in runs: when one of n
-servers joins or leaves, at most 1/n of the vshards (and one per server for rounding) change hands.
+Without a previous plan each server gets one contiguous run of (nearly) equal load. With one, a server keeps
+what it has, those above their fair part give away the tail of their runs, and what is free goes to those
+below it, in runs: when one of n servers joins or leaves, at most 1/n of the vshards (and one per server for
+rounding) change hands.
 
-Load is any additive weight per vshard (rows, bytes, operations a second); without it every vshard weighs the same.
+Load is any additive weight per vshard (rows, bytes, operations a second); without it every vshard weighs the
+same.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
 """Where the workers of a job meet: barriers and broadcasts.
 
-A barrier is passed when every live worker of the job waits at it and the job is complete (as many have joined as it
-declares). A worker that ends is no longer waited for. A broadcast is kept from its root's call until enough later ones push
-it out; the others wait for it.
+A barrier is passed when every live worker of the job waits at it and the job is complete (as many have joined
+as it declares). A worker that ends is no longer waited for. A broadcast is kept from its root's call until
+enough later ones push it out; the others wait for it.
 
-Invariant (`validate`): nobody waits for what is there. A pass is stored before anybody is let through, with each caller's
-own count of passes, so a worker whose answer was lost in a restart asks again with the same count and goes through.
+Invariant (`validate`): nobody waits for what is there. A pass is stored before anybody is let through, with
+each caller's own count of passes, so a worker whose answer was lost in a restart asks again with the same
+count and goes through.
 """
 
 from __future__ import annotations
@@ -130,9 +131,7 @@ class Rendezvous:
         refused = [] if before is None else [Refuse(before.waiter, _superseded(event.name))]
         return [*refused, *self._pass(event.job, event.name, gate, event.live, event.complete)]
 
-    def _pass(
-        self, job: str, name: str, gate: _Gate, live: frozenset[bytes], complete: bool
-    ) -> list[Effect]:
+    def _pass(self, job: str, name: str, gate: _Gate, live: frozenset[bytes], complete: bool) -> list[Effect]:
         if not gate.waiting or not complete or not live <= gate.waiting.keys():
             return []
         gate.generation += 1
@@ -182,7 +181,12 @@ class Rendezvous:
 
     def _publish(self, job: _Job, event: Broadcast) -> list[Effect]:
         job.values[event.call] = _Value(event.root, event.value)
-        record: Record = {"job": event.job, "call": event.call, "root": event.root, "value": event.value.hex()}
+        record: Record = {
+            "job": event.job,
+            "call": event.call,
+            "root": event.root,
+            "value": event.value.hex(),
+        }
         effects: list[Effect] = [Persist(f"{_BROADCAST}{event.job}/{event.call}", record)]
         while len(job.values) > limits.BROADCASTS_KEPT_MAX:
             oldest = min(job.values)

@@ -7,11 +7,13 @@
         one refuses (has begun)  -> another proposal, above the clock it names, with twice the margin
         no vote in time          -> the newcomers are refused, the proposal is settled, the roster is pushed
 
-A session that ends leaves at once: a smaller set can only let a step complete sooner, so nobody needs to agree. Where nobody
-is left, a newcomer enters at the highest clock known without a margin, for nobody is moving it.
+A session that ends leaves at once: a smaller set can only let a step complete sooner, so nobody needs to
+agree. Where nobody is left, a newcomer enters at the highest clock known without a margin, for nobody is
+moving it.
 
-Invariants (`validate`): a session is a member or waits, never both; a version names one set of members; at most one proposal
-of a store is open, and every lower one is settled (`proposal_settled` travels with the roster: servers forget those).
+Invariants (`validate`): a session is a member or waits, never both; a version names one set of members; at
+most one proposal of a store is open, and every lower one is settled (`proposal_settled` travels with the
+roster: servers forget those).
 
 Owner: the loop that drives it. Time arrives with each event.
 """
@@ -276,7 +278,10 @@ class Rosters:
         return [*self._admit(store, newcomers, clock=0), say]
 
     def _admit(self, store: _Store, newcomers: Sequence[Newcomer], clock: int, settled: int = 0) -> list[Effect]:
-        members = [*store.roster.members, *(RosterMember(n.session, n.rank, clock, n.host) for n in newcomers)]
+        members = [
+            *store.roster.members,
+            *(RosterMember(n.session, n.rank, clock, n.host) for n in newcomers),
+        ]
         members.sort(key=lambda member: (member.rank, member.session))
         effects = self._commit(
             store,

@@ -1,14 +1,16 @@
 """The committed placement: which server owns which runs of vshards, under which generation.
 
-Nothing is owned until as many servers as the cluster declares have joined; then generation 1 is committed. A server that
-comes later is a spare and owns nothing. A server that dies keeps its runs in the table (only a replica could take them) and
-the cluster is degraded until the same process, its state intact, joins again and takes its place back.
+Nothing is owned until as many servers as the cluster declares have joined; then generation 1 is committed. A
+server that comes later is a spare and owns nothing. A server that dies keeps its runs in the table (only a
+replica could take them) and the cluster is degraded until the same process, its state intact, joins again and
+takes its place back.
 
 Invariant: once committed the runs tile `[0, vshards)`; the generation only grows, and with every change.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, TypeAlias, cast
@@ -89,8 +91,8 @@ class Routing:
                 if owner is None:
                     return []
                 owned = sum(run.end - run.begin for run in owner.runs)
-                text = f"server {owner.index} is gone ({event.reason}): {owned} of {self.vshards} vshards have no live owner"
-                return [Say("degraded", text)]
+                text = f"server {owner.index} is gone ({event.reason}): {owned} of {self.vshards} vshards"
+                return [Say("degraded", f"{text} have no live owner")]
 
     def _joined(self, event: ServerJoined) -> list[Effect]:
         if not self.owners:
@@ -169,5 +171,5 @@ class Routing:
             runs = sorted((run.begin, run.end) for owner in self.owners for run in owner.runs)
             assert runs[0][0] == 0, "the first vshard is owned"
             assert runs[-1][1] == self.vshards, "the last vshard is owned"
-            assert all(a[1] == b[0] for a, b in zip(runs, runs[1:], strict=False)), "runs tile the vshards"
+            assert all(a[1] == b[0] for a, b in itertools.pairwise(runs)), "runs tile the vshards"
             assert all(run.owner_generation <= self.generation for owner in self.owners for run in owner.runs)

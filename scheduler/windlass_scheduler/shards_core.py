@@ -1,19 +1,22 @@
 """Which rows of a data set each worker of a job reads: batches of an epoch, handed out in shards.
 
-A *loader* is one pass over a data set of `length` rows, equal on every worker. Its epoch is fixed when somebody first comes
-to it: the ranks taking part, N of them, and the batches. Balanced, every worker gets equally many:
+A *loader* is one pass over a data set of `length` rows, equal on every worker. Its epoch is fixed when
+somebody first comes to it: the ranks taking part, N of them, and the batches. Balanced, every worker gets
+equally many:
 
     R = ceil(length / (N * size)) rounds;  min(R * N, length) batches, sizes differing by at most 1;
     batch k is rows [k * length // batches, (k + 1) * length // batches) and belongs to position k mod N
     drop_last: floor(length / (N * size)) rounds of batches of exactly `size`
 
-Unbalanced, batches of `size` go to whoever asks. A shard is up to 16 batches of one epoch; the worker reports it done with a
-later call. When a worker ends, what it was not yet handed and what it did not report done goes, evenly split, to the
-survivors of the epoch (or waits for whoever comes): every row is read at least once an epoch, exactly once if nobody ends.
+Unbalanced, batches of `size` go to whoever asks. A shard is up to 16 batches of one epoch; the worker reports
+it done with a later call. When a worker ends, what it was not yet handed and what it did not report done
+goes, evenly split, to the survivors of the epoch (or waits for whoever comes): every row is read at least
+once an epoch, exactly once if nobody ends.
 
 Invariant (`validate`): the queues, the shards out and those done tile the batches of every open epoch.
 
-A queue is a few arithmetic runs of batch numbers, so a billion rows cost no more than ten. Owner: the loop that drives it.
+A queue is a few arithmetic runs of batch numbers, so a billion rows cost no more than ten. Owner: the loop
+that drives it.
 """
 
 from __future__ import annotations
@@ -358,7 +361,7 @@ def _check(event: NextShard) -> None:
         ("epochs", plan.epochs, limits.LOADER_EPOCHS_MAX),
     ):
         if not 1 <= value <= value_max:
-            raise UsageError(f"batches need {what} of at least 1", **{what: value, f"{what}_max": value_max})
+            raise UsageError(f"batches need {what} in range", given=value, allowed=f"1..{value_max}")
     workers = len(event.ranks | {event.rank})
     full = plan.length // (plan.size * (workers if plan.balanced else 1))
     if plan.drop_last and not full:
@@ -374,7 +377,10 @@ def _check(event: NextShard) -> None:
 def _refuse(loader: _Loader, event: NextShard) -> None:
     raise UsageError(
         f"workers read {event.loader} differently",
-        **{f"rank_{loader.rank}_asked": _plan_text(loader.plan), f"rank_{event.rank}_asks": _plan_text(event.plan)},
+        **{
+            f"rank_{loader.rank}_asked": _plan_text(loader.plan),
+            f"rank_{event.rank}_asks": _plan_text(event.plan),
+        },
         next_move="Give the same arguments to cluster.batches on every worker.",
     )
 

@@ -3,8 +3,9 @@
     folder/cluster.sqlite3    records(key, value: JSON, version), WAL, synchronous FULL, user_version 1
     folder/lock               held (flock) while a scheduler runs on the folder
 
-A commit with full synchronisation costs about 4 ms, so one writer thread takes everything that waits and commits it as one
-transaction: a change is durable when its future is done, in the order submitted. Heartbeats and metrics are never in here.
+A commit with full synchronisation costs about 4 ms, so one writer thread takes everything that waits and
+commits it as one transaction: a change is durable when its future is done, in the order submitted. Heartbeats
+and metrics are never in here.
 
 Owner: the writer thread owns the connection; `submit` may be called from any thread.
 """
@@ -33,7 +34,7 @@ _GROUP_MAX: Final = 512
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """Store `record` under `key` (None: the key goes). With `version`, only if the key has it (0: does not exist)."""
+    """Store `record` under `key` (None: the key goes); with `version`, only if the key has it (0: none)."""
 
     key: str
     record: Record | None
@@ -97,7 +98,8 @@ class StateStore:
             db.execute("PRAGMA journal_mode=WAL")
             db.execute("PRAGMA synchronous=FULL")
             db.execute(
-                "CREATE TABLE IF NOT EXISTS records (key TEXT PRIMARY KEY, value TEXT NOT NULL, version INTEGER NOT NULL)"
+                "CREATE TABLE IF NOT EXISTS records "
+                "(key TEXT PRIMARY KEY, value TEXT NOT NULL, version INTEGER NOT NULL)"
             )
             db.execute(f"PRAGMA user_version={USER_VERSION}")
         except sqlite3.DatabaseError as cause:
@@ -111,14 +113,14 @@ class StateStore:
             ) from cause
         return db
 
-    # Reading: what is committed
+    # What is committed
 
     def get(self, key: str) -> Stored | None:
         with self._db_lock:
             row = self._db.execute("SELECT value, version FROM records WHERE key = ?", (key,)).fetchone()
         return None if row is None else Stored(key, cast("Record", json.loads(row[0])), row[1])
 
-    def list(self, prefix: str) -> list[Stored]:
+    def listed(self, prefix: str) -> list[Stored]:
         """Every record whose key starts with `prefix`, in key order."""
         with self._db_lock:
             rows = self._db.execute(
@@ -134,14 +136,17 @@ class StateStore:
 
         Raises:
             ClosedError: after `close()`.
-            UnavailableError: if an earlier write failed (a full disk): what it held is lost, so nothing may follow it.
+            UnavailableError: if an earlier write failed (a full disk): it is lost, so nothing may follow it.
         """
         if self._closed:
             raise ClosedError("the state store is closed", path=self._path)
         if self._failed is not None:
             raise UnavailableError("the state cannot be written", path=self._path, reason=str(self._failed))
         done: Future[bool] = Future()
-        self._jobs.put(_Job(tuple(changes), done))
+        try:
+            self._jobs.put_nowait(_Job(tuple(changes), done))
+        except queue.Full:
+            raise UnavailableError("too many changes wait for the disk", path=self._path, waiting=_BUSY_MAX) from None
         return done
 
     def compare_and_set(self, key: str, version: int, record: Record, timeout_s: float = 30.0) -> bool:

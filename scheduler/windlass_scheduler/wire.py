@@ -1,0 +1,126 @@
+"""Between the cores' values and protobuf messages: pure functions, one a message.
+
+Readers (`_untrusted`) check what arithmetic cannot: sizes that would cost memory, and enumerations. Meaning
+is the cores'.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from windlass_proto import rule_specs
+from windlass_proto.errors import UsageError
+from windlass_proto.gen import control_pb2 as pb
+from windlass_proto.layout import TensorSpec
+from windlass_scheduler import limits
+from windlass_scheduler.declaration_core import Group, Tensor
+from windlass_scheduler.membership_core import Address, Job, Member
+from windlass_scheduler.metrics_core import LoggedStep
+from windlass_scheduler.roster_core import Roster
+from windlass_scheduler.routing_core import OwnedRun, Routing
+
+
+def addresses_untrusted(addresses: Iterable[pb.Address]) -> tuple[Address, ...]:
+    read = []
+    for address in addresses:
+        if address.kind not in ("tcp", "unix") or len(address.address.encode()) > limits.HOST_BYTES_MAX:
+            raise UsageError(
+                "a server joined with an unusable address", kind=repr(address.kind[:20]), known="tcp or unix"
+            )
+        read.append(Address(address.kind, address.address))
+    return tuple(read)
+
+
+def tensors_untrusted(tensors: Iterable[pb.Tensor]) -> tuple[Tensor, ...]:
+    return tuple(Tensor(TensorSpec(t.name, tuple(t.shape), t.lr_mult, t.decay_mult), t.dtype) for t in tensors)
+
+
+def rule_text_untrusted(rule: bytes) -> str:
+    """The rule in words; raises ProtocolError or UsageError for bytes that are no rule of this release."""
+    return repr(rule_specs.from_bytes_untrusted(rule))
+
+
+def logged_steps_untrusted(records: Iterable[pb.LogRecord]) -> tuple[LoggedStep, ...]:
+    return tuple(
+        LoggedStep(record.step, record.weight, tuple((s.name, s.value) for s in record.scalars), record.unix_s)
+        for record in records
+    )
+
+
+def addresses(found: Iterable[Address]) -> list[pb.Address]:
+    return [pb.Address(kind=address.kind, address=address.address) for address in found]
+
+
+def runs(found: Iterable[OwnedRun]) -> list[pb.VshardRun]:
+    return [pb.VshardRun(begin=r.begin, end=r.end, owner_generation=r.owner_generation) for r in found]
+
+
+def routing(found: Routing) -> pb.Routing:
+    servers = [
+        pb.ServerRoute(
+            member_id=owner.member_id,
+            index=owner.index,
+            host=owner.host,
+            addresses=addresses(owner.addresses),
+            runs=runs(owner.runs),
+        )
+        for owner in found.owners
+    ]
+    return pb.Routing(generation=found.generation, vshards=found.vshards, servers=servers)
+
+
+def roster(found: Roster, consistency: str) -> pb.Roster:
+    members = [
+        pb.RosterMember(session=m.session, rank=m.rank, join_clock=m.join_clock, host=m.host) for m in found.members
+    ]
+    return pb.Roster(
+        store_id=found.store_id,
+        version=found.version,
+        declared=found.declared,
+        started=found.started,
+        members=members,
+        job=found.job,
+        store=found.store,
+        consistency=consistency,
+        proposal_settled=found.proposal_settled,
+    )
+
+
+def job_state(job: Job, workers: Iterable[Member]) -> pb.JobState:
+    ranks = [worker.rank for worker in workers]
+    return pb.JobState(job=job.name, workers_declared=job.workers_awaited, ranks_joined=ranks)
+
+
+def group(found: Group) -> pb.Group:
+    tensors = [
+        pb.Tensor(
+            name=spec.name,
+            dtype=found.dtype,
+            shape=spec.shape,
+            lr_mult=spec.lr_mult,
+            decay_mult=spec.decay_mult,
+        )
+        for spec in found.tensors
+    ]
+    return pb.Group(
+        table_id=found.table_id,
+        dtype=found.dtype,
+        tensors=tensors,
+        block_elements=found.block_elements,
+        rule=found.rule,
+        reduce=found.reduce,
+        store_id=found.store_id,
+    )
+
+
+def metrics(job: str, records: Iterable[LoggedStep]) -> pb.Metrics:
+    merged = [
+        pb.LogRecord(
+            step=record.step,
+            weight=record.weight,
+            scalars=[pb.Scalar(name=name, value=value) for name, value in record.scalars],
+            unix_s=record.unix_s,
+        )
+        for record in records
+    ]
+    return pb.Metrics(job=job, records=merged)
