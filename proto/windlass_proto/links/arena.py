@@ -122,7 +122,8 @@ class ArenaHeap:
     def __init__(self) -> None:
         self.segments: list[SharedSegment] = []
         self._free: list[list[tuple[int, int]]] = []  # per segment: free (offset, size), by offset
-        self._addresses: list[tuple[int, int, int]] = []  # (address, size, id), by address
+        self._spans: dict[int, tuple[int, int, int]] = {}  # address -> (segment id, offset, bytes that may be used)
+        self._owned: dict[tuple[int, int], list[int]] = {}
         self._lock = threading.RLock()  # a collected array may give its piece back inside `take`
 
     def take(self, nbytes: int) -> Piece:
@@ -148,17 +149,17 @@ class ArenaHeap:
                 free.append((offset + size, room - size))
             return self._lend(index, offset, size, nbytes)
 
-    def place_of(self, array: npt.NDArray[np.generic]) -> tuple[int, int] | None:
-        """(segment id, offset) of a contiguous array that lies in this heap, else None."""
-        if not self._addresses:
-            return None
-        address = array.__array_interface__["data"][0]
-        at = bisect.bisect_right(self._addresses, (address, 1 << 62, 1 << 30)) - 1
-        if at < 0:
-            return None
-        begin, size, segment_id = self._addresses[at]
-        offset = address - begin
-        return (segment_id, offset) if offset + array.nbytes <= size else None
+    def own_span(self, piece: Piece, offset: int, nbytes: int) -> None:
+        """Say that an array at `offset` of `piece` may be read and written up to `nbytes` rounded up to 64."""
+        address = self.segments[piece.segment_id - 1].address + piece.offset + offset
+        with self._lock:
+            self._spans[address] = (piece.segment_id, piece.offset + offset, (nbytes + 63) & ~63)
+            self._owned.setdefault((piece.segment_id, piece.offset), []).append(address)
+
+    def place_of(self, address: int, nbytes: int) -> tuple[int, int] | None:
+        """(segment id, offset) of an array of `own_span` with room for `nbytes`, padding included, else None."""
+        found = self._spans.get(address)
+        return (found[0], found[1]) if found is not None and found[2] >= nbytes else None
 
     def close(self) -> None:
         """Close all descriptors; arrays stay usable until collected."""
@@ -172,6 +173,8 @@ class ArenaHeap:
 
     def _give(self, index: int, offset: int, size: int) -> None:
         with self._lock:
+            for address in self._owned.pop((index + 1, offset), ()):
+                self._spans.pop(address, None)
             free = self._free[index]
             at = bisect.bisect_left(free, (offset, 0))
             if at < len(free) and offset + size == free[at][0]:
@@ -198,5 +201,4 @@ class ArenaHeap:
         segment = SharedSegment.create(rounded)
         self.segments.append(segment)
         self._free.append([(0, rounded)])
-        bisect.insort(self._addresses, (segment.address, rounded, len(self.segments)))
         return len(self.segments) - 1

@@ -1,0 +1,448 @@
+"""The pump: moves a session's bytes both ways.
+
+Writing all requests and then reading all answers deadlocks as soon as both directions exceed the socket buffers. So whoever
+waits for a ticket takes the pump and moves bytes of all links in both directions until its own ticket is done; the thread
+that waits is the thread that works. `submit` sends inline what the sockets take. A background thread takes the pump only
+when something is open and nobody has held it for a millisecond.
+
+Invariant: one thread at a time holds the pump (`_pumping`), and only it touches window and links. `_state` guards the inbox
+and who pumps, and is never held over a system call. Others hand their wishes in through the inbox and ring.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+from windlass.data_link import DataLink, Target, error_of, open_socket, refusal_of
+from windlass.ticket import Ticket
+from windlass.window_core import Finished, Request, WindowCore
+from windlass_proto import limits
+from windlass_proto.errors import ClosedError, ProtocolError, UnavailableError, WindlassError
+from windlass_proto.frames import Status
+from windlass_proto.links.arena import ArenaHeap
+
+_BACKGROUND_AFTER_S = 0.001
+_BACKGROUND_TURN_S = 0.05
+_CONNECT_S = 3.0
+_FRAMES_A_TURN = 16
+
+
+class Mark(NamedTuple):
+    """A step to close: its store, clock, and the servers that hold a share of the store."""
+
+    store: int
+    clock: int
+    servers: tuple[int, ...]
+    leaves: bool = False
+
+
+class _Submission(NamedTuple):
+    requests: list[Request]
+    mark: Mark | None
+
+
+class _Routing(NamedTuple):
+    server_of: Callable[[int], int]
+    generation: int
+    targets: dict[int, Target]
+
+
+class Pump:
+    """All links of one session.
+
+    Args:
+        session: 16 bytes from the scheduler.
+        key: the data links' key.
+        heap: shared memory that shm links pass on; None where it is not to be used.
+        rpc_s: how long a server may be unreachable before what was asked of it fails.
+    """
+
+    def __init__(
+        self, session: bytes, key: bytes, heap: ArenaHeap | None, *, rpc_s: float = limits.RPC_S
+    ) -> None:
+        self.session = session
+        self.key = key
+        self.heap = heap
+        self.rpc_s = rpc_s
+        self.window = WindowCore(_unrouted)
+        self.links: dict[int, DataLink] = {}
+        self.targets: dict[int, Target] = {}
+        self.on_idle_wait: Callable[[Ticket, float], None] | None = None
+        self.bytes_in = 0
+        self.bytes_out = 0
+        self._failed: WindlassError | None = None
+        self._state = threading.Condition()
+        self._pumping = False
+        self._waiters = 0
+        self._inbox: deque[Any] = deque()
+        self._down_since: dict[int, float] = {}
+        self._retry_at: dict[int, float] = {}
+        self._connecting: dict[int, threading.Thread] = {}
+        self._poll = select.poll()
+        self._interest: dict[int, tuple[DataLink, int]] = {}
+        self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._poll.register(self._bell, select.POLLIN)
+        self._open = 0
+        self._stopping = False
+        self._work = threading.Event()
+        self._background = threading.Thread(target=self._run_background, name="windlass-pump", daemon=True)
+        self._background.start()
+
+    # ---- for any thread ----------------------------------------------------------------------------------------------
+
+    def submit(self, requests: list[Request], mark: Mark | None = None) -> None:
+        """Queue requests (and the step they close), sending inline what the sockets take."""
+        self._hand_in(_Submission(requests, mark))
+
+    def route(self, server_of: Callable[[int], int], generation: int, targets: dict[int, Target]) -> None:
+        """Vshards have these owners, reachable there."""
+        self._hand_in(_Routing(server_of, generation, targets))
+
+    def wait(self, ticket: Ticket, timeout_s: float | None) -> None:
+        """Move bytes until `ticket` is done.
+
+        Raises:
+            TimeoutError: not done within `timeout_s`.
+        """
+        began = time.monotonic()
+        deadline = None if timeout_s is None else began + timeout_s
+        notice_at = began + limits.WAIT_SAID_AFTER_S
+        while ticket.left:
+            now = time.monotonic()
+            if deadline is not None and now >= deadline:
+                raise TimeoutError(f"{ticket.what} was not answered within {timeout_s} s; it goes on")
+            if now >= notice_at:
+                notice_at = now + limits.WAIT_SAID_AFTER_S
+                if self.on_idle_wait is not None:
+                    self.on_idle_wait(ticket, now - began)
+            until = notice_at if deadline is None else min(deadline, notice_at)
+            self._wait_once(ticket, until)
+
+    def close(self, timeout_s: float = 5.0) -> None:
+        """Send what is queued, say goodbye, close every link, join every thread. Unfinished requests fail."""
+        deadline = time.monotonic() + timeout_s
+        if self._take_pump(deadline):
+            try:
+                self._say_goodbye(deadline)
+            finally:
+                self._give_pump()
+        self._stopping = True
+        self._work.set()
+        self._ring()
+        self._background.join()
+        for thread in list(self._connecting.values()):
+            thread.join()
+        for link in self.links.values():
+            link.close()
+        os.close(self._bell)
+
+    # ---- who pumps ---------------------------------------------------------------------------------------------------
+
+    def _hand_in(self, item: Any) -> None:
+        with self._state:
+            if self._failed is not None:
+                raise self._failed
+            self._inbox.append(item)
+            if self._pumping:
+                ring = True
+            else:
+                self._pumping, ring = True, False
+        if ring:
+            self._ring()
+            return
+        try:
+            self._turn(0.0)
+        finally:
+            self._give_pump()
+
+    def _wait_once(self, ticket: Ticket, until: float) -> None:
+        """Pump until the ticket is done or `until`; or, if another thread pumps, wait for it to be done or to leave."""
+        with self._state:
+            self._waiters += 1
+            if self._pumping:
+                self._ring()
+                self._state.wait(max(0.0, until - time.monotonic()))
+                self._waiters -= 1
+                return
+            self._pumping = True
+        try:
+            while ticket.left and (now := time.monotonic()) < until:
+                self._turn(until - now)
+        finally:
+            with self._state:
+                self._waiters -= 1
+            self._give_pump()
+
+    def _take_pump(self, deadline: float) -> bool:
+        with self._state:
+            self._waiters += 1
+            self._ring()
+            free = self._state.wait_for(lambda: not self._pumping, max(0.0, deadline - time.monotonic()))
+            self._waiters -= 1
+            if free:
+                self._pumping = True
+            return free
+
+    def _give_pump(self) -> None:
+        while self._inbox and not self._stopping and self._failed is None:
+            self._turn(0.0)
+        with self._state:
+            self._pumping = False
+            self._open = self.window.open_requests()
+            if self._waiters:
+                self._state.notify_all()
+            busy = self._open > 0 or bool(self._inbox) or bool(self._connecting)
+        if busy:
+            self._work.set()
+
+    def _ring(self) -> None:
+        with contextlib.suppress(OSError):
+            os.eventfd_write(self._bell, 1)
+
+    def _run_background(self) -> None:
+        """Pump when something is open and nobody has for a millisecond."""
+        while not self._stopping:
+            self._work.wait()
+            self._work.clear()
+            while not self._stopping:
+                with self._state:
+                    if self._pumping or self._waiters:
+                        idle = False
+                    else:
+                        self._state.wait(_BACKGROUND_AFTER_S)
+                        idle = not (self._pumping or self._waiters)
+                    if idle:
+                        self._pumping = True
+                    else:
+                        self._state.wait(_BACKGROUND_TURN_S)
+                        continue
+                try:
+                    while not self._waiters and not self._stopping and self._has_work():
+                        self._turn(_BACKGROUND_TURN_S)
+                finally:
+                    self._give_pump()
+                if not self._has_work():
+                    break
+
+    def _has_work(self) -> bool:
+        window = self.window
+        if self._inbox or self._connecting or window.open_requests():
+            return True
+        return any(link.writer.waiting() for link in self.links.values()) or any(map(window.wants, window.lanes))
+
+    # ---- one turn of the pump ----------------------------------------------------------------------------------------
+
+    def _turn(self, wait_s: float) -> None:
+        """Take the inbox, send, then wait up to `wait_s` for a link and read what is there. The caller holds the pump."""
+        self._take_inbox()
+        self._reconnect()
+        for server in list(self.links):
+            self._send(server)
+        if wait_s <= 0.0:
+            return
+        wait_s = min(wait_s, self._next_retry_s())
+        for descriptor, _ in self._poll.poll(max(0, int(wait_s * 1000 + 0.999))):
+            if descriptor == self._bell:
+                os.eventfd_read(self._bell)
+                continue
+            found = self._interest.get(descriptor)
+            if found is not None:
+                self._read(found[0])
+
+    def _take_inbox(self) -> None:
+        while self._inbox:
+            item = self._inbox.popleft()
+            if type(item) is _Submission:
+                for request in item.requests:
+                    self.window.submit(request)
+                if item.mark is not None:
+                    store, clock, servers, leaves = item.mark
+                    self.window.close_step(store, clock, servers, leaves=leaves)
+            elif type(item) is _Routing:
+                self.targets = item.targets
+                self.window.set_routing(item.server_of, item.generation)
+                for server in item.targets:
+                    if server not in self.links:
+                        self._down_since.setdefault(server, time.monotonic())
+            else:
+                self._link_arrived(*item)
+
+    def _send(self, server: int) -> None:
+        link = self.links.get(server)
+        if link is None:
+            return
+        writer = link.writer
+        try:
+            while True:
+                if writer.waiting() and not writer.flush():
+                    break
+                frame = self.window.next_frame(server)
+                if frame is None:
+                    break
+                link.put(frame)
+        except UnavailableError as error:
+            self._link_lost(link, error)
+            return
+        self._register(link, select.POLLIN | (select.POLLOUT if writer.waiting() else 0))
+
+    def _read(self, link: DataLink) -> None:
+        try:
+            for _ in range(_FRAMES_A_TURN):
+                frame = link.read()
+                if frame is None:
+                    break
+                self._on_frame(link, frame.entries, frame.placed or {})
+                if not link.reader.mid_frame():
+                    break
+        except (UnavailableError, ProtocolError) as error:
+            self._link_lost(link, error)
+
+    def _on_frame(self, link: DataLink, entries: Iterable[Any], records: dict[int, bytearray]) -> None:
+        for entry in entries:
+            finished = self.window.on_answer(link.server, entry)
+            if finished is None:
+                continue
+            error: WindlassError | None
+            if finished.status is Status.ERROR:
+                error = error_of(entry, records)
+            else:
+                error = refusal_of(finished.status, entry, _table_name(finished))
+            self._finish(finished.request.owner, error)
+
+    def _finish(self, ticket: Ticket | None, error: WindlassError | None) -> None:
+        if ticket is None:
+            return
+        if error is not None and ticket.error is None:
+            ticket.error = error
+        ticket.left -= 1
+        if ticket.left == 0:
+            if ticket.store is not None:
+                ticket.store.on_done(ticket)
+            if self._waiters > 1:
+                with self._state:
+                    self._state.notify_all()
+
+    # ---- links -------------------------------------------------------------------------------------------------------
+
+    def _register(self, link: DataLink, events: int) -> None:
+        descriptor = link.sock.fileno()
+        known = self._interest.get(descriptor)
+        if known is None or known[1] != events:
+            self._poll.register(descriptor, events)
+            self._interest[descriptor] = (link, events)
+
+    def _link_lost(self, link: DataLink, error: WindlassError) -> None:
+        del error  # the link comes back or its requests fail after rpc_s, in `_reconnect`
+        descriptor = link.sock.fileno()
+        if self._interest.pop(descriptor, None) is not None:
+            self._poll.unregister(descriptor)
+        self.bytes_in += link.reader.bytes_read
+        self.bytes_out += link.writer.bytes_written
+        link.close()
+        if self.links.get(link.server) is link:
+            del self.links[link.server]
+            self._down_since[link.server] = time.monotonic()
+            self.window.link_down(link.server)
+
+    def _next_retry_s(self) -> float:
+        waits = [self._retry_at.get(s, 0.0) for s in self._down_since if s not in self._connecting]
+        return max(0.0, min(waits) - time.monotonic()) if waits else 3600.0
+
+    def _reconnect(self) -> None:
+        """Start a connector for every server that is down; fail what has waited for one longer than `rpc_s`."""
+        if not self._down_since or self._stopping:
+            return
+        now = time.monotonic()
+        for server, since in list(self._down_since.items()):
+            if server in self._connecting or now < self._retry_at.get(server, 0.0):
+                continue
+            if now - since > self.rpc_s and self.window.lanes.get(server) is not None:
+                self._give_up(server, now - since)
+            target = self.targets.get(server)
+            if target is None:
+                continue
+            thread = threading.Thread(
+                target=self._connect, args=(server, target), name=f"windlass-connect-{server}", daemon=True
+            )
+            self._connecting[server] = thread
+            thread.start()
+
+    def _connect(self, server: int, target: Target) -> None:
+        found: Any
+        try:
+            found = open_socket(target, self.key, self.session, _CONNECT_S)
+        except WindlassError as error:
+            found = error
+        except OSError as error:
+            found = UnavailableError("a server could not be reached", reason=str(error))
+        with self._state:
+            self._inbox.append((server, target, found))
+        self._ring()
+        self._work.set()
+
+    def _link_arrived(self, server: int, target: Target, found: Any) -> None:
+        self._connecting.pop(server, None)
+        if isinstance(found, WindlassError):
+            self._retry_at[server] = time.monotonic() + 0.1
+            if not isinstance(found, UnavailableError | ProtocolError):
+                self._fail(found)
+            return
+        if self._stopping or self.targets.get(server) != target:
+            found.close()
+            return
+        link = DataLink(server, target, found, self.window, self.heap)
+        self.links[server] = link
+        self._down_since.pop(server, None)
+        self._retry_at.pop(server, None)
+        self.window.link_up(server)
+        self._register(link, select.POLLIN)
+
+    def _fail(self, error: WindlassError) -> None:
+        """The session cannot go on (refused for good): everything open fails with `error`, and all that follows."""
+        self._failed = error
+        for request in self.window.abandon():
+            self._finish(request.owner, error)
+
+    def _give_up(self, server: int, waited_s: float) -> None:
+        target = self.targets.get(server)
+        error = UnavailableError(
+            "a server has not been reachable",
+            server=server,
+            address=f"{target.kind}:{target.address}" if target else "unknown",
+            waited_s=round(waited_s, 1),
+            next_move="Look at `windlass status` and the server's log.",
+        )
+        lane = self.window.lanes[server]
+        for request in [*lane.inflight.values(), *lane.again, *(item[2] for item in lane.heap)]:
+            # It stays queued, so that what follows keeps its order; its values go nowhere.
+            owner, request.owner, request.out = request.owner, None, None
+            self._finish(owner, error)
+
+    def _say_goodbye(self, deadline: float) -> None:
+        while self._has_work() and not self._down_since and time.monotonic() < deadline:
+            self._turn(min(0.05, max(0.0, deadline - time.monotonic())))
+        error = ClosedError("the cluster was closed", next_move="Call windlass.connect() again.")
+        for request in self.window.abandon():
+            self._finish(request.owner, error)
+        self._failed = error
+        for link in list(self.links.values()):
+            with contextlib.suppress(UnavailableError):
+                link.goodbye()
+                link.writer.flush()
+
+
+def _unrouted(vshard: int) -> int:
+    raise UnavailableError("no key range has been handed out yet", vshard=vshard)
+
+
+def _table_name(finished: Finished) -> str:
+    owner = finished.request.owner
+    store = getattr(owner, "store", None)
+    return store.table_names(finished.request.share[0]) if store is not None else str(finished.request.share[0])
