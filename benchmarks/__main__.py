@@ -37,9 +37,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--round-seconds", type=float, help="length of one round (default 0.5)")
     parser.add_argument("--out", type=Path, help="the file of JSON lines")
     commands = parser.add_subparsers(dest="command")
-    peers = commands.add_parser(
-        "peers", help="make the peers' environments under build/peers (torch only by name)"
-    )
+    peers = commands.add_parser("peers", help="make the peers' environments under build/peers (torch only by name)")
     peers.add_argument("names", nargs="*", choices=[*(peer.name for peer in environments.PEERS), []])
     return parser.parse_args()
 

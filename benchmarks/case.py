@@ -34,6 +34,10 @@ class Case:
     rows: Callable[[Extent], Iterator[Row]]
 
 
+def count_text(workers: int) -> str:
+    return "1 worker" if workers == 1 else f"{workers} workers"
+
+
 def size_text(payload_bytes: int) -> str:
     """1048576 -> "1 MiB"."""
     for unit, scale in (("MiB", 1 << 20), ("KiB", 1 << 10)):

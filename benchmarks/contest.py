@@ -47,7 +47,11 @@ def contest(
             figure.contender,
             figures_of(figure),
             {name: figure.times_as_fast_as(other) for name, other in others.items()},
-            tuple(_outcome(goal, figure, others) for goal in goals if applies(goal, figure, others)),
+            tuple(
+                outcome(goal, figure, others[goal.against])
+                for goal in goals
+                if figure.contender.startswith(goal.ours) and goal.against in others
+            ),
         )
     for contender, why in field.not_measured.items():
         yield Row(case, setting, contender, not_measured=why)
@@ -74,10 +78,6 @@ def references(contender: str, best: Mapping[str, Figure]) -> dict[str, Figure]:
     }
 
 
-def applies(goal: Goal, figure: Figure, others: Mapping[str, Figure]) -> bool:
-    return figure.contender.startswith(goal.ours) and goal.against in others
-
-
 def figures_of(figure: Figure) -> dict[str, float]:
     times = {"p50_s": figure.seconds_p50, "p99_s": figure.seconds_p99}
     if figure.by_time:
@@ -85,8 +85,8 @@ def figures_of(figure: Figure) -> dict[str, float]:
     return {**times, "gb_per_s": figure.gb_per_s, "cpu_s_per_gb": figure.cpu_s_per_gb}
 
 
-def _outcome(goal: Goal, figure: Figure, others: Mapping[str, Figure]) -> GoalOutcome:
-    other = others[goal.against]
+def outcome(goal: Goal, figure: Figure, other: Figure) -> GoalOutcome:
+    """Whether `figure` is as much better than `other` as the goal asks."""
     if goal.what == "cpu":
         ratio = figure.cpu_s_per_gb / other.cpu_s_per_gb if other.cpu_s_per_gb else float("inf")
         text = f"CPU a GB <= {1 / goal.at_least:.3g} of {goal.against}, is {ratio:.3g}"

@@ -58,9 +58,7 @@ class Report:
     def add(self, row: Row) -> None:
         self._write({"kind": "row", **asdict(row)})
         self.goals_met += sum(goal.met for goal in row.goals)
-        missed = [
-            f"{row.case}, {row.setting}, {row.contender}: {goal.text}" for goal in row.goals if not goal.met
-        ]
+        missed = [f"{row.case}, {row.setting}, {row.contender}: {goal.text}" for goal in row.goals if not goal.met]
         self.goals_missed += missed
         shown = (row.case, row.setting) if (row.case, row.setting) != self._last_setting else ("", "")
         self._last_setting = (row.case, row.setting)

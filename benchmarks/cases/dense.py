@@ -24,9 +24,7 @@ MODEL_GOALS = (Goal("windlass shm", "mxnet", 10.0), Goal("windlass tcp", "mxnet"
 AGGREGATE_GOALS = (Goal("windlass", "mxnet", 6.0), Goal("windlass", "mxnet", 4.0, "cpu"))
 
 
-def enter_windlass(
-    field: Field, link: str, consistency: str = "asp", workers: int = 1, servers: int = 1
-) -> None:
+def enter_windlass(field: Field, link: str, consistency: str = "asp", workers: int = 1, servers: int = 1) -> None:
     """One fleet, two rows: the user's own arrays, and arrays from the arena."""
     name = f"windlass {link}"
     fleet = field.enter(name, partial(open_windlass, link, consistency, workers, servers))
@@ -52,9 +50,7 @@ def round_trips(extent: Extent) -> Iterator[Row]:
     with Field() as field:
         one_to_one(field)
         for size in SMALL:
-            yield from contest(
-                "roundtrip", size_text(size), field, one_tensor(size), extent.pace, ROUND_TRIP_GOALS
-            )
+            yield from contest("roundtrip", size_text(size), field, one_tensor(size), extent.pace, ROUND_TRIP_GOALS)
 
 
 def push_pulls(extent: Extent) -> Iterator[Row]:
@@ -91,7 +87,5 @@ CASES = (
     Case("roundtrip", "64 B and 64 KiB there and back, one worker, one server: p50 and p99", round_trips),
     Case("pushpull", "push_pull of 1, 4 and 64 MiB, one worker, one server, every link", push_pulls),
     Case("model", "ResNet-50's 161 tensors over 2 servers", whole_model),
-    Case(
-        "aggregate", "4 workers on 2 servers, BSP, what all move together and its processor time", aggregate
-    ),
+    Case("aggregate", "4 workers on 2 servers, BSP, what all move together and its processor time", aggregate),
 )

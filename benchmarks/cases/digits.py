@@ -1,8 +1,9 @@
 """Time to accuracy on real digits: one process, 1, 2 and 4 workers, PyTorch with gloo.
 
 The network has 9,610 parameters, so this measures what a step's exchange costs, not bandwidth: a model this
-small is trained fastest by one process, and the rows say by how much. Each worker takes `BATCH` rows a step,
-so more workers make fewer and larger steps. Times begin when everybody is connected and declared.
+small is trained fastest by one process, and the rows say by how much. Every process computes on one thread.
+Each worker takes `BATCH` rows a step, so more workers make fewer and larger steps. Times begin when everybody
+is connected and declared.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.case import Case, Extent
+from benchmarks.case import Case, Extent, count_text
 from benchmarks.child import Child, NotMeasuredError
 from benchmarks.contender import LOGS
 from benchmarks.course import summary
@@ -38,8 +39,8 @@ ONE_BLAS_THREAD = {"OPENBLAS_NUM_THREADS": "1"}
 def digits(extent: Extent) -> Iterator[Row]:
     workers = (1, 2) if extent.quick else (1, 2, 4)
     runs: dict[str, Callable[[], dict[str, float]]] = {"alone, NumPy": alone}
-    runs |= {f"windlass, {count} workers": partial(clustered, count) for count in workers}
-    runs |= {f"torch ddp gloo, {count} workers": partial(torch_ddp, count) for count in workers}
+    runs |= {f"windlass, {count_text(count)}": partial(clustered, count) for count in workers}
+    runs |= {f"torch ddp, {count_text(count)}": partial(torch_ddp, count) for count in workers}
     measured: dict[str, list[dict[str, float]]] = {name: [] for name in runs}
     refused: dict[str, str] = {}
     for _ in range(1 if extent.quick else ROUNDS):
@@ -49,7 +50,7 @@ def digits(extent: Extent) -> Iterator[Row]:
                     measured[name].append(run())
                 except NotMeasuredError as error:
                     refused[name] = str(error)
-    setting = f"64-128-10, {BATCH} rows a worker, to {ACCURACY_GOAL:.0%}"
+    setting = f"{BATCH} rows a worker, to {ACCURACY_GOAL:.0%}"
     for name in runs:
         if name in refused:
             yield Row("digits", setting, name, not_measured=refused[name])
@@ -81,10 +82,11 @@ def clustered(workers: int) -> dict[str, float]:
 def torch_ddp(workers: int) -> dict[str, float]:
     python = python_of("torch")
     with tempfile.TemporaryDirectory() as folder, ExitStack() as opened:
-        for name, array in zip(
-            ("train_x", "train_y", "test_x", "test_y"), split_digits(*load_digits()), strict=True
-        ):
-            np.save(Path(folder) / f"{name}.npy", array)
+        train_x, train_y, test_x, test_y = split_digits(*load_digits())
+        np.save(Path(folder) / "train_x.npy", train_x)
+        np.save(Path(folder) / "train_y.npy", train_y)
+        np.save(Path(folder) / "test_x.npy", test_x)
+        np.save(Path(folder) / "test_y.npy", test_y)
         settings = [folder, str(BATCH), str(EPOCHS), str(LEARNING_RATE)]
         port = str(free_port())
         members = []

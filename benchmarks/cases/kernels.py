@@ -1,4 +1,8 @@
-"""Update rules on one core against a kernel that moves the same streams, and Adam against PyTorch's."""
+"""Update rules on one core against a kernel that moves the same streams, and Adam against PyTorch's.
+
+The goals hold where the arrays exceed the caches, so that memory is the limit: inside them roots and
+divisions are, and a kernel without arithmetic says nothing about that. Those ratios are printed all the same.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +24,7 @@ from windlass_rules import registry
 
 FLOAT32_BYTES = 4
 STEP = 1000
+BEYOND_CACHES_BYTES = 64 << 20  # one stream
 RULES: tuple[tuple[str, str, RuleSpec], ...] = (  # a rule, the streams it moves, its spec
     ("sgd", "sgd", SGD(lr=1e-3)),
     ("momentum", "momentum", SGD(lr=1e-3, momentum=0.9)),
@@ -94,9 +99,9 @@ def kernels(extent: Extent) -> Iterator[Row]:
                 parameters = size // FLOAT32_BYTES
                 setting = f"{rule}, {parameters / 2**20:g} Mi parameters"
                 bytes_moved = parameters * streams.bytes_a_parameter
-                yield from contest(
-                    "kernels", setting, field, one_tensor(size), extent.pace, GOALS, bytes_moved
-                )
+                goals = GOALS if size >= BEYOND_CACHES_BYTES else ()
+                load = one_tensor(size)
+                yield from contest("kernels", setting, field, load, extent.pace, goals, bytes_moved)
 
 
 CASES = (Case("kernels", "each update rule on one core against its same-streams floor", kernels),)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import statistics
@@ -19,7 +20,11 @@ COMMAND_S = 60.0
 IMPORT_GOAL_S = 0.15
 UP_GOAL_S = 3.0
 ROUNDS = 5
-IMPORTS = "import time; t = time.perf_counter(); import {module}; print(time.perf_counter() - t)"
+# A folder without an __init__ imports in no time and is nothing: `__file__` tells it from the library.
+IMPORTS = (
+    "import time; t = time.perf_counter(); import {module}; t = time.perf_counter() - t; "
+    "assert {module}.__file__ is not None, 'an empty namespace was imported'; print(t)"
+)
 
 
 def start(extent: Extent) -> Iterator[Row]:
@@ -29,10 +34,10 @@ def start(extent: Extent) -> Iterator[Row]:
         for _ in range(rounds + 1):  # the first one fills the file cache
             for module, seconds in taken.items():
                 seconds.append(import_s(module))
-        yield Row("start", "import", "numpy alone", {"import_s": statistics.median(taken["numpy"][1:])})
+        yield Row("start", "warm", "import numpy, alone", {"import_s": statistics.median(taken["numpy"][1:])})
         yield _bounded("import windlass", "import_s", taken["windlass"][1:], IMPORT_GOAL_S)
     except NotMeasuredError as error:
-        yield Row("start", "import", "import windlass", not_measured=str(error))
+        yield Row("start", "warm", "import windlass", not_measured=str(error))
     try:
         ready = [up_s() for _ in range(rounds + 1)]
         yield _bounded("windlass up, 2 servers", "ready_s", ready[1:], UP_GOAL_S)
@@ -51,20 +56,20 @@ def up_s() -> float:
     try:
         begin = time.monotonic()
         _run([sys.executable, "-m", "windlass", "up", "--detach", "--servers", "2"], environment)
-        return time.monotonic() - begin
-    finally:
-        _finally_down(environment, folder)
-
-
-def _finally_down(environment: dict[str, str], folder: str) -> None:
-    try:
+        seconds = time.monotonic() - begin
         _run([sys.executable, "-m", "windlass", "down"], environment)
+        return seconds
+    except NotMeasuredError:
+        with contextlib.suppress(NotMeasuredError):  # what went wrong first is what is told
+            _run([sys.executable, "-m", "windlass", "down"], environment)
+        raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def _run(argv: list[str], environment: dict[str, str]) -> str:
     """Standard output of a command that succeeds."""
+    what = " ".join(argv[1:4]) if argv[1] == "-m" else "the import"
     try:
         done = subprocess.run(
             argv,
@@ -76,10 +81,10 @@ def _run(argv: list[str], environment: dict[str, str]) -> str:
             check=False,
         )
     except subprocess.TimeoutExpired as error:
-        raise NotMeasuredError(f"{' '.join(argv[1:4])} took longer than {COMMAND_S:.0f} s") from error
+        raise NotMeasuredError(f"{what} took longer than {COMMAND_S:.0f} s") from error
     if done.returncode != 0:
         lines = (done.stderr or done.stdout).strip().splitlines()
-        raise NotMeasuredError(f"{' '.join(argv[1:4])}: {lines[-1] if lines else done.returncode}")
+        raise NotMeasuredError(f"{what}: {lines[-1] if lines else done.returncode}")
     return done.stdout
 
 

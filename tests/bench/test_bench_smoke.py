@@ -36,9 +36,7 @@ def test_list_names_every_case_with_a_sentence() -> None:
     done = bench("--list")
     assert done.returncode == 0, done.stderr
     named = dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
-    assert {"floors", "roundtrip", "pushpull", "model", "aggregate", "kernels", "start", "digits"} <= set(
-        named
-    )
+    assert {"floors", "roundtrip", "pushpull", "model", "aggregate", "kernels", "start", "digits"} <= set(named)
     assert {"curve-workers", "curve-servers", "curve-bytes", "curve-tensors"} <= set(named)
 
 
@@ -67,7 +65,7 @@ def test_floors_are_measured_and_written_with_machine_versions_and_command(tmp_p
 
 def test_an_interrupted_run_keeps_its_rows_and_leaves_no_process(tmp_path: Path) -> None:
     out = tmp_path / "bench.jsonl"
-    argv = [*COMMAND, "--only", "floors", "--round-seconds", "0.05", "--rounds", "50", "--out", str(out)]
+    argv = [*COMMAND, "--only", "floors", "--round-seconds", "0.01", "--rounds", "50", "--out", str(out)]
     with subprocess.Popen(argv, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as run:
         assert run.stdout is not None
         assert any("memcpy" in line for line in run.stdout), "no row was printed"
@@ -80,7 +78,8 @@ def test_an_interrupted_run_keeps_its_rows_and_leaves_no_process(tmp_path: Path)
 
 
 def test_children_end_when_the_bench_is_killed(tmp_path: Path) -> None:
-    argv = [*COMMAND, "--only", "floors", "--rounds", "50", "--out", str(tmp_path / "bench.jsonl")]
+    out = tmp_path / "bench.jsonl"
+    argv = [*COMMAND, "--only", "floors", "--round-seconds", "0.01", "--rounds", "50", "--out", str(out)]
     with subprocess.Popen(argv, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as run:
         assert run.stdout is not None
         assert any("memcpy" in line for line in run.stdout), "no row was printed"
