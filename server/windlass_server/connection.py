@@ -30,7 +30,7 @@ from windlass_proto.links.stream import Frame, FrameReader, FrameWriter, Place
 from windlass_proto.memory import Buffer
 from windlass_server.dense import DenseGroup, Origin, Reply, Share, Values, Vector
 from windlass_server.node import ServerNode
-from windlass_server.share_core import Push
+from windlass_server.share_events import Push
 
 _LOG = logging.getLogger("windlass.server")
 _SINK = memoryview(bytearray(limits.MIB))
@@ -167,7 +167,7 @@ class Connection:
             refused = header.payload_bytes > 0 and buffer is None
             try:
                 for entry in frame.entries:
-                    self._take_entry(header, entry, buffer, refused)
+                    self._take_entry(entry, buffer, refused)
             finally:
                 if buffer is not None:
                     buffer.release()
@@ -182,7 +182,7 @@ class Connection:
         else:
             raise ProtocolError("a worker sent a frame of another role", kind=header.kind)
 
-    def _take_entry(self, header: Header, entry: Entry, buffer: Buffer | None, refused: bool) -> None:
+    def _take_entry(self, entry: Entry, buffer: Buffer | None, refused: bool) -> None:
         if not Op.PUSH <= entry.op <= Op.SET_RULE:
             raise ProtocolError("an entry asks for an unknown operation", op=entry.op)
         if entry.op == Op.DECLARE:
@@ -202,14 +202,12 @@ class Connection:
                 raise ProtocolError("an entry names a block that its table lacks", block=entry.block)
             self._reply_plain(entry, Status.FENCED)
             return
-        if refused or (self.node.pool.full and entry.op not in _WRITES):
+        if self.node.pool.full and entry.op not in _WRITES:
             self._reply_plain(entry, Status.RETRY)
             return
-        self._run(header, entry, group, share, buffer)
+        self._run(entry, group, share, buffer, refused)
 
-    def _run(
-        self, header: Header, entry: Entry, group: DenseGroup, share: Share, buffer: Buffer | None
-    ) -> None:
+    def _run(self, entry: Entry, group: DenseGroup, share: Share, buffer: Buffer | None, refused: bool) -> None:
         """One entry through its share's core. Five calls from here to the kernel: push, execute, apply, update, it."""
         block = group.spec.layout.blocks[entry.block]
         if not entry.seg_begin < entry.seg_end <= len(block.segments):
@@ -231,7 +229,7 @@ class Connection:
             raise ProtocolError("an entry asks for an unknown operation", op=op)
         if entry.clock > share.core.clock_begun + limits.CLOCK_AHEAD_MAX:
             raise ProtocolError("an entry's step is out of reach", clock=entry.clock)
-        values = self._values(entry, nbytes, dtype, buffer)
+        values = None if refused else self._values(entry, nbytes, dtype, buffer)
         event = Push(
             origin,
             self.session,
@@ -245,11 +243,13 @@ class Connection:
             entry.stamp,
             bool(entry.flags & EntryFlag.LAST),
             op == Op.PUSH_PULL,
-            group.finite(values.array),
+            values is None or group.finite(values.array),
         )
         self.node.counters["pushes"] += 1
         with share.lock:
-            if op == Op.INIT:
+            if values is None:
+                effects = share.core.refuse(event)
+            elif op == Op.INIT:
                 effects = share.core.init(event)
             elif op == Op.ASSIGN:
                 effects = share.core.assign(event)

@@ -21,7 +21,8 @@ from windlass_proto.group_specs import GroupSpec
 from windlass_proto.layout import Block
 from windlass_proto.memory import Buffer, BufferPool
 from windlass_rules import RuleKernels, reduce
-from windlass_server.share_core import Answer, Apply, Effect, Release, ShareCore, Source, Write
+from windlass_server.share_core import ShareCore
+from windlass_server.share_events import Answer, Apply, Effect, Release, Source, Write
 
 Vector = npt.NDArray[np.floating]
 

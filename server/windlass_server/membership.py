@@ -19,7 +19,7 @@ from windlass_proto.errors import UnavailableError, WindlassError
 from windlass_proto.gen import control_pb2 as pb
 from windlass_server.ingress import Ingress
 from windlass_server.node import ServerNode
-from windlass_server.share_core import Member, Roster
+from windlass_server.share_events import Member, Roster
 
 _LOG = logging.getLogger("windlass.server")
 _REPORT_S = 1.0
@@ -113,7 +113,7 @@ class Membership:
                 _LOG.info("key_range_taken vshards=%d..%d generation=%d", *_ends(vshards), routing.generation)
 
     def _vote(self, prepare: pb.Prepare) -> None:
-        accepted, highest = self.node.prepare(prepare.store_id, prepare.clock)
+        accepted, highest = self.node.prepare(prepare.store_id, prepare.clock, prepare.proposal)
         vote = pb.VoteRequest(
             member_id=self.joined.member_id,
             session=self.joined.session,
@@ -152,4 +152,4 @@ def _ends(vshards: range) -> tuple[int, int]:
 
 def _roster(roster: pb.Roster) -> Roster:
     members = tuple(Member(m.session, m.rank, m.join_clock) for m in roster.members)
-    return Roster(roster.version, roster.started, members)
+    return Roster(roster.version, roster.started, members, roster.proposal_settled)

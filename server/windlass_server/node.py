@@ -10,12 +10,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 
-from windlass_proto.errors import ClosedError, UnavailableError, UsageError, WindlassError
+from windlass_proto.errors import ClosedError, UnavailableError, UsageError
 from windlass_proto.group_specs import GroupSpec
 from windlass_proto.memory import BufferPool
 from windlass_rules import build
 from windlass_server.dense import DenseGroup, Reply, Share
-from windlass_server.share_core import Effect, Roster
+from windlass_server.share_events import Effect, Roster
 
 ENDED_KEPT = 4096
 
@@ -61,14 +61,14 @@ class ServerNode:
         for group, share in shares:
             self._run(group, share, lambda core=share.core: core.set_roster(roster), deliver)  # type: ignore[misc]
 
-    def prepare(self, store_id: int, clock: int) -> tuple[bool, int]:
+    def prepare(self, store_id: int, clock: int, proposal: int) -> tuple[bool, int]:
         """May the roster of a store change from `clock` on? Returns the vote and the highest clock begun here."""
         with self._lock:
             shares = list(self._shares_of(store_id))
         highest, accepted = -1, True
         for _, share in shares:
             with share.lock:
-                accepted = share.core.prepare(clock) and accepted
+                accepted = share.core.prepare(clock, proposal) and accepted
                 highest = max(highest, share.core.clock_begun)
         return accepted, max(0, highest)
 
@@ -191,11 +191,6 @@ class ServerNode:
     ) -> None:
         with share.lock:
             group.execute(share, event(), deliver)
-
-
-def refusal(reply_to: WindlassError) -> bool:
-    """Is this error an answer (the link stays) rather than a broken peer (the link goes)?"""
-    return isinstance(reply_to, UsageError | UnavailableError | ClosedError)
 
 
 def _in_words(spec: GroupSpec) -> str:
