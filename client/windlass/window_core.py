@@ -1,15 +1,17 @@
 """The window core: what a worker has asked for, sent, and not yet had answered.
 
-It is sans-I/O. A driver submits requests, asks for the next frame of each server when its link can take one, and hands in
-answers and link changes; the core says which requests are finished.
+It is sans-I/O. A driver submits requests, asks for the next frame of each server when its link can take
+one, and hands in answers and link changes; the core says which requests are finished.
 
 Invariants (checked by `validate`):
-- A seq is given to a writing entry when it goes on the wire, never before, so priorities may reorder what waits but never
-  what was sent. From then on the entry is frozen until it is answered: same seq, same bytes, same place in its share's order.
-- Every closed step's mark reaches every server with a share of its store, after the step's entries; a mark is repeated after
-  a reconnect (marks are monotonic, so repeats are harmless).
+- A seq is given to a writing entry when it goes on the wire, never before, so priorities may reorder what
+  waits but never what was sent. From then on the entry is frozen until it is answered: same seq, same
+  bytes, same place in its share's order.
+- Every closed step's mark reaches every server with a share of its store, after the step's entries; a mark
+  is repeated after a reconnect (marks are monotonic, so repeats are harmless).
 - A request finishes exactly once.
-- Bytes on their way to a server stay within `credit_bytes`, except that one frame may always be under way.
+- Bytes on their way to a server stay within `credit_bytes`, except that one frame may always be under way,
+  and that the oldest step under way may always be completed: its answers may need all of it.
 
 Prior art: TCP's send window, and the task queues of ps-lite's customer, without its shared message struct.
 """
@@ -17,8 +19,8 @@ Prior art: TCP's send window, and the task queues of ps-lite's customer, without
 from __future__ import annotations
 
 import heapq
-from collections import deque
-from collections.abc import Callable, Iterable
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
@@ -113,7 +115,11 @@ class OutFrame(NamedTuple):
 
 
 class Finished(NamedTuple):
-    """A request is answered for good. `answer` is the entry that said so."""
+    """A request is answered for good. `answer` is the entry that said so.
+
+    A status GAP says that the server misses an entry that is not held here any more: it lost what it had
+    acknowledged, or the entry was abandoned. That share can admit nothing more of this session.
+    """
 
     request: Request
     status: Status
@@ -139,6 +145,22 @@ class _Lane:
     marks: deque[_Mark] = field(default_factory=deque)
     last_marks: dict[int, _Mark] = field(default_factory=dict)
     waiting: dict[tuple[int, int], int] = field(default_factory=dict)  # (store, clock) -> entries not sent yet
+    flying: dict[tuple[int, int], int] = field(default_factory=dict)  # (store, clock) -> entries in flight
+
+    def launch(self, request: Request) -> None:
+        self.inflight[request.tag] = request
+        self.inflight_bytes += request.nbytes
+        key = (request.store, request.clock)
+        self.flying[key] = self.flying.get(key, 0) + 1
+
+    def land(self, request: Request) -> None:
+        del self.inflight[request.tag]
+        self.inflight_bytes -= request.nbytes
+        _take_one(self.flying, (request.store, request.clock))
+
+    def completes_open_step(self, store: int, clock: int) -> bool:
+        """Does an entry of step `clock` belong to the oldest step under way?"""
+        return clock <= min((c for s, c in self.flying if s == store), default=clock)
 
 
 class WindowCore:
@@ -158,12 +180,12 @@ class WindowCore:
         self.lanes: dict[int, _Lane] = {}
         self.seqs: dict[tuple[int, int], int] = {}
         self._returned: dict[tuple[int, int], list[Request]] = {}
-        self._unanswered: dict[tuple[int, int], int] = {}
+        self._unanswered: dict[tuple[int, int], dict[int, Request]] = {}  # share -> seq -> what was sent
         self._fenced: list[Request] = []
         self._orders = 0
         self._wires = 0
 
-    # ---- wishes ------------------------------------------------------------------------------------------------------
+    # ---- wishes --------------------------------------------------------------------------------------------
 
     def submit(self, request: Request) -> int:
         """Queue a request; returns the server it goes to."""
@@ -174,31 +196,32 @@ class WindowCore:
 
     def close_step(self, store: int, clock: int, servers: Iterable[int], *, leaves: bool = False) -> None:
         """Send the mark of `clock` to `servers` once the entries of its step have gone there."""
+        mark = _Mark(store, clock, leaves)
         for server in servers:
             lane = self._lane(server)
-            lane.marks.append(_Mark(store, clock, leaves))
+            if self._is_due(lane, mark):  # it says what older ones would
+                lane.marks = deque(m for m in lane.marks if m.store != store)
+            lane.marks.append(mark)
 
-    # ---- the wire ----------------------------------------------------------------------------------------------------
+    # ---- the wire ------------------------------------------------------------------------------------------
 
     def wants(self, server: int) -> bool:
         """Is there something to send to `server` now?"""
         lane = self.lanes.get(server)
         if lane is None or not lane.up:
             return False
-        if lane.again or lane.heap:
-            return lane.inflight_bytes < self.credit_bytes or not lane.inflight
-        return bool(lane.marks)
+        return self._head(lane) is not None or any(self._is_due(lane, mark) for mark in lane.marks)
 
     def next_frame(self, server: int) -> OutFrame | None:
-        """The next frame for `server`, or None if there is nothing or no credit. What it holds is frozen from now on."""
+        """The next frame for `server`, if there is something and credit. What it holds is frozen from now on."""
         lane = self.lanes.get(server)
         if lane is None or not lane.up:
             return None
         requests = self._take(lane)
-        store = requests[0].store if requests else lane.marks[0].store if lane.marks else 0
-        mark = self._due_mark(lane, store)
-        if not requests and mark is None:
+        mark = self._due_mark(lane, requests[0].store if requests else None)
+        if mark is None and not requests:
             return None
+        store = requests[0].store if requests else mark.store if mark else 0
         flags = 0
         if mark is not None:
             flags = Flag.MARK | (Flag.LEAVE if mark.leaves else 0)
@@ -209,64 +232,72 @@ class WindowCore:
         taken: list[Request] = []
         nbytes = 0
         while len(taken) < limits.FRAME_ENTRIES_MAX:
-            source_again = bool(lane.again)
-            if source_again:
-                request = lane.again[0]
-            elif lane.heap:
-                request = lane.heap[0][2]
-            else:
+            request = self._head(lane)
+            if request is None:
                 break
             if taken and (request.store != taken[0].store or nbytes + request.nbytes > self.frame_bytes):
                 break
-            if lane.inflight_bytes + request.nbytes > self.credit_bytes and lane.inflight:
-                break
-            if source_again:
+            if lane.again:
                 lane.again.popleft()
             else:
-                heapq.heappop(lane.heap)
+                self._pop(lane, request)
                 self._freeze(lane, request)
-            lane.inflight[request.tag] = request
-            lane.inflight_bytes += request.nbytes
+            lane.launch(request)
             nbytes += request.nbytes
             taken.append(request)
         return taken
 
-    def _freeze(self, lane: _Lane, request: Request) -> None:
-        key = (request.store, request.clock)
-        left = lane.waiting[key] - 1
-        if left:
-            lane.waiting[key] = left
+    def _head(self, lane: _Lane) -> Request | None:
+        """What goes next: the first in order, or, where the credit forbids that, the first of the oldest open step."""
+        if lane.again:
+            return lane.again[0]  # the credit let it go once
+        if not lane.heap:
+            return None
+        first = lane.heap[0][2]
+        if not lane.inflight or lane.inflight_bytes + first.nbytes <= self.credit_bytes:
+            return first
+        if lane.completes_open_step(first.store, first.clock):
+            return first
+        if not any(lane.completes_open_step(*key) for key in lane.waiting):
+            return None
+        return min(item for item in lane.heap if lane.completes_open_step(item[2].store, item[2].clock))[2]
+
+    def _pop(self, lane: _Lane, request: Request) -> None:
+        if lane.heap[0][2] is request:
+            heapq.heappop(lane.heap)
         else:
-            del lane.waiting[key]
+            lane.heap = [item for item in lane.heap if item[2] is not request]
+            heapq.heapify(lane.heap)
+
+    def _freeze(self, lane: _Lane, request: Request) -> None:
+        _take_one(lane.waiting, (request.store, request.clock))
         self._wires += 1
         request.wire = self._wires
         request.tag = self._wires & 0xFFFFFFFF
         if request.op in WRITES:
             request.seq = self.seqs[request.share] = self.seqs.get(request.share, 0) + 1
-            self._unanswered[request.share] = self._unanswered.get(request.share, 0) + 1
+            self._unanswered.setdefault(request.share, {})[request.seq] = request
         request.generation = self.generation
 
-    def _due_mark(self, lane: _Lane, store: int) -> _Mark | None:
-        """The newest mark of `store` whose step's entries have all been sent, older ones being implied by it."""
-        if not lane.marks:
-            return None
-        if lane.again and any(request.store == store for request in lane.again):
-            return None
+    def _is_due(self, lane: _Lane, mark: _Mark) -> bool:
+        """Have all entries of the mark's step been sent, and sent again where a link broke?"""
+        if any(store == mark.store and clock <= mark.clock for store, clock in lane.waiting):
+            return False
+        return not any(request.store == mark.store for request in lane.again)
+
+    def _due_mark(self, lane: _Lane, store: int | None) -> _Mark | None:
+        """The newest due mark of `store` (None: of any), older ones being implied by it."""
         due = None
-        open_clocks = [clock for (s, clock) in lane.waiting if s == store]
-        lowest = min(open_clocks) if open_clocks else None
-        kept: deque[_Mark] = deque()
         for mark in lane.marks:
-            if mark.store == store and (lowest is None or lowest > mark.clock):
+            if store in (None, mark.store) and self._is_due(lane, mark) and (due is None or mark.clock >= due.clock):
                 due = mark
-            else:
-                kept.append(mark)
-        lane.marks = kept
+                store = mark.store
         if due is not None:
-            lane.last_marks[store] = due
+            lane.marks = deque(m for m in lane.marks if m.store != due.store or m.clock > due.clock)
+            lane.last_marks[due.store] = due
         return due
 
-    # ---- answers -----------------------------------------------------------------------------------------------------
+    # ---- answers -------------------------------------------------------------------------------------------
 
     def request_of(self, server: int, tag: int) -> Request | None:
         """The request in flight to `server` under `tag`."""
@@ -284,18 +315,28 @@ class WindowCore:
             if answer.tag > self._wires:
                 raise ProtocolError("a server answered what was never asked", tag=answer.tag)
             return None
-        del lane.inflight[answer.tag]
-        lane.inflight_bytes -= request.nbytes
+        lane.land(request)
         status = Status(answer.status)
+        if status is Status.GAP and self._is_lost(request, answer.aux):
+            self._settle(lane, request)
+            return Finished(request, status, answer)
         if status in (Status.GAP, Status.RETRY):
             self._return(lane, request)
             return None
         if status is Status.FENCED:
-            self._fenced.append(request)
+            if request.generation < self.generation:  # the new routing came before this answer
+                self._reroute(request)
+            else:
+                self._fenced.append(request)
             return None
         if request.op in WRITES:
-            self._settle(lane, request.share)
+            self._settle(lane, request)
         return Finished(request, status, answer)
+
+    def _is_lost(self, request: Request, expected: int) -> bool:
+        """Does the server miss an entry that we cannot send again?"""
+        unanswered = self._unanswered.get(request.share)
+        return bool(unanswered) and expected < min(unanswered or (expected,))
 
     def _return(self, lane: _Lane, request: Request) -> None:
         """The server did not take the entry: once all its share's entries are back, they go again, in order."""
@@ -305,21 +346,20 @@ class WindowCore:
         self._returned.setdefault(request.share, []).append(request)
         self._resend_if_all_back(lane, request.share)
 
-    def _settle(self, lane: _Lane, share: tuple[int, int]) -> None:
-        left = self._unanswered[share] - 1
-        if left:
-            self._unanswered[share] = left
-            self._resend_if_all_back(lane, share)
-        else:
-            del self._unanswered[share]
+    def _settle(self, lane: _Lane, request: Request) -> None:
+        unanswered = self._unanswered[request.share]
+        del unanswered[request.seq]
+        if not unanswered:
+            del self._unanswered[request.share]
+        self._resend_if_all_back(lane, request.share)
 
     def _resend_if_all_back(self, lane: _Lane, share: tuple[int, int]) -> None:
         returned = self._returned.get(share)
-        if returned and len(returned) == self._unanswered.get(share, 0):
+        if returned and len(returned) == len(self._unanswered.get(share, ())):
             del self._returned[share]
             lane.again.extend(sorted(returned, key=lambda request: request.seq))
 
-    # ---- links and routing -------------------------------------------------------------------------------------------
+    # ---- links and routing ---------------------------------------------------------------------------------
 
     def link_up(self, server: int) -> None:
         """The link to `server` stands: frozen entries go again, then the newest marks."""
@@ -330,11 +370,10 @@ class WindowCore:
         lane = self._lane(server)
         lane.up = False
         back = [*lane.inflight.values(), *lane.again]
-        for share in [share for share in self._returned if self.server_of(share[1]) == server]:
+        for share in [share for share, requests in self._returned.items() if requests[0].server == server]:
             back += self._returned.pop(share)
         lane.again = deque(sorted(back, key=lambda request: request.wire))
-        lane.inflight = {}
-        lane.inflight_bytes = 0
+        lane.inflight, lane.inflight_bytes, lane.flying = {}, 0, {}
         self._repeat_marks(lane)
 
     def set_routing(self, server_of: Callable[[int], int], generation: int) -> None:
@@ -353,17 +392,23 @@ class WindowCore:
             for request in waiting:
                 self._queue(request)
         for request in sorted(moved, key=lambda request: request.wire):
-            request.server = server_of(request.share[1])
-            request.generation = generation
-            self._lane(request.server).again.append(request)
-        marks = {m.store: m for lane in self.lanes.values() for m in lane.last_marks.values()}
+            self._reroute(request)
+        newest: dict[int, _Mark] = {}
+        for mark in (m for lane in self.lanes.values() for m in (*lane.last_marks.values(), *lane.marks)):
+            known = newest.get(mark.store, mark)
+            newest[mark.store] = max(known, mark, key=lambda m: (m.clock, m.leaves))
         for lane in self.lanes.values():
-            for store, mark in marks.items():
-                lane.last_marks[store] = mark
+            lane.last_marks |= newest
             self._repeat_marks(lane)
 
+    def _reroute(self, request: Request) -> None:
+        """A frozen entry goes, as it is, to the present owner of its share."""
+        request.server = self.server_of(request.share[1])
+        request.generation = self.generation
+        self._lane(request.server).again.append(request)
+
     def _repeat_marks(self, lane: _Lane) -> None:
-        lane.marks.extendleft(lane.last_marks.values())
+        lane.marks.extendleft(mark for mark in lane.last_marks.values() if mark not in lane.marks)
 
     def _queue(self, request: Request) -> None:
         request.server = self.server_of(request.share[1])
@@ -374,25 +419,29 @@ class WindowCore:
 
     def abandon(self, store: int | None = None) -> list[Request]:
         """Forget everything unfinished (of one store); returns it. Nothing of it is sent any more."""
-        dropped: list[Request] = []
+        gone: set[Request] = set()
         for lane in self.lanes.values():
-            found = [*lane.inflight.values(), *lane.again, *(r for _, _, r in lane.heap)]
-            dropped += [r for r in found if store is None or r.store == store]
-        for pending in self._returned.values():
-            dropped += [r for r in pending if store is None or r.store == store]
-        gone = set(map(id, dropped))
+            gone.update(lane.inflight.values(), lane.again, (r for _, _, r in lane.heap))
+        gone.update(self._fenced, *self._returned.values())
+        gone = {r for r in gone if store is None or r.store == store}
         for lane in self.lanes.values():
-            lane.inflight = {t: r for t, r in lane.inflight.items() if id(r) not in gone}
-            lane.inflight_bytes = sum(r.nbytes for r in lane.inflight.values())
-            lane.again = deque(r for r in lane.again if id(r) not in gone)
-            lane.heap = [item for item in lane.heap if id(item[2]) not in gone]
+            for request in [r for r in lane.inflight.values() if r in gone]:
+                lane.land(request)
+            lane.again = deque(r for r in lane.again if r not in gone)
+            for _, _, request in (item for item in lane.heap if item[2] in gone):
+                _take_one(lane.waiting, (request.store, request.clock))
+            lane.heap = [item for item in lane.heap if item[2] not in gone]
             heapq.heapify(lane.heap)
-            lane.waiting = {}
-            for _, _, request in lane.heap:
-                key = (request.store, request.clock)
-                lane.waiting[key] = lane.waiting.get(key, 0) + 1
-        self._returned = {s: rs for s, rs in self._returned.items() if not any(id(r) in gone for r in rs)}
-        return dropped
+        self._fenced = [r for r in self._fenced if r not in gone]
+        self._returned = {
+            share: left for share, back in self._returned.items() if (left := [r for r in back if r not in gone])
+        }
+        self._unanswered = {
+            share: kept
+            for share, sent in self._unanswered.items()
+            if (kept := {seq: r for seq, r in sent.items() if r not in gone})
+        }
+        return sorted(gone, key=lambda request: request.order)
 
     def open_requests(self) -> int:
         """Requests that are not finished."""
@@ -406,19 +455,44 @@ class WindowCore:
             InvariantError: if one does not hold.
         """
         for server, lane in self.lanes.items():
-            if lane.inflight_bytes != sum(request.nbytes for request in lane.inflight.values()):
-                raise InvariantError("bytes in flight are miscounted", server=server)
+            flying = Counter((request.store, request.clock) for request in lane.inflight.values())
+            nbytes = sum(request.nbytes for request in lane.inflight.values())
+            if lane.inflight_bytes != nbytes or lane.flying != flying:
+                raise InvariantError("what is in flight is miscounted", server=server, nbytes=nbytes)
+            if lane.waiting != Counter((request.store, request.clock) for _, _, request in lane.heap):
+                raise InvariantError("what waits is miscounted", server=server)
             if any(request.op in WRITES and request.seq for _, _, request in lane.heap):
                 raise InvariantError("a seq was given before the wire", server=server)
             again = [request.wire for request in lane.again]
             if any(request.op in WRITES and not request.seq for request in lane.again):
                 raise InvariantError("a frozen entry has no seq", server=server, again=again)
         for share, returned in self._returned.items():
-            if len(returned) > self._unanswered.get(share, 0):
+            if any(self._unanswered.get(share, {}).get(request.seq) is not request for request in returned):
                 raise InvariantError("more entries came back than were sent", share=share)
+        held = sum(map(len, self._unanswered.values()))
+        writes = sum(request.op in WRITES for request in self._frozen())
+        if held != writes:
+            raise InvariantError("an unanswered entry is nowhere", unanswered=held, frozen=writes)
+
+    def _frozen(self) -> Iterator[Request]:
+        """Every request that was sent and is not finished."""
+        for lane in self.lanes.values():
+            yield from lane.inflight.values()
+            yield from lane.again
+        for returned in self._returned.values():
+            yield from returned
+        yield from self._fenced
 
     def _lane(self, server: int) -> _Lane:
         lane = self.lanes.get(server)
         if lane is None:
             lane = self.lanes[server] = _Lane()
         return lane
+
+
+def _take_one(counts: dict[tuple[int, int], int], key: tuple[int, int]) -> None:
+    """One less under `key`; a count of nothing goes."""
+    if counts[key] == 1:
+        del counts[key]
+    else:
+        counts[key] -= 1

@@ -327,7 +327,7 @@ class ShareCore:
             first, end = gate_runs.overlapping(runs, seg_begin, seg_end)
             kept = []
             for run in runs[first:end]:
-                if run.done >= awaited and self._is_next(state, run, clock):
+                if self._is_done(run, awaited) and self._is_next(state, run, clock):
                     effects += self._apply_run(state, run, clock)
                 else:
                     kept.append(run)
@@ -343,6 +343,9 @@ class ShareCore:
 
     def _may_complete(self, clock: int) -> bool:
         return self.roster.started and (self.hold_clock is None or clock < self.hold_clock)
+
+    def _is_done(self, run: GateRun, awaited: set[bytes]) -> bool:
+        return run.done >= awaited
 
     def _is_next(self, state: _BlockState, run: GateRun, clock: int) -> bool:
         """Are the steps before `clock` complete on the run? One nobody pushed for is when all closed it."""
