@@ -39,6 +39,9 @@ class RuleKernels:
     the order of `self.slots`, () without any. `begin` is a multiple of 16 elements for speed, not for
     correctness. They release the interpreter's lock; the caller sees to it that nobody else touches the
     range meanwhile. No two arrays may overlap (`out` may be `g`: right, but far slower).
+
+    Large arrays that start at equal offsets of a huge page contend for the same cache sets: with a slot and
+    `out` at 64 MiB each, 28 GB/s against 39 when each starts 12 KiB further than the one before.
     """
 
     rule: str
