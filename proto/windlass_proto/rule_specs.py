@@ -163,13 +163,9 @@ def from_name(name: str, hyper_parameters: Mapping[str, object]) -> RuleSpec:
     known = [field.name for field in dataclasses.fields(cls)]
     for given in hyper_parameters:
         if given not in known:
-            raise UsageError(
-                f"{name} has no such hyper-parameter", given=given, next_move=_did_you_mean(given, known)
-            )
+            raise UsageError(f"{name} has no such hyper-parameter", given=given, next_move=_did_you_mean(given, known))
     if cls is SGD and "lr" not in hyper_parameters:
-        raise UsageError(
-            "sgd has no default learning rate", given=sorted(hyper_parameters), next_move="Give lr."
-        )
+        raise UsageError("sgd has no default learning rate", given=sorted(hyper_parameters), next_move="Give lr.")
     return cls(**hyper_parameters)  # type: ignore[arg-type]  # a spec checks its own values
 
 
@@ -278,9 +274,7 @@ def _finite(spec: RuleSpec, name: str, value: object) -> float:
     except (TypeError, ValueError, OverflowError) as cause:
         raise UsageError(f"{type(spec).__name__} takes a number as {name}", **{name: repr(value)}) from cause
     if not math.isfinite(number):
-        raise UsageError(
-            f"{type(spec).__name__} takes a finite {name}", **{name: number}, next_move=f"Change {name}."
-        )
+        raise UsageError(f"{type(spec).__name__} takes a finite {name}", **{name: number}, next_move=f"Change {name}.")
     return number
 
 

@@ -73,9 +73,7 @@ def compiled_uncached(function: Callable[..., Any], signatures: list[Any]) -> Ca
     return kernel
 
 
-def _from_cache(
-    function: Callable[..., Any], signatures: list[Any], folder: Path
-) -> Callable[..., Any] | None:
+def _from_cache(function: Callable[..., Any], signatures: list[Any], folder: Path) -> Callable[..., Any] | None:
     """The kernel through Numba's cache in `folder`; None (and a warning) if that cache does not work."""
     setting: Any = numba.config
     before = setting.CACHE_DIR

@@ -87,9 +87,7 @@ def build(dtype: npt.DTypeLike) -> Reductions:
     if ready is not None:
         return ready
     if kind not in _ALL_FINITE:
-        raise UsageError(
-            "gradients of this dtype cannot be summed", dtype=kind.name, known="float32, float64"
-        )
+        raise UsageError("gradients of this dtype cannot be summed", dtype=kind.name, known="float32, float64")
     with _BUILDING:
         if kind not in _READY:
             _READY[kind] = Reductions(*(kernel_cache.compiled(*each, kind) for each in kernels(kind)))

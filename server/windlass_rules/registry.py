@@ -116,9 +116,7 @@ def signatures(variant: Variant, dtype: np.dtype[Any]) -> list[Any]:
     return [types.void(*shared, numba_types.Omitted(None)), types.void(*shared, vector)]
 
 
-def check_arrays(
-    w: Vector, slots: tuple[Vector, ...], begin: int, g: Vector, out: Vector | None = None
-) -> None:
+def check_arrays(w: Vector, slots: tuple[Vector, ...], begin: int, g: Vector, out: Vector | None = None) -> None:
     """Assert what kernels rely on for their speed; for tests, as it costs more than a small update.
 
     Raises:
@@ -129,9 +127,7 @@ def check_arrays(
         named["out"] = out
     for name, array in named.items():
         if array.ndim != 1 or not array.flags.c_contiguous or array.dtype != w.dtype:
-            raise InvariantError(
-                "an update takes contiguous 1-D arrays of one dtype", array=name, dtype=array.dtype
-            )
+            raise InvariantError("an update takes contiguous 1-D arrays of one dtype", array=name, dtype=array.dtype)
         if array.ctypes.data % 64:
             raise InvariantError("an array of an update does not start on 64 bytes", array=name)
     if begin % 16 or not 0 <= begin <= w.size - g.size:

@@ -88,9 +88,8 @@ def _plain_numbers(spec: SGD, _step: int, lr: float, weight_decay: float) -> tup
 
 
 def _momentum_numbers(spec: SGD, step: int, lr: float, weight_decay: float) -> tuple[float, ...]:
-    grad_into_buf = (
-        1.0 if step == 1 else 1.0 - spec.dampening
-    )  # the buffer starts at 0 and must hold grad after step 1
+    # The buffer starts at 0 and holds grad after step 1.
+    grad_into_buf = 1.0 if step == 1 else 1.0 - spec.dampening
     if spec.nesterov:
         return lr, weight_decay, spec.momentum, grad_into_buf, 1.0, spec.momentum
     return lr, weight_decay, spec.momentum, grad_into_buf, 0.0, 1.0
@@ -105,9 +104,7 @@ def variant(spec: SGD) -> Variant:
     return _MOMENTUM if spec.momentum else _PLAIN
 
 
-def oracle(
-    spec: SGD, w: Vector, slots: tuple[Vector, ...], g: Vector, step: int
-) -> tuple[Vector, tuple[Vector, ...]]:
+def oracle(spec: SGD, w: Vector, slots: tuple[Vector, ...], g: Vector, step: int) -> tuple[Vector, tuple[Vector, ...]]:
     """The module's equations in NumPy, for whole arrays: the new weights and slots after 1-based `step`."""
     grad = g + spec.weight_decay * w
     if not spec.momentum:

@@ -59,9 +59,7 @@ def test_read_only_gradients_are_read(dtype: str) -> None:
 
 def test_the_largest_and_smallest_numbers_are_finite(dtype: str) -> None:
     limits = np.finfo(dtype)
-    assert reduce.all_finite(
-        np.array([limits.max, limits.min, limits.tiny, limits.smallest_subnormal, -0.0], dtype)
-    )
+    assert reduce.all_finite(np.array([limits.max, limits.min, limits.tiny, limits.smallest_subnormal, -0.0], dtype))
     assert reduce.all_finite(np.empty(0, dtype))
 
 

@@ -63,9 +63,7 @@ def test_code_made_with_other_flags_is_not_found(monkeypatch: pytest.MonkeyPatch
     assert hits(doubled(F4)) == 0
 
 
-def test_home_is_used_when_no_cache_folder_is_configured(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_home_is_used_when_no_cache_folder_is_configured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     folder = kernel_cache.cache_folder()
     assert folder is not None
@@ -96,9 +94,7 @@ def test_without_any_writable_folder_one_warning_is_given_and_kernels_are_compil
     assert "XDG_CACHE_HOME" in caplog.text
 
 
-def test_a_folder_that_others_can_write_to_is_passed_over(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_folder_that_others_can_write_to_is_passed_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Numba's cache holds code: who writes there runs as us."""
     shared, temporary = tmp_path / "shared", tmp_path / "temporary"
     (shared / "windlass").mkdir(parents=True)
@@ -112,9 +108,7 @@ def test_a_folder_that_others_can_write_to_is_passed_over(
     assert folder.is_relative_to(temporary)
 
 
-def test_a_link_in_place_of_the_folder_is_passed_over(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_link_in_place_of_the_folder_is_passed_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir(mode=0o700)
     (tmp_path / "windlass").symlink_to(tmp_path / "elsewhere")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -136,9 +130,7 @@ def test_a_damaged_cache_is_named_and_kernels_are_compiled(
     assert "remove it" in caplog.text
 
 
-def test_a_kernel_of_another_type_in_the_cache_is_not_used(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_kernel_of_another_type_in_the_cache_is_not_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Two processes that write one index at once could leave an entry with its neighbour's code."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     doubled(F4)
@@ -149,9 +141,7 @@ def test_a_kernel_of_another_type_in_the_cache_is_not_used(
     doubled(F8)
 
 
-def test_a_users_own_numba_functions_keep_their_folder(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_users_own_numba_functions_keep_their_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     setting: Any = numba.config
     monkeypatch.setattr(setting, "CACHE_DIR", "/dev/null/users-choice")

@@ -33,9 +33,7 @@ def in_loops(assembly: str, mnemonic: str) -> bool:
     """Whether an innermost loop of `assembly` holds an instruction that matches `mnemonic`."""
     lines = [line.strip() for line in assembly.splitlines()]
     labels = {line.split(":")[0]: at for at, line in enumerate(lines) if re.match(r"\.?L\w+:", line)}
-    jumps = [
-        (found[1], at) for at, line in enumerate(lines) if (found := re.match(r"j[a-z]+\s+(\.?L\w+)$", line))
-    ]
+    jumps = [(found[1], at) for at, line in enumerate(lines) if (found := re.match(r"j[a-z]+\s+(\.?L\w+)$", line))]
     loops = [(labels[target], at) for target, at in jumps if labels.get(target, at) < at]
     innermost = [
         (begin, end)
@@ -57,9 +55,7 @@ def test_rules_work_on_packed_vectors_without_fused_operations(
     variant = RULE_MODULES[type(rule)].variant(rule)
     for assembly in assemblies(variant.kernel, signatures(variant, np.dtype(dtype))):
         # Before AVX a packed square root costs as much as four single ones, and LLVM may keep those.
-        demanded = (
-            operations if re.search(r"\bvmulp", assembly) else [each for each in operations if each != "sqrt"]
-        )
+        demanded = operations if re.search(r"\bvmulp", assembly) else [each for each in operations if each != "sqrt"]
         for operation in demanded:
             assert in_loops(assembly, f"v?{operation}p{SUFFIX[dtype]}"), f"no packed {operation} in a loop"
         assert not re.search(r"\bvfn?m(add|sub)", assembly)
@@ -77,9 +73,7 @@ def test_reductions_work_on_packed_vectors_without_fused_operations(dtype: str) 
 def test_the_reader_of_machine_code_sees_a_loop_that_is_not_vectorised() -> None:
     """Python's check for a zero divisor keeps the same source scalar."""
     variant = RULE_MODULES[Adam].variant(Adam())
-    kernel: Any = numba.njit(signatures(variant, np.dtype("float32"))[:1], error_model="python")(
-        variant.kernel
-    )
+    kernel: Any = numba.njit(signatures(variant, np.dtype("float32"))[:1], error_model="python")(variant.kernel)
     (assembly,) = (kernel.inspect_asm(signature) for signature in kernel.signatures)
     assert in_loops(assembly, "v?divss")
     assert not in_loops(assembly, "v?divps")

@@ -58,9 +58,7 @@ def test_each_step_agrees_with_the_float64_oracle(spec: RuleSpec, dtype: str) ->
         block.g[:] = np.roll(block.g, 7)
 
 
-def test_machine_code_gives_the_bits_of_ieee_arithmetic_one_element_at_a_time(
-    spec: RuleSpec, dtype: str
-) -> None:
+def test_machine_code_gives_the_bits_of_ieee_arithmetic_one_element_at_a_time(spec: RuleSpec, dtype: str) -> None:
     """NumPy scalars round after every operation: equal bits mean no fused, reordered or widened operation."""
     kernels = windlass_rules.build(spec, dtype)
     compiled, plain = Block(kernels), Block(kernels)

@@ -28,12 +28,8 @@ from windlass_proto.rule_specs import (
 not_negative = st.floats(0, allow_nan=False, allow_infinity=False)
 below_1 = st.floats(0, 1, exclude_max=True)
 specs = st.one_of(
-    st.builds(
-        SGD, not_negative, not_negative, st.floats(allow_nan=False, allow_infinity=False), not_negative
-    ),
-    st.builds(
-        lambda lr, momentum: SGD(lr, momentum, nesterov=True), not_negative, st.floats(0, 1, exclude_min=True)
-    ),
+    st.builds(SGD, not_negative, not_negative, st.floats(allow_nan=False, allow_infinity=False), not_negative),
+    st.builds(lambda lr, momentum: SGD(lr, momentum, nesterov=True), not_negative, st.floats(0, 1, exclude_min=True)),
     st.builds(Adagrad, not_negative, not_negative, not_negative, not_negative, not_negative),
     st.builds(Adam, not_negative, st.tuples(below_1, below_1), not_negative, not_negative),
     st.builds(AdamW, not_negative, st.tuples(below_1, below_1), not_negative, not_negative),
@@ -60,9 +56,7 @@ def test_any_bytes_are_a_spec_or_a_protocol_error(raw: bytes) -> None:
 
 @settings(max_examples=500)
 @given(specs, st.integers(0, 10_000), st.integers(1, 255), st.integers(0, 100))
-def test_damaged_bytes_are_a_valid_spec_or_a_protocol_error(
-    spec: RuleSpec, at: int, flip: int, cut: int
-) -> None:
+def test_damaged_bytes_are_a_valid_spec_or_a_protocol_error(spec: RuleSpec, at: int, flip: int, cut: int) -> None:
     raw = bytearray(to_bytes(spec))
     raw[at % len(raw)] ^= flip
     try:
@@ -77,15 +71,9 @@ def test_the_bytes_of_a_spec_stay_what_they_were_in_earlier_releases() -> None:
         SGD(0.5, 0.25, 0.0, 2.0, nesterov=True): (
             "0a2609000000000000e03f11000000000000d03f1900000000000000002100000000000000402801"
         ),
-        Adagrad(): (
-            "122d097b14ae47e17a843f11000000000000000019000000000000000021000000000000000029bbbdd7d9df7cdb3d"
-        ),
-        Adam(): (
-            "1a2d09fca9f1d24d62503f11cdccccccccccec3f192b8716d9cef7ef3f213a8c30e28e79453e290000000000000000"
-        ),
-        AdamW(): (
-            "222d09fca9f1d24d62503f11cdccccccccccec3f192b8716d9cef7ef3f213a8c30e28e79453e297b14ae47e17a843f"
-        ),
+        Adagrad(): ("122d097b14ae47e17a843f11000000000000000019000000000000000021000000000000000029bbbdd7d9df7cdb3d"),
+        Adam(): ("1a2d09fca9f1d24d62503f11cdccccccccccec3f192b8716d9cef7ef3f213a8c30e28e79453e290000000000000000"),
+        AdamW(): ("222d09fca9f1d24d62503f11cdccccccccccec3f192b8716d9cef7ef3f213a8c30e28e79453e297b14ae47e17a843f"),
     }
     assert {spec: to_bytes(spec).hex() for spec in golden} == golden
 
@@ -180,8 +168,6 @@ def test_rules_are_made_by_name() -> None:
         ("sgd", {}, "no default learning rate"),
     ],
 )
-def test_an_unknown_name_is_answered_with_the_nearest(
-    name: str, hyper: dict[str, object], words: str
-) -> None:
+def test_an_unknown_name_is_answered_with_the_nearest(name: str, hyper: dict[str, object], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         from_name(name, hyper)

@@ -17,9 +17,7 @@ from windlass_proto.rule_specs import from_name
 RECORDED = json.loads((Path(__file__).parent / "trajectories.json").read_text())
 
 
-@pytest.mark.parametrize(
-    "case", RECORDED["cases"], ids=lambda case: f"{case['rule']}-{case['hyper_parameters']}"
-)
+@pytest.mark.parametrize("case", RECORDED["cases"], ids=lambda case: f"{case['rule']}-{case['hyper_parameters']}")
 @pytest.mark.parametrize(("dtype", "close"), [("float64", 1e-14), ("float32", 2e-6)])
 def test_weights_follow_the_recorded_trajectory(case: dict[str, Any], dtype: str, close: float) -> None:
     spec = from_name(case["rule"], case["hyper_parameters"])
