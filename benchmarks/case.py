@@ -39,8 +39,8 @@ def count_text(workers: int) -> str:
 
 
 def size_text(payload_bytes: int) -> str:
-    """1048576 -> "1 MiB"."""
+    """1048576 -> "1 MiB", 102228128 -> "97.5 MiB"."""
     for unit, scale in (("MiB", 1 << 20), ("KiB", 1 << 10)):
-        if payload_bytes >= scale and payload_bytes % (scale // 4) == 0:
-            return f"{payload_bytes / scale:g} {unit}"
+        if payload_bytes >= scale:
+            return f"{payload_bytes / scale:.3g} {unit}"
     return f"{payload_bytes} B"

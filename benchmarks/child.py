@@ -21,6 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from benchmarks.isolation import inherited
 from benchmarks.processor_time import tree
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -57,7 +58,7 @@ class Child:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
-                env={**os.environ, **_paths(), **(env or {})},
+                env={**inherited(), **_paths(), **(env or {})},
                 cwd=REPOSITORY,
                 preexec_fn=_end_with_parent,  # noqa: PLW1509 - the bench has one thread
                 pass_fds=tuple(pass_fds),

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-CASE_WIDTH, SETTING_WIDTH, CONTENDER_WIDTH = 15, 34, 26
+CASE_WIDTH, SETTING_WIDTH, CONTENDER_WIDTH = 15, 38, 26
 
 
 @dataclass(frozen=True, slots=True)

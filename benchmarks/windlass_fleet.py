@@ -1,23 +1,21 @@
 """Opens windlass: a private cluster for one worker, `windlass up` and the launcher's variables for several.
 
-The bench's clusters live in a runtime folder of their own, so that a cluster the user has up is neither found
-nor disturbed.
+Both live in a folder of their own (`benchmarks.isolation`), so that a cluster the user has up is neither
+found nor disturbed.
 """
 
 from __future__ import annotations
 
-import os
 import shlex
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from contextlib import ExitStack
 from pathlib import Path
 
 from benchmarks.child import REPOSITORY, Child, NotMeasuredError
 from benchmarks.contender import LOGS, Fleet
+from benchmarks.isolation import inherited, moved_into, own_folder
 
 COMMAND_S = 60.0
 POLL_S = 0.1
@@ -29,12 +27,13 @@ def open_windlass(link: str, consistency: str = "asp", workers: int = 1, servers
     argv = [sys.executable, "-m", "benchmarks.windlass_worker", "--consistency", consistency]
     log = LOGS / f"windlass-{link}.log"
     with ExitStack() as opened:
-        environments = [_link_environment(link)]
+        folder = opened.enter_context(own_folder())
+        environments = [{**_link_environment(link), **moved_into(folder)}]
         servants = []
         if workers == 1:
             argv += ["--servers", str(servers)]
         else:
-            cluster = Cluster(servers, log)
+            cluster = Cluster(servers, folder, log)
             opened.callback(cluster.close)
             servants.append(cluster.child)
             environments = [{**environments[0], **cluster.launch(rank, workers)} for rank in range(workers)]
@@ -46,14 +45,12 @@ def open_windlass(link: str, consistency: str = "asp", workers: int = 1, servers
 
 
 class Cluster:
-    """A local cluster that `windlass up` runs below this process, in a runtime folder of its own."""
+    """A local cluster that `windlass up` runs below this process, known only inside `folder`."""
 
-    def __init__(self, servers: int, log: Path) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="wlb"))  # short: a Unix socket's path ends at 107 bytes
-        self._environment = {**os.environ, "XDG_RUNTIME_DIR": str(self.folder)}
+    def __init__(self, servers: int, folder: Path, log: Path) -> None:
+        self._folder = folder
         argv = [sys.executable, "-m", "windlass", "up", "--servers", str(servers)]
-        runtime = {"XDG_RUNTIME_DIR": str(self.folder)}
-        self.child = Child("windlass up", argv, log, runtime, ends_with_input=False)
+        self.child = Child("windlass up", argv, log, moved_into(folder), ends_with_input=False)
         try:
             self._variables = self._await_ready()
         except NotMeasuredError:
@@ -64,16 +61,15 @@ class Cluster:
         """The variables that a launcher hands to worker `rank` of `workers`."""
         return {
             **self._variables,
-            "XDG_RUNTIME_DIR": str(self.folder),
+            **moved_into(self._folder),
             "WINDLASS_JOB": "bench",
             "WINDLASS_WORKERS": str(workers),
             "WINDLASS_RANK": str(rank),
-            "WINDLASS_RUN_DIR": str(self.folder / "run"),
+            "WINDLASS_RUN_DIR": str(self._folder / "run"),
         }
 
     def close(self) -> None:
         self.child.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _await_ready(self) -> dict[str, str]:
         """What `windlass env` prints, once it does."""
@@ -82,7 +78,7 @@ class Cluster:
         while time.monotonic() < deadline:
             done = subprocess.run(
                 command,
-                env=self._environment,
+                env={**inherited(), **moved_into(self._folder)},
                 cwd=REPOSITORY,
                 capture_output=True,
                 text=True,

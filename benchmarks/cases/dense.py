@@ -66,6 +66,8 @@ def whole_model(extent: Extent) -> Iterator[Row]:
     load = Load("resnet50", shapes[-40:] if extent.quick else shapes)
     setting = f"{len(load.shapes)} tensors, {size_text(load.payload_bytes)}, 2 servers"
     with Field() as field:
+        field.enter("floor: framed echo tcp", partial(EchoFloor, "tcp"))
+        field.enter("floor: memcpy", CopyFloor)
         for link in ("tcp", "shm"):
             enter_windlass(field, link, "bsp", 1, 2)
         field.enter("mxnet dist_sync", partial(open_mxnet, "dist_sync", 1, 2))

@@ -22,6 +22,7 @@ from benchmarks.case import Case, Extent, count_text
 from benchmarks.child import Child, NotMeasuredError
 from benchmarks.contender import LOGS
 from benchmarks.course import summary
+from benchmarks.isolation import moved_into, own_folder
 from benchmarks.mlp import ACCURACY_GOAL, BATCH, EPOCHS, LEARNING_RATE, split_digits
 from benchmarks.peers.environments import python_of
 from benchmarks.peers.fleets import free_port
@@ -38,7 +39,7 @@ ONE_BLAS_THREAD = {"OPENBLAS_NUM_THREADS": "1"}
 
 def digits(extent: Extent) -> Iterator[Row]:
     workers = (1, 2) if extent.quick else (1, 2, 4)
-    runs: dict[str, Callable[[], dict[str, float]]] = {"alone, NumPy": alone}
+    runs: dict[str, Callable[[], dict[str, float]]] = {"one process, no cluster": alone}
     runs |= {f"windlass, {count_text(count)}": partial(clustered, count) for count in workers}
     runs |= {f"torch ddp, {count_text(count)}": partial(torch_ddp, count) for count in workers}
     measured: dict[str, list[dict[str, float]]] = {name: [] for name in runs}
@@ -71,9 +72,11 @@ def alone() -> dict[str, float]:
 
 def clustered(workers: int) -> dict[str, float]:
     with ExitStack() as opened:
+        folder = opened.enter_context(own_folder())
         if workers == 1:
-            return _first_of([opened.enter_context(_worker(["--servers", "1"], ONE_BLAS_THREAD))])
-        cluster = Cluster(1, LOG)
+            environment = {**ONE_BLAS_THREAD, **moved_into(folder)}
+            return _first_of([opened.enter_context(_worker(["--servers", "1"], environment))])
+        cluster = Cluster(1, folder, LOG)
         opened.callback(cluster.close)
         environments = [{**ONE_BLAS_THREAD, **cluster.launch(rank, workers)} for rank in range(workers)]
         return _first_of([opened.enter_context(_worker([], environment)) for environment in environments])

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 
 from benchmarks.case import Case, Extent
 from benchmarks.child import REPOSITORY, NotMeasuredError
+from benchmarks.isolation import inherited, moved_into, own_folder
 from benchmarks.report import GoalOutcome, Row
 
 COMMAND_S = 60.0
@@ -46,25 +44,23 @@ def start(extent: Extent) -> Iterator[Row]:
 
 
 def import_s(module: str) -> float:
-    return float(_run([sys.executable, "-c", IMPORTS.format(module=module)], dict(os.environ)))
+    return float(_run([sys.executable, "-c", IMPORTS.format(module=module)], inherited()))
 
 
 def up_s() -> float:
     """From the command to its return, which is when the cluster is ready."""
-    folder = tempfile.mkdtemp(prefix="wlb")
-    environment = {**os.environ, "XDG_RUNTIME_DIR": folder}
-    try:
+    with own_folder() as folder:
+        environment = {**inherited(), **moved_into(folder)}
         begin = time.monotonic()
-        _run([sys.executable, "-m", "windlass", "up", "--detach", "--servers", "2"], environment)
-        seconds = time.monotonic() - begin
-        _run([sys.executable, "-m", "windlass", "down"], environment)
-        return seconds
-    except NotMeasuredError:
-        with contextlib.suppress(NotMeasuredError):  # what went wrong first is what is told
+        try:
+            _run([sys.executable, "-m", "windlass", "up", "--detach", "--servers", "2"], environment)
+            seconds = time.monotonic() - begin
             _run([sys.executable, "-m", "windlass", "down"], environment)
-        raise
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        except NotMeasuredError:
+            with contextlib.suppress(NotMeasuredError):  # what went wrong first is what is told
+                _run([sys.executable, "-m", "windlass", "down"], environment)
+            raise
+        return seconds
 
 
 def _run(argv: list[str], environment: dict[str, str]) -> str:
