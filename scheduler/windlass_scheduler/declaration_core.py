@@ -22,7 +22,7 @@ Owner: the loop that drives it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final, NoReturn, TypeAlias, cast
 
 from windlass_proto import limits as wire_limits
@@ -30,66 +30,24 @@ from windlass_proto.errors import UnavailableError, UsageError
 from windlass_proto.layout import TensorSpec, block_elements_for, dtype_named, padded
 from windlass_scheduler import limits
 from windlass_scheduler.counters import Counters
+from windlass_scheduler.declared import (
+    DECLARATION_PREFIX,
+    STORE_PREFIX,
+    Call,
+    Declaration,
+    Group,
+    Store,
+    Tensor,
+    Waiting,
+    declaration_record,
+    read_declaration,
+    read_store,
+    store_record,
+)
 from windlass_scheduler.effects import Answer, Effect, Persist, Record, Refuse, Say
 
 _ELEMENTS_MAX: Final = 1 << 48
 _DIMENSIONS_MAX: Final = 32
-
-
-@dataclass(frozen=True, slots=True)
-class Tensor:
-    """One tensor as declared."""
-
-    spec: TensorSpec
-    dtype: str
-
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """The tensors of one declaration that share a dtype; one table."""
-
-    table_id: int
-    store_id: int
-    dtype: str
-    tensors: tuple[TensorSpec, ...]
-    block_elements: int
-    rule: bytes
-    reduce: str
-
-
-@dataclass(slots=True)
-class Declaration:
-    """`rank` declared it first; `rule_text` is the rule in words, for errors."""
-
-    declaration_id: int
-    store_id: int
-    rank: int
-    rule_text: str
-    groups: tuple[Group, ...]
-    sealed: bool = False
-    grantee: bytes = b""
-    waiting: dict[bytes, AwaitSeal] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """A distinct `Declare` call: the names it gave, at which step, and the rank that made it first."""
-
-    names: frozenset[str]
-    step: int
-    rank: int
-
-
-@dataclass(slots=True)
-class Store:
-    store_id: int
-    job: str
-    name: str
-    consistency: str
-    rank: int
-    owner_of: dict[str, int] = field(default_factory=dict)
-    calls: list[Call] = field(default_factory=list)
-    calls_made: dict[bytes, set[int]] = field(default_factory=dict)
 
 
 # Events
@@ -171,8 +129,6 @@ class SealAwaited:
     granted: bool
 
 
-_STORE: Final = "store/"
-_DECLARATION: Final = "declaration/"
 _MADE: Final = "declared-by/"
 
 
@@ -241,7 +197,7 @@ class Declarations:
         store = Store(self._counters.take("store"), event.job, event.name, event.consistency, event.rank)
         self._stores[store.store_id] = store
         self._store_ids[event.job, event.name] = store.store_id
-        return [_store_record(store), Answer(event.waiter, store)]
+        return [store_record(store), Answer(event.waiter, store)]
 
     # Declaring
 
@@ -256,7 +212,7 @@ class Declarations:
         if call is None:
             store.calls.append(Call(frozenset(t.spec.name for t in event.tensors), event.step, event.rank))
             call = len(store.calls) - 1
-            effects.append(_store_record(store))
+            effects.append(store_record(store))
         made = store.calls_made.setdefault(event.session, set())
         if call not in made:
             made.add(call)
@@ -332,7 +288,7 @@ class Declarations:
         self._declarations[declaration.declaration_id] = declaration
         store.owner_of.update({tensor.spec.name: declaration.declaration_id for tensor in new})
         text = f"{len(new)} tensors declared in store {store.name} by rank {event.rank}"
-        return [_declaration_record(declaration), Say("declared", text, store.job)]
+        return [declaration_record(declaration), Say("declared", text, store.job)]
 
     # Granting and sealing
 
@@ -342,7 +298,7 @@ class Declarations:
         if declaration.sealed or declaration.grantee or (rank_zero_awaited and rank != 0):
             return []
         declaration.grantee = session
-        return [_declaration_record(declaration)]
+        return [declaration_record(declaration)]
 
     def _declaration(self, declaration_id: int) -> Declaration:
         try:
@@ -365,7 +321,7 @@ class Declarations:
         answers = [Answer(w.waiter, SealAwaited(sealed=True, granted=False)) for w in waiting.values()]
         text = f"first values of {sum(len(g.tensors) for g in declaration.groups)} tensors are on the servers"
         say = Say("sealed", text, self._stores[declaration.store_id].job)
-        return [_declaration_record(declaration), Answer(event.waiter, None), *answers, say]
+        return [declaration_record(declaration), Answer(event.waiter, None), *answers, say]
 
     def _await_seal(self, event: AwaitSeal) -> list[Effect]:
         declaration = self._declaration(event.declaration_id)
@@ -375,7 +331,7 @@ class Declarations:
         if declaration.grantee == event.session:
             return [*effects, Answer(event.waiter, SealAwaited(sealed=False, granted=True))]
         before = declaration.waiting.get(event.session)
-        declaration.waiting[event.session] = event
+        declaration.waiting[event.session] = Waiting(event.waiter, event.session, event.rank)
         return [] if before is None else [Refuse(before.waiter, _superseded(event.rank))]
 
     def _session_gone(self, event: SessionGone) -> list[Effect]:
@@ -389,7 +345,7 @@ class Declarations:
             declaration.waiting.pop(event.session, None)
             if declaration.grantee == event.session:
                 declaration.grantee = b""
-                effects.append(_declaration_record(declaration))
+                effects.append(declaration_record(declaration))
             effects += self._grant_waiting(declaration, event.rank_zero_awaited)
         return effects
 
@@ -409,13 +365,13 @@ class Declarations:
 
     def restore(self, records: Mapping[str, Record]) -> None:
         for key, record in records.items():
-            if key.startswith(_STORE):
-                store = _store(record)
+            if key.startswith(STORE_PREFIX):
+                store = read_store(record)
                 self._stores[store.store_id] = store
                 self._store_ids[store.job, store.name] = store.store_id
         for key, record in records.items():
-            if key.startswith(_DECLARATION):
-                declaration = _declaration(record)
+            if key.startswith(DECLARATION_PREFIX):
+                declaration = read_declaration(record)
                 self._declarations[declaration.declaration_id] = declaration
                 owner_of = self._stores[declaration.store_id].owner_of
                 for group in declaration.groups:
@@ -538,81 +494,3 @@ def _shape_text(shape: tuple[int, ...]) -> str:
 
 def _superseded(rank: int) -> UnavailableError:
     return UnavailableError("the same session asked again for this declaration", rank=rank)
-
-
-def _store_record(store: Store) -> Persist:
-    return Persist(
-        f"{_STORE}{store.store_id}",
-        {
-            "store_id": store.store_id,
-            "job": store.job,
-            "name": store.name,
-            "consistency": store.consistency,
-            "rank": store.rank,
-            "calls": [[sorted(call.names), call.step, call.rank] for call in store.calls],
-        },
-    )
-
-
-def _store(record: Record) -> Store:
-    calls = cast("list[tuple[list[str], int, int]]", record["calls"])
-    return Store(
-        store_id=cast("int", record["store_id"]),
-        job=cast("str", record["job"]),
-        name=cast("str", record["name"]),
-        consistency=cast("str", record["consistency"]),
-        rank=cast("int", record["rank"]),
-        calls=[Call(frozenset(names), step, rank) for names, step, rank in calls],
-    )
-
-
-def _declaration_record(declaration: Declaration) -> Persist:
-    return Persist(
-        f"{_DECLARATION}{declaration.declaration_id}",
-        {
-            "declaration_id": declaration.declaration_id,
-            "store_id": declaration.store_id,
-            "rank": declaration.rank,
-            "rule_text": declaration.rule_text,
-            "sealed": declaration.sealed,
-            "grantee": declaration.grantee.hex(),
-            "groups": [
-                {
-                    "table_id": group.table_id,
-                    "dtype": group.dtype,
-                    "tensors": [[s.name, list(s.shape), s.lr_mult, s.decay_mult] for s in group.tensors],
-                    "block_elements": group.block_elements,
-                    "rule": group.rule.hex(),
-                    "reduce": group.reduce,
-                }
-                for group in declaration.groups
-            ],
-        },
-    )
-
-
-def _declaration(record: Record) -> Declaration:
-    store_id = cast("int", record["store_id"])
-    groups = []
-    for group in cast("list[dict[str, object]]", record["groups"]):
-        tensors = cast("list[tuple[str, list[int], float, float]]", group["tensors"])
-        groups.append(
-            Group(
-                table_id=cast("int", group["table_id"]),
-                store_id=store_id,
-                dtype=cast("str", group["dtype"]),
-                tensors=tuple(TensorSpec(name, tuple(shape), lr, decay) for name, shape, lr, decay in tensors),
-                block_elements=cast("int", group["block_elements"]),
-                rule=bytes.fromhex(cast("str", group["rule"])),
-                reduce=cast("str", group["reduce"]),
-            )
-        )
-    return Declaration(
-        declaration_id=cast("int", record["declaration_id"]),
-        store_id=store_id,
-        rank=cast("int", record["rank"]),
-        rule_text=cast("str", record["rule_text"]),
-        groups=tuple(groups),
-        sealed=cast("bool", record["sealed"]),
-        grantee=bytes.fromhex(cast("str", record["grantee"])),
-    )

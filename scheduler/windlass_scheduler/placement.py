@@ -2,8 +2,7 @@
 
 Without a previous plan each server gets one contiguous run of (nearly) equal load. With one, a server keeps
 what it has, those above their fair part give away the tail of their runs, and what is free goes to those
-below it, in runs: when one of n servers joins or leaves, at most 1/n of the vshards (and one per server for
-rounding) change hands.
+below it, in runs: when one of n servers joins or leaves, at most 1/n of the vshards (rounded up) change hands.
 
 Load is any additive weight per vshard (rows, bytes, operations a second); without it every vshard weighs the
 same.
@@ -60,21 +59,30 @@ def _fresh(members: Sequence[int], weights: list[float]) -> dict[int, list[int]]
 
 
 def _rebalanced(kept: dict[int, list[int]], weights: list[float]) -> dict[int, list[int]]:
-    fair = sum(weights) / len(kept)
+    fair = _fair_parts(kept, weights)
     held = {member: sum(weights[v] for v in vshards) for member, vshards in kept.items()}
     free = set(range(len(weights))).difference(*kept.values())
     for member, vshards in kept.items():
-        while vshards and held[member] - weights[vshards[-1]] / 2 > fair:
+        while vshards and held[member] - weights[vshards[-1]] / 2 > fair[member]:
             given = vshards.pop()
             held[member] -= weights[given]
             free.add(given)
-    receiver = min(held, key=lambda member: held[member])
+    receiver = min(kept, key=lambda member: held[member] - fair[member])
     for vshard in sorted(free):
-        if held[receiver] + weights[vshard] / 2 > fair:
-            receiver = min(held, key=lambda member: held[member])
+        if held[receiver] + weights[vshard] / 2 > fair[receiver]:
+            receiver = min(kept, key=lambda member: held[member] - fair[member])
         kept[receiver].append(vshard)
         held[receiver] += weights[vshard]
     return kept
+
+
+def _fair_parts(kept: Mapping[int, list[int]], weights: list[float]) -> dict[int, float]:
+    """What each should hold. Of equal vshards whole ones, and those that hold most have the odd one more."""
+    if len(set(weights)) > 1:
+        return dict.fromkeys(kept, sum(weights) / len(kept))
+    each, odd = divmod(len(weights), len(kept))
+    by_holding = sorted(kept, key=lambda member: -len(kept[member]))
+    return {member: weights[0] * (each + (place < odd)) for place, member in enumerate(by_holding)}
 
 
 def _runs(owned: Mapping[int, list[int]]) -> Plan:

@@ -36,6 +36,7 @@ from windlass_scheduler import (
 )
 from windlass_scheduler import status as status_page
 from windlass_scheduler.cluster import Cluster
+from windlass_scheduler.declared import Store
 from windlass_scheduler.effects import Effect
 from windlass_scheduler.membership_core import Member, Role
 
@@ -218,7 +219,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
             rank=member.rank,
         )
         opened = await self._ask(context, lambda w: self._opened(event(waiter=w)))
-        store = cast("declaration_core.Store", opened)
+        store = cast("Store", opened)
         return pb.OpenStoreReply(store_id=store.store_id, consistency=store.consistency)
 
     def _opened(self, event: declaration_core.OpenStore) -> list[Effect]:

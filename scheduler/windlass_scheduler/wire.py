@@ -13,7 +13,7 @@ from windlass_proto.errors import UsageError
 from windlass_proto.gen import control_pb2 as pb
 from windlass_proto.layout import TensorSpec
 from windlass_scheduler import limits
-from windlass_scheduler.declaration_core import Group, Tensor
+from windlass_scheduler.declared import Group, Tensor
 from windlass_scheduler.membership_core import Address, Job, Member
 from windlass_scheduler.metrics_core import LoggedStep
 from windlass_scheduler.roster_core import Roster

@@ -28,7 +28,13 @@ class RunningScheduler:
 
     def __init__(self, folder: Path, servers: int = 1, timing: Timing = FAST) -> None:
         self.config = SchedulerConfig(
-            host="127.0.0.1", port=0, state_path=folder, token=TOKEN, servers_declared=servers, timing=timing, vote_s=0.5
+            host="127.0.0.1",
+            port=0,
+            state_path=folder,
+            token=TOKEN,
+            servers_declared=servers,
+            timing=timing,
+            vote_s=0.5,
         )
         self.address = ""
         self.start()
