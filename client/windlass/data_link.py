@@ -18,6 +18,7 @@ from windlass_proto.links import arena, preamble
 from windlass_proto.links.stream import Frame, FrameReader, FrameWriter, Place
 
 _SINK = memoryview(bytearray(64 * limits.KIB))
+_ZEROS = memoryview(bytes(limits.ALIGN_BYTES))
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +125,9 @@ class DataLink:
                 entries.append(_entry(request, at, source.nbytes, 0, shared=self.shares_memory))
                 payload += self._views(source)
                 at += source.nbytes
+                if at & 63:
+                    payload.append(_ZEROS[: -at & 63])
+                    at += -at & 63
         header = Header(
             Kind.REQUEST, frame.flags, len(entries), frame.store, at, frame.generation, frame.clock, 0, 0
         )

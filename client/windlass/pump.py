@@ -105,6 +105,10 @@ class Pump:
         """Vshards have these owners, reachable there."""
         self._hand_in(_Routing(server_of, generation, targets))
 
+    def fail(self, error: WindlassError) -> None:
+        """The session has ended: everything open and everything asked later fails with `error`."""
+        self._hand_in(error)
+
     def wait(self, ticket: Ticket, timeout_s: float | None) -> None:
         """Move bytes until `ticket` is done.
 
@@ -208,28 +212,32 @@ class Pump:
 
     def _run_background(self) -> None:
         """Pump when something is open and nobody has for a millisecond."""
-        while not self._stopping:
+        while True:
             self._work.wait()
             self._work.clear()
-            while not self._stopping:
-                with self._state:
-                    if self._pumping or self._waiters:
-                        idle = False
-                    else:
-                        self._state.wait(_BACKGROUND_AFTER_S)
-                        idle = not (self._pumping or self._waiters)
-                    if idle:
-                        self._pumping = True
-                    else:
-                        self._state.wait(_BACKGROUND_TURN_S)
-                        continue
-                try:
-                    while not self._waiters and not self._stopping and self._has_work():
-                        self._turn(_BACKGROUND_TURN_S)
-                finally:
-                    self._give_pump()
-                if not self._has_work():
-                    break
+            while not self._stopping and self._has_work():
+                if self._take_idle_pump():
+                    try:
+                        while self._waiters == 0 and not self._stopping and self._has_work():
+                            self._turn(_BACKGROUND_TURN_S)
+                    finally:
+                        self._give_pump()
+            if self._stopping:
+                return
+
+    def _take_idle_pump(self) -> bool:
+        """Take the pump if nobody holds or wants it for a millisecond; wait a turn otherwise."""
+        with self._state:
+            if not self._busy():
+                self._state.wait(_BACKGROUND_AFTER_S)
+                if not self._busy():
+                    self._pumping = True
+                    return True
+            self._state.wait(_BACKGROUND_TURN_S)
+            return False
+
+    def _busy(self) -> bool:
+        return self._pumping or self._waiters > 0
 
     def _has_work(self) -> bool:
         window = self.window
@@ -265,6 +273,8 @@ class Pump:
                 if item.mark is not None:
                     store, clock, servers, leaves = item.mark
                     self.window.close_step(store, clock, servers, leaves=leaves)
+            elif isinstance(item, WindlassError):
+                self._fail(item)
             elif type(item) is _Routing:
                 self.targets = item.targets
                 self.window.set_routing(item.server_of, item.generation)

@@ -1,0 +1,87 @@
+"""windlass: a parameter server for Python training loops.
+
+    import windlass as wl
+
+    with wl.connect() as cluster:
+        store = cluster.store("model", consistency="bsp")
+        params = store.init({"w": w0, "b": b0}, optimizer=wl.optim.Adam(lr=1e-3))
+        for x, y in cluster.batches(X, Y, size=64, epochs=20):
+            loss, grads = loss_and_grads(params, x, y)
+            store.update(grads, out=params, weight=len(x))
+            cluster.log(loss=loss)
+
+Importing it loads NumPy and nothing else; everything resolves when it is first used (PEP 562).
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from windlass._version import __version__
+
+if TYPE_CHECKING:
+    from windlass import optim
+    from windlass.cluster import Cluster, connect
+    from windlass.store import Store
+    from windlass.ticket import Ticket, wait
+    from windlass_proto.errors import (
+        ClosedError,
+        CorruptionError,
+        FencedError,
+        InvariantError,
+        ProtocolError,
+        UnavailableError,
+        UsageError,
+        WindlassError,
+    )
+
+_ERRORS = "windlass_proto.errors"
+_WHERE = {
+    "optim": "",
+    "datasets": "",
+    "Cluster": "windlass.cluster",
+    "connect": "windlass.cluster",
+    "Store": "windlass.store",
+    "Ticket": "windlass.ticket",
+    "wait": "windlass.ticket",
+    "ClosedError": _ERRORS,
+    "CorruptionError": _ERRORS,
+    "FencedError": _ERRORS,
+    "InvariantError": _ERRORS,
+    "ProtocolError": _ERRORS,
+    "UnavailableError": _ERRORS,
+    "UsageError": _ERRORS,
+    "WindlassError": _ERRORS,
+}
+
+__all__ = [
+    "ClosedError",
+    "Cluster",
+    "CorruptionError",
+    "FencedError",
+    "InvariantError",
+    "ProtocolError",
+    "Store",
+    "Ticket",
+    "UnavailableError",
+    "UsageError",
+    "WindlassError",
+    "__version__",
+    "connect",
+    "optim",
+    "wait",
+]
+
+
+def __getattr__(name: str) -> Any:
+    where = _WHERE.get(name)
+    if where is None:
+        raise AttributeError(f"module 'windlass' has no attribute {name!r}")
+    if not where:
+        return importlib.import_module(f"windlass.{name}")
+    return getattr(importlib.import_module(where), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_WHERE})

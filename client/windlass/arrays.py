@@ -1,0 +1,82 @@
+"""Arrays of any family at the door: NumPy inside, the caller's family outside.
+
+Invariant: what leaves `as_numpy` shares memory with what came in wherever the family allows it (DLPack, CPU).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from windlass_proto.errors import UsageError
+
+Array = npt.NDArray[Any]
+
+
+def as_numpy(name: str, value: Any) -> Array:
+    """`value` as a NumPy array, without a copy where its family shares memory.
+
+    Raises:
+        UsageError: it is no array, or lies on another device.
+    """
+    if isinstance(value, np.ndarray):
+        return value
+    if hasattr(value, "detach"):  # torch refuses DLPack of what requires a gradient
+        value = value.detach()
+    if hasattr(value, "__dlpack__"):
+        try:
+            return np.from_dlpack(value)
+        except (BufferError, TypeError, RuntimeError) as cause:
+            raise UsageError(
+                "an array cannot be read on this host",
+                name=name,
+                type=type(value).__name__,
+                reason=str(cause)[:200],
+                next_move="Copy it to the CPU first.",
+            ) from cause
+    if np.isscalar(value) or isinstance(value, list | tuple):
+        return np.asarray(value)
+    raise UsageError(
+        "a value is not an array",
+        name=name,
+        type=type(value).__name__,
+        next_move="Pass NumPy arrays, or anything with __dlpack__.",
+    )
+
+
+def family_of(value: Any) -> Callable[[Array], Any]:
+    """How to turn a NumPy array into the family of `value`, sharing memory."""
+    module = type(value).__module__.partition(".")[0]
+    if module == "torch":
+        return sys.modules["torch"].from_numpy  # type: ignore[no-any-return]
+    if module in ("jax", "jaxlib"):
+        return sys.modules["jax"].numpy.asarray  # type: ignore[no-any-return]
+    return lambda array: array
+
+
+def check_like(name: str, array: Array, shape: tuple[int, ...], dtype: np.dtype[Any], *, what: str) -> None:
+    """Does `array` have the declared shape and dtype?
+
+    Raises:
+        UsageError: it does not; both are named.
+    """
+    if array.shape != shape:
+        raise UsageError(
+            f"{what} has another shape than its tensor",
+            name=name,
+            got=array.shape,
+            declared=shape,
+            next_move="Pass an array of the declared shape.",
+        )
+    if array.dtype != dtype:
+        raise UsageError(
+            f"{what} has another dtype than its tensor",
+            name=name,
+            got=array.dtype,
+            declared=dtype,
+            next_move=f"Convert it, for example with array.astype('{dtype}').",
+        )

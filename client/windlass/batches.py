@@ -1,0 +1,98 @@
+"""This worker's share of a data set, batch by batch.
+
+The scheduler hands out positions in each epoch's order; the order is a function of (seed, epoch, length) alone, so every
+worker computes the same one (NumPy's Philox). When a worker dies, what it had not finished goes to the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from windlass_proto.errors import UsageError
+
+if TYPE_CHECKING:
+    from windlass.member import Member
+
+
+class Batches:
+    """An iterable over batches: tuples of arrays, one array, or row numbers if it was given a length."""
+
+    def __init__(
+        self,
+        member: Member,
+        job: str,
+        loader: str,
+        sources: tuple[Any, ...],
+        *,
+        size: int,
+        epochs: int,
+        seed: int,
+        shuffle: bool,
+        drop_last: bool,
+        balanced: bool,
+    ) -> None:
+        self.length = _length(sources)
+        if size < 1 or epochs < 0:
+            raise UsageError("batches were asked for with an impossible size", size=size, epochs=epochs)
+        self.epoch = 0
+        self._member = member
+        self._sources = sources
+        self._seed = seed
+        self._shuffle = shuffle
+        self._request: dict[str, Any] = {
+            "job": job,
+            "loader": f"{loader}:{self.length}:{size}:{epochs}:{seed}:{int(shuffle)}:{int(drop_last)}",
+            "length": self.length,
+            "size": size,
+            "epochs": epochs,
+            "drop_last": drop_last,
+            "balanced": balanced,
+        }
+
+    def __iter__(self) -> Iterator[Any]:
+        from windlass_proto.gen import control_pb2 as pb
+
+        done: list[int] = []
+        call = 0
+        epoch, order = -1, np.arange(self.length)
+        while True:
+            call += 1
+            shard = self._member.control.next_shard(
+                pb.NextShardRequest(session=self._member.session, shards_done=done, call=call, **self._request),
+                timeout_s=self._member.wait_s,
+            )
+            if shard.exhausted:
+                return
+            if shard.epoch != epoch:
+                epoch = self.epoch = shard.epoch
+                order = self._order(epoch)
+            for begin, end in zip(shard.begins, shard.ends, strict=True):
+                yield self._batch(order[begin:end])
+            done = [shard.shard_id]
+
+    def _order(self, epoch: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+        if not self._shuffle:
+            return np.arange(self.length)
+        return np.random.Generator(np.random.Philox(key=[self._seed & (2**64 - 1), epoch])).permutation(self.length)
+
+    def _batch(self, rows: np.ndarray[Any, np.dtype[np.int64]]) -> Any:
+        if isinstance(self._sources[0], int):
+            return rows
+        parts = tuple(source[rows] for source in self._sources)
+        return parts if len(parts) > 1 else parts[0]
+
+
+def _length(sources: tuple[Any, ...]) -> int:
+    if not sources:
+        raise UsageError("batches were asked for without data", next_move="Pass arrays, or a number of rows.")
+    if isinstance(sources[0], int):
+        if len(sources) > 1:
+            raise UsageError("batches take arrays or one length", given=len(sources))
+        return sources[0]
+    lengths = [len(source) for source in sources]
+    if len(set(lengths)) > 1:
+        raise UsageError("arrays of a data set have different lengths", lengths=lengths)
+    return lengths[0]

@@ -1,0 +1,287 @@
+"""The cluster as a training program sees it."""
+
+from __future__ import annotations
+
+import atexit
+import json
+import sys
+import threading
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from windlass.batches import Batches
+from windlass.finding import Found, Place, find, place
+from windlass.member import Member, join_request
+from windlass.run_folder import RunFolder
+from windlass.store import Store
+from windlass_proto import limits
+from windlass_proto.consistency import Consistency, Mode
+from windlass_proto.errors import UsageError, WindlassError
+
+if TYPE_CHECKING:
+    from windlass.scalar_log import ScalarLog
+
+T = TypeVar("T")
+
+
+def connect(
+    address: str | None = None,
+    *,
+    job: str | None = None,
+    workers: int | None = None,
+    servers: int | None = None,
+    observe: bool = False,
+    wait_s: float = limits.WAIT_S,
+) -> Cluster:
+    """Join a cluster as a worker.
+
+    Args:
+        address: the scheduler, "host:port". Default: $WINDLASS_SCHEDULER, else the cluster of `windlass up`, else a private
+            local cluster that lives as long as this process.
+        job: a namespace of stores; default $WINDLASS_JOB.
+        workers: how many workers the job starts with; default $WINDLASS_WORKERS, else 1. Steps begin when all are there.
+        servers: shapes a private local cluster.
+        observe: join no step; reads only.
+        wait_s: how long to wait for live peers before a call fails.
+
+    Raises:
+        UnavailableError: nobody answers there.
+        UsageError: refused in words (another token, another protocol version, a rank that is taken).
+    """
+    sys.setswitchinterval(0.0005)
+    where = place(job, workers)
+    found = find(address, servers, where.run_dir)
+    try:
+        return _join(found, where, observe=observe, wait_s=wait_s)
+    except BaseException:
+        if found.private is not None:
+            found.private.stop()
+        raise
+
+
+def _join(found: Found, where: Place, *, observe: bool, wait_s: float) -> Cluster:
+    from windlass_proto.control_link import ControlLink
+    from windlass_proto.gen import control_pb2 as pb
+
+    control = ControlLink(found.address, found.token, found_by=found.found_by)
+    try:
+        role = pb.ROLE_OBSERVER if observe else pb.ROLE_WORKER
+        name = f"worker-{where.rank}" if where.rank is not None else ""
+        request = join_request(role, where.job, where.workers, where.rank, name)
+        member = Member(control, request, found.token, wait_s=wait_s)
+    except BaseException:
+        control.close()
+        raise
+    try:
+        member.await_routing(limits.RPC_S)
+    except BaseException:
+        member.close()
+        raise
+    if member.joined.rank == 0:
+        sys.stderr.write(f"windlass: cluster {found.address} (from {found.found_by}), job {where.job}\n")
+    return Cluster(member, found, where)
+
+
+class Cluster:
+    """A joined cluster; made by `connect`. Use it in a `with` block, or call `close`."""
+
+    def __init__(self, member: Member, found: Found, where: Place) -> None:
+        self.job = where.job
+        self.num_workers = member.joined.workers_declared or where.workers
+        self._member = member
+        self._private = found.private
+        self._stores: dict[str, Store] = {}
+        self._broadcasts = 0
+        self._barriers: dict[str, int] = {}
+        self._loaders = 0
+        self._lock = threading.Lock()
+        self._run = RunFolder(where.run_dir, main=self.is_main)
+        self._scalars: ScalarLog | None = None
+        member.clocks = self._clocks
+        self._closed = False
+        atexit.register(self.close)
+
+    def __repr__(self) -> str:
+        return f"<windlass cluster, job {self.job!r}, worker {self.rank} of {self.num_workers}, {self.num_servers} servers>"
+
+    @property
+    def rank(self) -> int:
+        """This worker's number in the job, from 0."""
+        return int(self._member.joined.rank)
+
+    @property
+    def num_servers(self) -> int:
+        """Servers that own key ranges."""
+        return len(self._member.routing.servers) if self._member.routing is not None else 0
+
+    @property
+    def is_main(self) -> bool:
+        """Is this rank 0?"""
+        return self.rank == 0
+
+    @property
+    def run_dir(self) -> Path:
+        """The run folder, `runs/<name>`."""
+        return self._run.path
+
+    def store(self, name: str = "default", consistency: str = "bsp") -> Store:
+        """The store of this name, made by the first worker that asks; the others must ask for the same mode.
+
+        Args:
+            consistency: "bsp", "ssp:N" or "asp".
+        """
+        from windlass_proto.gen import control_pb2 as pb
+
+        self._member.check_open()
+        Consistency.parse(consistency)
+        with self._lock:
+            known = self._stores.get(name)
+            if known is not None:
+                if known.consistency != consistency:
+                    raise UsageError(
+                        "a store was opened with another mode", store=name, open=known.consistency, asked=consistency
+                    )
+                return known
+            reply = self._member.control.open_store(
+                pb.OpenStoreRequest(
+                    session=self._member.session, job=self.job, store=name, consistency=consistency
+                )
+            )
+            store = self._stores[name] = Store(self._member, reply.store_id, name, reply.consistency or consistency)
+            return store
+
+    def batches(
+        self,
+        *arrays_or_length: Any,
+        size: int,
+        epochs: int = 1,
+        seed: int = 0,
+        shuffle: bool = True,
+        drop_last: bool = False,
+    ) -> Batches:
+        """This worker's share of a data set.
+
+        Args:
+            arrays_or_length: arrays of equal length (batches are tuples of slices), or a number of rows (row numbers).
+            size: rows a batch, at most. Under bsp every worker gets equally many batches an epoch.
+        """
+        self._member.check_open()
+        self._loaders += 1
+        balanced = all(Consistency.parse(store.consistency).mode is Mode.BSP for store in self._stores.values())
+        return Batches(
+            self._member,
+            self.job,
+            f"batches-{self._loaders}",
+            arrays_or_length,
+            size=size,
+            epochs=epochs,
+            seed=seed,
+            shuffle=shuffle,
+            drop_last=drop_last,
+            balanced=balanced,
+        )
+
+    def log(self, step: int | None = None, **scalars: float) -> None:
+        """Log numbers of a step (default: the furthest store's clock): merged over workers, shown, kept. Never blocks."""
+        from windlass.scalar_log import ScalarLog
+
+        self._member.check_open()
+        if self._scalars is None:
+            self._scalars = ScalarLog(self._member, self._run)
+        at = step if step is not None else max((store.clock for store in self._stores.values()), default=0)
+        self._scalars.put(at, scalars)
+
+    def progress(self, items: Iterable[T]) -> Iterator[T]:
+        """Iterate over `items`, logging how many are done."""
+        for count, item in enumerate(items, 1):
+            yield item
+            self.log(done=float(count))
+
+    def barrier(self, name: str = "barrier") -> None:
+        """Wait until every live worker of the job has called it with this name."""
+        from windlass_proto.gen import control_pb2 as pb
+
+        self._member.check_open()
+        call = self._barriers[name] = self._barriers.get(name, 0) + 1
+        wait_s = self._member.wait_s
+        self._member.control.barrier(
+            pb.BarrierRequest(session=self._member.session, job=self.job, name=name, wait_s=wait_s, call=call),
+            timeout_s=wait_s + 5.0,
+        )
+
+    def broadcast(self, value: Any, root: int = 0) -> Any:
+        """Every worker calls it; all receive `root`'s value, which must be JSON."""
+        from windlass_proto.gen import control_pb2 as pb
+
+        self._member.check_open()
+        self._broadcasts += 1
+        try:
+            raw = json.dumps(value).encode() if self.rank == root else b""
+        except (TypeError, ValueError) as cause:
+            raise UsageError("a broadcast value is not JSON", type=type(value).__name__, reason=str(cause)) from cause
+        wait_s = self._member.wait_s
+        reply = self._member.control.broadcast(
+            pb.BroadcastRequest(
+                session=self._member.session,
+                job=self.job,
+                call=self._broadcasts,
+                root=root,
+                is_root=self.rank == root,
+                value=raw,
+                wait_s=wait_s,
+            ),
+            timeout_s=wait_s + 5.0,
+        )
+        return json.loads(reply.value)
+
+    def status(self) -> dict[str, Any]:
+        """The cluster's state as `windlass status --json` prints it."""
+        from google.protobuf.json_format import MessageToDict
+
+        found: dict[str, Any] = MessageToDict(self._member.control.status(), preserving_proto_field_name=True)
+        return found
+
+    def close(self) -> None:
+        """Leave in order: what was pushed is finished, nobody waits for this worker. Raises what nobody waited for."""
+        if self._closed:
+            return
+        self._closed = True
+        atexit.unregister(self.close)
+        failure: WindlassError | None = None
+        try:
+            for store in self._stores.values():
+                try:
+                    store.leave()
+                    store.raise_failed()
+                except WindlassError as error:
+                    failure = failure or error
+            if self._scalars is not None:
+                self._scalars.close()
+            self._member.close()
+        finally:
+            self._run.close()
+            if self._private is not None:
+                self._private.stop()
+        for store in self._stores.values():
+            store.raise_failed()
+        if failure is not None:
+            raise failure
+
+    def __enter__(self) -> Cluster:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.close()
+            return
+        try:
+            self.close()
+        except WindlassError as second:
+            error.add_note(f"closing the cluster then failed: {second}")
+
+    def _clocks(self) -> list[tuple[int, int]]:
+        return [(store.store_id, store.clock) for store in list(self._stores.values())]
