@@ -179,7 +179,7 @@ class WindowCore:
         self.frame_bytes = frame_bytes
         self.lanes: dict[int, _Lane] = {}
         self.seqs: dict[tuple[int, int], int] = {}
-        self._returned: dict[tuple[int, int], list[Request]] = {}
+        self._returned: dict[tuple[int, int], dict[int, Request]] = {}  # share -> seq -> what came back
         self._unanswered: dict[tuple[int, int], dict[int, Request]] = {}  # share -> seq -> what was sent
         self._fenced: list[Request] = []
         self._orders = 0
@@ -343,7 +343,7 @@ class WindowCore:
         if request.op not in WRITES:
             lane.again.append(request)
             return
-        self._returned.setdefault(request.share, []).append(request)
+        self._returned.setdefault(request.share, {})[request.seq] = request
         self._resend_if_all_back(lane, request.share)
 
     def _settle(self, lane: _Lane, request: Request) -> None:
@@ -354,10 +354,17 @@ class WindowCore:
         self._resend_if_all_back(lane, request.share)
 
     def _resend_if_all_back(self, lane: _Lane, share: tuple[int, int]) -> None:
-        returned = self._returned.get(share)
-        if returned and len(returned) == len(self._unanswered.get(share, ())):
+        """Resend once the first entry sent back and all after it are here.
+
+        Those before it were admitted: under BSP their answers may wait for the very entries that came back.
+        """
+        returned, sent = self._returned.get(share), self._unanswered.get(share)
+        if not returned or not sent or next(reversed(sent)) not in returned:
+            return
+        first = min(returned)
+        if sum(seq >= first for seq in sent) == len(returned):
             del self._returned[share]
-            lane.again.extend(sorted(returned, key=lambda request: request.seq))
+            lane.again.extend(returned[seq] for seq in sorted(returned))
 
     # ---- links and routing ---------------------------------------------------------------------------------
 
@@ -370,8 +377,9 @@ class WindowCore:
         lane = self._lane(server)
         lane.up = False
         back = [*lane.inflight.values(), *lane.again]
-        for share in [share for share, requests in self._returned.items() if requests[0].server == server]:
-            back += self._returned.pop(share)
+        for share, returned in list(self._returned.items()):
+            if next(iter(returned.values())).server == server:
+                back += self._returned.pop(share).values()
         lane.again = deque(sorted(back, key=lambda request: request.wire))
         lane.inflight, lane.inflight_bytes, lane.flying = {}, 0, {}
         self._repeat_marks(lane)
@@ -422,7 +430,7 @@ class WindowCore:
         gone: set[Request] = set()
         for lane in self.lanes.values():
             gone.update(lane.inflight.values(), lane.again, (r for _, _, r in lane.heap))
-        gone.update(self._fenced, *self._returned.values())
+        gone.update(self._fenced, *(returned.values() for returned in self._returned.values()))
         gone = {r for r in gone if store is None or r.store == store}
         for lane in self.lanes.values():
             for request in [r for r in lane.inflight.values() if r in gone]:
@@ -433,14 +441,8 @@ class WindowCore:
             lane.heap = [item for item in lane.heap if item[2] not in gone]
             heapq.heapify(lane.heap)
         self._fenced = [r for r in self._fenced if r not in gone]
-        self._returned = {
-            share: left for share, back in self._returned.items() if (left := [r for r in back if r not in gone])
-        }
-        self._unanswered = {
-            share: kept
-            for share, sent in self._unanswered.items()
-            if (kept := {seq: r for seq, r in sent.items() if r not in gone})
-        }
+        self._returned = _without(self._returned, gone)
+        self._unanswered = _without(self._unanswered, gone)
         return sorted(gone, key=lambda request: request.order)
 
     def open_requests(self) -> int:
@@ -467,7 +469,7 @@ class WindowCore:
             if any(request.op in WRITES and not request.seq for request in lane.again):
                 raise InvariantError("a frozen entry has no seq", server=server, again=again)
         for share, returned in self._returned.items():
-            if any(self._unanswered.get(share, {}).get(request.seq) is not request for request in returned):
+            if not returned.items() <= self._unanswered.get(share, {}).items():
                 raise InvariantError("more entries came back than were sent", share=share)
         held = sum(map(len, self._unanswered.values()))
         writes = sum(request.op in WRITES for request in self._frozen())
@@ -480,7 +482,7 @@ class WindowCore:
             yield from lane.inflight.values()
             yield from lane.again
         for returned in self._returned.values():
-            yield from returned
+            yield from returned.values()
         yield from self._fenced
 
     def _lane(self, server: int) -> _Lane:
@@ -488,6 +490,14 @@ class WindowCore:
         if lane is None:
             lane = self.lanes[server] = _Lane()
         return lane
+
+
+def _without(
+    held: dict[tuple[int, int], dict[int, Request]], gone: set[Request]
+) -> dict[tuple[int, int], dict[int, Request]]:
+    """What `held` keeps, by share and seq, without `gone`."""
+    kept = {share: {seq: r for seq, r in sent.items() if r not in gone} for share, sent in held.items()}
+    return {share: sent for share, sent in kept.items() if sent}
 
 
 def _take_one(counts: dict[tuple[int, int], int], key: tuple[int, int]) -> None:
