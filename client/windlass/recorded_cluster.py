@@ -11,7 +11,6 @@ belongs to this user alone. Files have mode 0600. Owner: the process that holds 
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import fcntl
 import json
@@ -110,9 +109,7 @@ def read(name: str = DEFAULT_NAME) -> RecordedCluster | None:
         return None
     if not is_claimed(name):
         return None
-    with contextlib.suppress(ValueError, KeyError, TypeError):
-        return _record_untrusted(raw)
-    return None
+    return from_json_untrusted(raw)
 
 
 def names() -> list[str]:
@@ -180,20 +177,23 @@ def _path(name: str, suffix: str) -> Path:
     return folder() / f"cluster-{name}{suffix}"
 
 
-def _record_untrusted(raw: bytes) -> RecordedCluster:
-    """Raises ValueError, KeyError or TypeError for what `to_json` did not write."""
+def from_json_untrusted(raw: bytes) -> RecordedCluster | None:
+    """Read what `RecordedCluster.to_json` wrote; None for anything else."""
     if len(raw) > _RECORD_BYTES_MAX:
-        raise ValueError("a record is too long")
-    fields = json.loads(raw)
-    return RecordedCluster(
-        name=str(fields["name"]),
-        address=str(fields["address"]),
-        cluster_id=str(fields["cluster_id"]),
-        token_file=Path(fields["token_file"]),
-        pid=int(fields["pid"]),
-        run_dir=Path(fields["run_dir"]),
-        servers=int(fields["servers"]),
-    )
+        return None
+    try:
+        fields = json.loads(raw)
+        return RecordedCluster(
+            name=str(fields["name"]),
+            address=str(fields["address"]),
+            cluster_id=str(fields["cluster_id"]),
+            token_file=Path(fields["token_file"]),
+            pid=int(fields["pid"]),
+            run_dir=Path(fields["run_dir"]),
+            servers=int(fields["servers"]),
+        )
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def _accepts(address: str) -> bool:

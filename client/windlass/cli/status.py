@@ -1,0 +1,160 @@
+"""`windlass status`: what the scheduler knows, as tables and sentences or as JSON."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from windlass.cli.finding import FoundCluster
+    from windlass_proto.gen.control_pb2 import MemberStatus, StatusReply, StoreStatus
+
+_WATCH_S = 1.0
+_SERVER_HEADS = (
+    "server", "host", "pid", "vshards", "held", "received", "sent", "pushes", "pulls", "beat", "state",
+)  # fmt: skip
+_WORKER_HEADS = ("worker", "job", "host", "pid", "clock", "lag", "beat", "state")
+_STORE_HEADS = ("store", "job", "consistency", "tensors", "roster", "steps")
+
+
+def status(
+    as_json: Annotated[bool, typer.Option("--json", help="The scheduler's reply as JSON.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Again every second until Ctrl-C.")] = False,
+    cluster: Annotated[str | None, typer.Option(metavar="NAME", help="One that `up --name` started.")] = None,
+) -> None:
+    """Show servers, workers and stores, and what waits for whom."""
+    import time
+
+    from windlass.cli.finding import require
+
+    found = require(cluster)
+    clear = "\x1b[2J\x1b[H" if watch and not as_json and sys.stdout.isatty() else ""
+    with found.link() as link:
+        while True:
+            reply = link.status()
+            text = json_of(reply) + "\n" if as_json else page(reply, found)
+            sys.stdout.write(clear + text)
+            sys.stdout.flush()
+            if not watch:
+                return
+            time.sleep(_WATCH_S)
+
+
+def json_of(reply: StatusReply) -> str:
+    """One line of protobuf JSON: snake_case names, every field present, 64-bit numbers as strings."""
+    import json
+
+    from google.protobuf import json_format
+
+    fields = json_format.MessageToDict(
+        reply, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    )
+    return json.dumps(fields)
+
+
+def page(reply: StatusReply, found: FoundCluster) -> str:
+    """The same for a person: a header, a table each of servers, workers and stores, then sentences."""
+    from windlass_proto.gen import control_pb2 as pb
+
+    by_role = {role: [m for m in reply.members if m.role == role] for role in (pb.ROLE_SERVER, pb.ROLE_WORKER)}
+    servers, workers = by_role[pb.ROLE_SERVER], by_role[pb.ROLE_WORKER]
+    glyph = {"healthy": "*", "waiting": "~"}.get(reply.health, "!")
+    count = f"{len(servers)} of {reply.servers_declared} servers  {len(workers)} workers"
+    where = f"{found.address}  cluster {reply.cluster_id}  generation {reply.generation}"
+    parts = [f"{glyph} {reply.health.upper()}  {where}  {count}  up {duration(reply.uptime_s)}\n"]
+    if servers:
+        parts.append(table(_SERVER_HEADS, map(_server_row, servers)))
+    if workers:
+        parts.append(table(_WORKER_HEADS, (_worker_row(member, reply) for member in workers)))
+    if reply.stores:
+        parts.append(table(_STORE_HEADS, map(_store_row, reply.stores)))
+    if not workers:
+        parts.append("No workers yet. Start one: windlass run --workers 2 script.py\n")
+    parts += [f"- {sentence}\n" for sentence in reply.sentences]
+    return "\n".join(parts)
+
+
+def _server_row(member: MemberStatus) -> Sequence[str]:
+    figures = member.figures
+    return (
+        str(member.rank),
+        member.host,
+        str(member.pid),
+        ", ".join(f"{run.begin}..{run.end - 1}" for run in member.runs) or "none",
+        size(figures.get("parameter_bytes", 0)),
+        size(figures.get("bytes_in", 0)),
+        size(figures.get("bytes_out", 0)),
+        f"{figures.get('pushes', 0):,.0f}",
+        f"{figures.get('pulls', 0):,.0f}",
+        f"{member.beat_age_s:.1f} s",
+        member.state,
+    )
+
+
+def _worker_row(member: MemberStatus, reply: StatusReply) -> Sequence[str]:
+    job_stores = {store.store_id for store in reply.stores if store.job == member.job}
+    clocks = {clock.store_id: clock.clock for clock in member.clocks if clock.store_id in job_stores}
+    ahead = {
+        store_id: max(c.clock for m in reply.members for c in m.clocks if c.store_id == store_id) for store_id in clocks
+    }
+    lag = max((ahead[store_id] - clock for store_id, clock in clocks.items()), default=0)
+    return (
+        str(member.rank),
+        member.job,
+        member.host,
+        str(member.pid),
+        " ".join(f"{clock:,}" for _, clock in sorted(clocks.items())) or "-",
+        str(lag),
+        f"{member.beat_age_s:.1f} s",
+        member.state,
+    )
+
+
+def _store_row(store: StoreStatus) -> Sequence[str]:
+    roster = store.roster
+    tensors = sum(len(group.tensors) for group in store.groups)
+    counted = f"{len(roster.members)} of {roster.declared}" if roster.declared else str(len(roster.members))
+    return (
+        store.store,
+        store.job,
+        store.consistency,
+        str(tensors),
+        counted,
+        "begun" if roster.started else "not begun",
+    )
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Columns as wide as their widest cell, numbers to the right; text, so that it can be cut and compared."""
+    cells = [heads, *rows]
+    widths = [max(len(row[at]) for row in cells) for at in range(len(heads))]
+    numeric = [all(row[at][:1].isdigit() or row[at] == "-" for row in cells[1:]) for at in range(len(heads))]
+
+    def line(row: Sequence[str]) -> str:
+        padded = (
+            cell.rjust(width) if right else cell.ljust(width)
+            for cell, width, right in zip(row, widths, numeric, strict=True)
+        )
+        return "  ".join(padded).rstrip()
+
+    return "\n".join(map(line, cells)) + "\n"
+
+
+def size(count_bytes: float) -> str:
+    """Bytes in binary units, three digits."""
+    units = ("B", "KiB", "MiB", "GiB", "TiB")
+    at = 0
+    while count_bytes >= 1024 and at < len(units) - 1:
+        count_bytes /= 1024
+        at += 1
+    return f"{count_bytes:.0f} {units[at]}" if at == 0 or count_bytes >= 100 else f"{count_bytes:.1f} {units[at]}"
+
+
+def duration(seconds: float) -> str:
+    """H:MM:SS, without hours below one."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes:02}:{rest:02}"
