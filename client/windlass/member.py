@@ -158,6 +158,8 @@ class Member:
             self._end(str(error))
 
     def _end(self, reason: str) -> None:
+        if self._closed is not None:  # this worker left, and now hears of it
+            return
         self._closed = ClosedError(
             "this worker's session has ended", reason=reason, next_move="Connect again with windlass.connect()."
         )
