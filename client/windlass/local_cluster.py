@@ -22,6 +22,7 @@ import secrets
 import select
 import signal
 import site
+import socket
 import subprocess
 import sys
 import sysconfig
@@ -56,6 +57,7 @@ LAUNCHER_VARIABLES: Final = (
     "WINDLASS_TOKEN_FILE",
     "WINDLASS_RUN_DIR",
 )
+_WILDCARDS: Final = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}  # noqa: S104 - compared with, not bound
 _SWEEP: Final = 'trap "" HUP INT TERM; while read -r _; do :; done; rm -rf -- "$1"'
 
 
@@ -142,11 +144,7 @@ class _Child:
         while b"\n" not in self.said:
             left_s = max(0.0, deadline_s - time.monotonic())
             if not select.select([self.ready_fd], [], [], left_s)[0]:
-                raise UnavailableError(
-                    f"{self.name} was not ready in time",
-                    log=self.log,
-                    next_move=f"Its last lines: {log_tail(self.log) or 'none'}",
-                )
+                raise self._unavailable("was not ready in time")
             received = os.read(self.ready_fd, _READY_LINE_BYTES_MAX)
             if not received or len(self.said) > _READY_LINE_BYTES_MAX:
                 raise self.failure()
@@ -158,11 +156,14 @@ class _Child:
         """Why the process ended, in its own last words."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(STOP_S)
+        return self._unavailable("ended")
+
+    def _unavailable(self, what: str) -> UnavailableError:
         return UnavailableError(
-            f"{self.name} ended",
+            f"{self.name} {what}",
             status=self.process.poll(),
-            log=self.log,
-            next_move=f"Its last lines: {log_tail(self.log) or 'none'}",
+            said=log_tail(self.log) or "nothing",
+            next_move=f"All it said is in {self.log}",
         )
 
 
@@ -181,7 +182,7 @@ def log_tail(path: Path, lines: int = _LOG_TAIL_LINES) -> str:
 class LocalCluster:
     """A scheduler and `servers` servers that serve. Made by `LocalCluster.start`; a context that stops them.
 
-    `address` is the scheduler's; the token in `token_file` (0600, in a folder of mode 0700) opens it.
+    `address` is the scheduler's as this host reaches it; the token in `token_file` (0600, in a folder of mode 0700) opens it.
     """
 
     run_dir: Path
@@ -281,8 +282,12 @@ class LocalCluster:
         scheduler += ["--vshards", str(vshards)]
         child = self._spawn("windlass_scheduler", "scheduler-0", [*scheduler, *shared], environment)
         fields = child.await_ready(deadline)
-        self.address, self.cluster_id = str(fields["address"]), str(fields["cluster_id"])
-        server = ["--scheduler", self.address, "--listen", f"{listen.rpartition(':')[0]}:0"]
+        host, _, port = str(fields["address"]).rpartition(":")
+        self.address = f"{_WILDCARDS.get(host, host)}:{port}"
+        self.cluster_id = str(fields["cluster_id"])
+        server = ["--scheduler", self.address, "--listen", f"{host}:0"]
+        if host in _WILDCARDS:
+            server += ["--advertise", socket.gethostname()]
         server += ["--socket-dir", str(self.folder / "sockets"), *shared]
         for index in range(self.servers):
             name = f"server-{index}"

@@ -3,23 +3,33 @@
 Exit status, for every command: 0 done; 1 what was asked could not be done (three lines say why); 2 the command line
 itself was wrong; 130 Ctrl-C. `windlass run` ends with the status of the first worker that failed.
 
-Here stand only names and signatures, so that `windlass status` answers at once: bodies import what they need.
+`windlass status` answers at once: a command's module is imported when it is named, and bodies import what they need.
 """
 
 from __future__ import annotations
 
+import importlib
+import io
 import os
 import sys
-from typing import Annotated
+from collections.abc import Iterable
+from typing import Annotated, Any
 
 import typer
 
-from windlass.cli.doctor import doctor
-from windlass.cli.environment import env, version
-from windlass.cli.roles import scheduler, server
-from windlass.cli.run import run
-from windlass.cli.status import status
-from windlass.cli.up import down, up
+_ROLE: dict[str, Any] = {"allow_extra_args": True, "ignore_unknown_options": True}
+# Command -> its module and what is said of its command line.
+_COMMANDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "up": ("windlass.cli.up", {}),
+    "down": ("windlass.cli.up", {}),
+    "run": ("windlass.cli.run", {"allow_interspersed_args": False}),  # what follows the script is the script's
+    "status": ("windlass.cli.status", {}),
+    "doctor": ("windlass.cli.doctor", {}),
+    "env": ("windlass.cli.environment", {}),
+    "version": ("windlass.cli.environment", {}),
+    "server": ("windlass.cli.roles", _ROLE),  # further flags are the role's own
+    "scheduler": ("windlass.cli.roles", _ROLE),
+}
 
 _HELP = """A parameter-server cluster for Python training loops.
 
@@ -27,17 +37,24 @@ Exit status: 0 done; 1 it could not be done, three lines say why; 2 the command 
 130 Ctrl-C. `run` ends with the status of the first worker that failed (128 + n after signal n).
 """
 
-app = typer.Typer(
-    help=_HELP,
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+
+def application(names: Iterable[str]) -> typer.Typer:
+    """The command line with these commands; a command costs some milliseconds, so one that is named comes alone."""
+    app = typer.Typer(
+        help=_HELP,
+        no_args_is_help=True,
+        add_completion=False,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_options)
+    for name in names:
+        module, settings = _COMMANDS[name]
+        app.command(name, context_settings=settings)(getattr(importlib.import_module(module), name))
+    return app
 
 
-@app.callback()
 def _options(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error as well.")] = False,
 ) -> None:
@@ -45,26 +62,17 @@ def _options(
         os.environ["WINDLASS_DEBUG"] = "1"
 
 
-app.command()(up)
-app.command()(down)
-# What follows the script, or a role's own flags, is not ours to read.
-app.command(context_settings={"allow_interspersed_args": False})(run)
-app.command()(status)
-app.command()(doctor)
-app.command()(env)
-app.command()(version)
-_ROLE_SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True}
-app.command(context_settings=_ROLE_SETTINGS)(server)
-app.command(context_settings=_ROLE_SETTINGS)(scheduler)
-
-
 def main() -> None:
     """Run the command that `sys.argv` names and exit with its status."""
     from windlass.cli.complaint import complain
     from windlass_proto.errors import WindlassError
 
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that lacks a character shows another
+    asked = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
     try:
-        app(prog_name="windlass")
+        application([asked] if asked in _COMMANDS else _COMMANDS)(prog_name="windlass")
     except WindlassError as error:
         if os.environ.get("WINDLASS_DEBUG"):
             import traceback

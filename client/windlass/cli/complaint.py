@@ -35,7 +35,9 @@ def lines_of(error: WindlassError) -> list[str]:
     if isinstance(error, CommandError):
         why = error.why
     else:
-        why = ", ".join(f"{name}={value}" for name, value in error.values.items()) or type(error).__name__
+        # Of a traceback or a log's end, the last line is the reason; --debug shows the rest.
+        last = {name: (str(value).strip().splitlines() or [""])[-1] for name, value in error.values.items()}
+        why = ", ".join(f"{name}={value}" for name, value in last.items()) or type(error).__name__
     return [f"windlass: {error.fact}", f"  why: {why}", f"  try: {error.next_move or 'windlass doctor'}"]
 
 

@@ -128,6 +128,7 @@ class _Run:
         self._job = order.job or folder.name
         self._scalars = Scalars()
         self._began_s = time.monotonic()
+        self._took_s = 0.0
 
     def to_the_end(self) -> int:
         from windlass.cli.interrupts import Interrupted
@@ -148,6 +149,7 @@ class _Run:
                     status = stopped.status
                     self._interrupts.hold()
                     self._end_by(fleet, stopped)
+                self._took_s = time.monotonic() - self._began_s
                 if not status:
                     moved = self._settled_bytes(link)
                     moved_bytes = sum(count - before.get(who, 0.0) for who, count in moved.items())
@@ -238,11 +240,8 @@ class _Run:
     def _summary(self, moved_bytes: float) -> str:
         from windlass.cli.status import duration, size
 
-        took_s = time.monotonic() - self._began_s
-        took = duration(took_s) if took_s >= 60 else f"{took_s:.1f} s"
+        took = duration(self._took_s) if self._took_s >= 60 else f"{self._took_s:.1f} s"
         rows = [f"took {took}"]
-        if self._scalars.latest:
-            rows.append(self._scalars.words())
         if moved_bytes:
             rows.append(f"{size(moved_bytes)} moved")
         shown = self._folder

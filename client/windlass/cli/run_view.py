@@ -11,10 +11,10 @@ import sys
 import time
 from collections import deque
 from itertools import islice, pairwise
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from windlass.cli.complaint import in_colour
-from windlass.cli.scalars import Scalars, number
+from windlass.cli.scalars import PROGRESS, Scalars, number
 from windlass.cli.status import duration
 from windlass.cli.worker_fleet import Line
 
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 _PLAIN_EVERY_S: Final = 2.0
 _LIVE_EVERY_S: Final = 0.125
 _CURVE_CELLS: Final = 40
+_BAR_CELLS: Final = 60
 _LEVELS: Final = "▁▂▃▄▅▆▇█"
-_PROGRESS: Final = "progress"  # a scalar of this name, from 0 to 1, becomes the bar
 
 
 class RunView(Protocol):
@@ -96,8 +96,8 @@ class LiveView:
     def line(self, line: Line) -> None:
         from rich.text import Text
 
-        shown = Text(prefix(line.rank, self._workers), style="red" if line.error else "cyan")
-        self._console.print(shown + Text.from_ansi(line.text), soft_wrap=True)
+        rank = (prefix(line.rank, self._workers), "red" if line.error else "cyan")
+        self._console.print(Text.assemble(rank, Text.from_ansi(line.text)), soft_wrap=True)
 
     def say(self, text: str) -> None:
         self._console.print(text, markup=False, soft_wrap=True)
@@ -113,7 +113,6 @@ class LiveView:
 
     def _block(self, scalars: Scalars, running: int) -> RenderableType:
         from rich.console import Group
-        from rich.progress_bar import ProgressBar
         from rich.table import Table
         from rich.text import Text
 
@@ -124,15 +123,16 @@ class LiveView:
             head.append(f"step {scalars.step:,}")
         if steps_s:
             head.append(f"{steps_s:,.0f} steps/s")
-        rows: list[Any] = []
-        done = scalars.latest.get(_PROGRESS)
+        rows: list[Text] = []
+        done = scalars.latest.get(PROGRESS)
         if done is not None and 0 < done <= 1:
             head.append(f"{done:.0%}")
             head.append(f"{duration(elapsed_s * (1 - done) / done)} left" if done < 1 else "done")
-            rows.append(ProgressBar(total=1.0, completed=done, width=_CURVE_CELLS))
+            full = round(done * _BAR_CELLS)
+            rows.append(Text("━" * full, style="green").append("─" * (_BAR_CELLS - full), style="dim"))
         grid = Table.grid(padding=(0, 2))
         for name, value in scalars.latest.items():
-            if name != _PROGRESS:
+            if name != PROGRESS:
                 grid.add_row(name, curve(scalars.course[name]), number(value))
         return Group(Text("  ".join(head), style="bold"), *rows, grid)
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from windlass_proto.control_link import ControlLink
     from windlass_proto.gen import control_pb2 as pb
 
+PROGRESS: Final = "progress"  # a scalar of this name, from 0 to 1, says how far the run is
 _RECORDS_MAX: Final = 4096
 _COURSE_POINTS_MAX: Final = 512
 _RATE_WINDOW_S: Final = 5.0
@@ -53,7 +54,10 @@ class Scalars:
     def words(self) -> str:
         """One line: step, every scalar, the rate."""
         steps_s = self.steps_s()
-        shown = [f"step {self.step:,}", *(f"{name} {number(value)}" for name, value in self.latest.items())]
+        shown = [f"step {self.step:,}"]
+        shown += [f"{name} {number(value)}" for name, value in self.latest.items() if name != PROGRESS]
+        if PROGRESS in self.latest:
+            shown.append(f"{self.latest[PROGRESS]:.0%}")
         return "  ".join([*shown, *([f"{steps_s:,.0f} steps/s"] if steps_s else [])])
 
 

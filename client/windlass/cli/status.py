@@ -95,22 +95,30 @@ def _server_row(member: MemberStatus) -> Sequence[str]:
 
 
 def _worker_row(member: MemberStatus, reply: StatusReply) -> Sequence[str]:
-    job_stores = {store.store_id for store in reply.stores if store.job == member.job}
-    clocks = {clock.store_id: clock.clock for clock in member.clocks if clock.store_id in job_stores}
-    ahead = {
-        store_id: max(c.clock for m in reply.members for c in m.clocks if c.store_id == store_id) for store_id in clocks
-    }
-    lag = max((ahead[store_id] - clock for store_id, clock in clocks.items()), default=0)
+    stores = {store.store_id: store for store in reply.stores if store.job == member.job}
+    clocks = {clock.store_id: clock.clock for clock in member.clocks if clock.store_id in stores}
+    lags = [_lag(stores[store_id], clock, reply) for store_id, clock in clocks.items()]
     return (
         str(member.rank),
         member.job,
         member.host,
         str(member.pid),
         " ".join(f"{clock:,}" for _, clock in sorted(clocks.items())) or "-",
-        str(lag),
+        str(max(lags, default=0)),
         f"{member.beat_age_s:.1f} s",
         member.state,
     )
+
+
+def _lag(store: StoreStatus, clock: int, reply: StatusReply) -> int:
+    """Steps behind the furthest worker. Clocks are those of beats a second apart, so the mode's bound is the better
+    knowledge where the difference goes beyond it."""
+    clocks = [c.clock for m in reply.members for c in m.clocks if c.store_id == store.store_id]
+    mode, _, bound = store.consistency.partition(":")
+    lag = max(clocks) - clock
+    if mode == "bsp":
+        return min(lag, 1)
+    return min(lag, int(bound) + 1) if mode == "ssp" and bound.isdecimal() else lag
 
 
 def _store_row(store: StoreStatus) -> Sequence[str]:

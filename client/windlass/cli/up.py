@@ -137,12 +137,13 @@ def _detached(order: ClusterOrder) -> RecordedCluster:
 
 
 def _panel(record: RecordedCluster, detached: bool) -> None:
-    stop = "windlass down" + ("" if record.name == "default" else f" --name {record.name}")
+    which = "" if record.name == "default" else f" --cluster {record.name}"
+    stop = "windlass down" + which.replace("--cluster", "--name")
     rows = [
         ("scheduler", record.address),
         ("servers", str(record.servers)),
-        ("run", "windlass run --workers 2 script.py"),
-        ("look", "windlass status"),
+        ("run", f"windlass run{which} --workers 2 script.py"),
+        ("look", f"windlass status{which}"),
         ("logs", str(record.run_dir / "logs")),
         ("stop", stop if detached else "Ctrl-C"),
     ]
