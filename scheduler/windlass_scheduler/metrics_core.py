@@ -3,16 +3,18 @@
     merged = sum(weight_w * value_w) / sum(weight_w)        (the plain mean where every weight is 0)
 
 A step is given out once: when every live worker has logged it, when it has fallen 64 steps behind, or when
-the last worker has gone. What comes for it later is counted as late, not shown.
+the last worker has gone. What comes for it later under a name it had is counted as late, not shown. A new name (the
+accuracy that worker 0 computes after the step) is given out at once, in a record of its own, for the last 64 steps.
 
-Invariant (`validate`): open steps of a job lie above every step given out and within 64 of the highest.
+Invariant (`validate`): open steps of a job lie above every step given out and within 64 of the highest; names are
+remembered of the last 64 steps given out.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 from windlass_proto.errors import UsageError
@@ -79,6 +81,7 @@ class _Job:
     steps: dict[int, _Step] = field(default_factory=dict)
     given_out: int = -1
     late: int = 0
+    names: dict[int, set[str]] = field(default_factory=dict)  # of steps given out, oldest first
 
 
 class MergedMetrics:
@@ -96,9 +99,9 @@ class MergedMetrics:
             case Logged():
                 _check(event.records)
                 job = self._jobs.setdefault(event.job, _Job())
-                for record in event.records:
-                    _add(job, event.session, record)
-                return self._give_out(event.job, job, event.live)
+                after = [_add(job, event.session, record) for record in event.records]
+                later = tuple(record for record in after if record is not None)
+                return [*([Merged(event.job, later)] if later else []), *self._give_out(event.job, job, event.live)]
             case WorkersChanged():
                 found = self._jobs.get(event.job)
                 if found is None:
@@ -116,11 +119,17 @@ class MergedMetrics:
         last = max(ready)
         records = tuple(_merged(step, job.steps.pop(step)) for step in sorted(job.steps) if step <= last)
         job.given_out = last
+        for record in records:
+            job.names[record.step] = {scalar for scalar, _ in record.scalars}
+        while len(job.names) > limits.METRIC_STEPS_BEHIND_MAX:
+            del job.names[next(iter(job.names))]
         return [Merged(name, records)]
 
     def validate(self) -> None:
         for job in self._jobs.values():
             assert len(job.steps) <= limits.METRIC_STEPS_BEHIND_MAX
+            assert len(job.names) <= limits.METRIC_STEPS_BEHIND_MAX
+            assert all(step <= job.given_out for step in job.names)
             for step in job.steps:
                 assert job.given_out < step > max(job.steps) - limits.METRIC_STEPS_BEHIND_MAX
 
@@ -140,10 +149,10 @@ def _check(records: Iterable[LoggedStep]) -> None:
                 raise UsageError("a logged scalar needs a name", name=repr(name[:40]), bytes_max=limits.NAME_BYTES_MAX)
 
 
-def _add(job: _Job, session: bytes, record: LoggedStep) -> None:
+def _add(job: _Job, session: bytes, record: LoggedStep) -> LoggedStep | None:
+    """Take a record in; returned is what of it belongs to a step given out and is to follow it."""
     if record.step <= job.given_out:
-        job.late += 1
-        return
+        return _following(job, record)
     step = job.steps.setdefault(record.step, _Step())
     for name, value in record.scalars:
         if name not in step.sums and len(step.sums) >= limits.METRIC_NAMES_MAX:
@@ -156,6 +165,18 @@ def _add(job: _Job, session: bytes, record: LoggedStep) -> None:
     step.sessions.add(session)
     step.weight += record.weight
     step.unix_s = max(step.unix_s, record.unix_s)
+    return None
+
+
+def _following(job: _Job, record: LoggedStep) -> LoggedStep | None:
+    names = job.names.get(record.step)
+    room = limits.METRIC_NAMES_MAX - len(names) if names is not None else 0
+    new = tuple(scalar for scalar in record.scalars if names is not None and scalar[0] not in names)[:room]
+    if names is None or not new:
+        job.late += 1
+        return None
+    names.update(name for name, _ in new)
+    return replace(record, scalars=new)
 
 
 def _merged(number: int, step: _Step) -> LoggedStep:

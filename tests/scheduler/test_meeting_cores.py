@@ -166,8 +166,10 @@ def test_old_broadcasts_go_and_asking_for_one_says_so() -> None:
 # Metrics
 
 
-def logged(rank: int, step: int, value: float, weight: float = 1.0, live: int = 2) -> metrics_core.Logged:
-    record = LoggedStep(step, weight, (("loss", value),), 0.0)
+def logged(
+    rank: int, step: int, value: float, weight: float = 1.0, live: int = 2, name: str = "loss"
+) -> metrics_core.Logged:
+    record = LoggedStep(step, weight, ((name, value),), 0.0)
     sessions = frozenset(bytes([r]) for r in range(live))
     return metrics_core.Logged(bytes([rank]), "job", sessions, (record,))
 
@@ -191,6 +193,25 @@ def test_a_step_64_behind_is_given_out_without_the_missing_and_later_records_cou
     assert merged(core.step(logged(0, 64, 1.0))) == [(0, 1.0)]
     assert merged(core.step(logged(1, 0, 9.0))) == []
     assert core.late("job") == 1
+    core.validate()
+
+
+def test_a_new_name_follows_the_step_that_was_given_out_and_only_once() -> None:
+    core = MergedMetrics()
+    core.step(logged(0, 5, 1.0))
+    assert merged(core.step(logged(1, 5, 3.0))) == [(5, 2.0)]
+    assert merged(core.step(logged(0, 5, 0.9, name="accuracy"))) == [(5, 0.9)]
+    assert merged(core.step(logged(1, 5, 0.1, name="accuracy"))) == []
+    assert core.late("job") == 1
+    core.validate()
+
+
+def test_names_are_followed_for_the_last_64_steps_given_out() -> None:
+    core = MergedMetrics()
+    for step in range(65):
+        core.step(logged(0, step, 1.0, live=1))
+    assert merged(core.step(logged(0, 0, 0.9, live=1, name="accuracy"))) == []
+    assert merged(core.step(logged(0, 1, 0.9, live=1, name="accuracy"))) == [(1, 0.9)]
     core.validate()
 
 
