@@ -32,6 +32,7 @@ from windlass_proto.errors import (
     ClosedError,
     ProtocolError,
     UnavailableError,
+    UsageError,
     WindlassError,
     from_wire_untrusted,
 )
@@ -77,11 +78,18 @@ class ControlLink:
 
         from windlass_proto.gen import control_pb2_grpc
 
+        text = token.decode("latin-1")
+        if not (text.isascii() and text.isprintable()):
+            raise UsageError(
+                "the cluster token holds bytes that are not printable ASCII",
+                bytes=len(token),
+                next_move="Use the token file of this cluster, without line ends.",
+            )
         self.address = address
         self.found_by = found_by
         self._timeout_s = timeout_s
         self._grpc = grpc
-        self._metadata = ((TOKEN_KEY, token.decode("latin-1")),)
+        self._metadata = ((TOKEN_KEY, text),)
         self._channel = grpc.insecure_channel(address, options=_OPTIONS)
         self._stub = control_pb2_grpc.ControlStub(self._channel)
         self._closed = threading.Event()

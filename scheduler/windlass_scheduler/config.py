@@ -44,6 +44,8 @@ class SchedulerConfig:
     def __post_init__(self) -> None:
         if not self.token:
             raise UsageError("the cluster token is empty", next_move="Write 32 random bytes, base64, into the file.")
+        if any(not 0x21 <= byte <= 0x7E for byte in self.token):
+            raise UsageError("the cluster token is not printable ASCII", next_move="Write it in base64 or hex.")
         if not 0 <= self.port <= 65_535:
             raise UsageError("the port is out of range", port=self.port, allowed="0..65535")
         if not 1 <= self.servers_declared <= limits.MEMBERS_MAX:

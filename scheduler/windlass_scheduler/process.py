@@ -15,6 +15,7 @@ import logging
 import os
 import secrets
 import signal
+import socket
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -127,12 +128,16 @@ class Scheduler:
             await self.cluster.close()
         if self._server is not None:
             await self._server.stop(0.2)
+            self._server = None
         if self._beats is not None:
             self._beats.close()
+            self._beats = None
         await asyncio.get_running_loop().run_in_executor(None, self._state.close)
 
 
 def _bound(server: grpc.aio.Server, config: SchedulerConfig) -> int:
+    if config.port:
+        _try_to_bind(config.host, config.port)  # gRPC would print its own lines about a port in use
     try:
         port: int = server.add_insecure_port(_joined(config.host, config.port))
     except RuntimeError as cause:
@@ -140,6 +145,16 @@ def _bound(server: grpc.aio.Server, config: SchedulerConfig) -> int:
     if port == 0:
         raise _in_use(config.host, config.port, "TCP")
     return port
+
+
+def _try_to_bind(host: str, port: int) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host.strip("[]"), port))
+        except OSError as cause:
+            raise _in_use(host, port, f"TCP: {cause.strerror}") from cause
 
 
 def _in_use(host: str, port: int, reason: str) -> UnavailableError:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import gc
 import queue
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from windlass_proto import beats
 from windlass_proto.control_link import Beater, ControlLink
@@ -43,7 +45,11 @@ class RunningScheduler:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="scheduler-loop")
         self._thread.start()
-        self.scheduler = asyncio.run_coroutine_threadsafe(self._started(), self._loop).result(10)
+        try:
+            self.scheduler = asyncio.run_coroutine_threadsafe(self._started(), self._loop).result(10)
+        except BaseException:
+            self._stop_loop()
+            raise
         self.address = self.scheduler.address
         port = int(self.address.rpartition(":")[2])
         self.config = dataclasses.replace(self.config, port=port)
@@ -55,9 +61,14 @@ class RunningScheduler:
 
     def stop(self) -> None:
         asyncio.run_coroutine_threadsafe(self._validated_stop(), self._loop).result(10)
+        self._stop_loop()
+
+    def _stop_loop(self) -> None:
+        asyncio.run_coroutine_threadsafe(self._loop.shutdown_default_executor(), self._loop).result(10)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10)
         self._loop.close()
+        gc.collect()  # grpc.aio ends its thread when the last of its objects is gone
 
     async def _validated_stop(self) -> None:
         assert self.scheduler.cluster is not None
@@ -139,14 +150,24 @@ def declare_request(session: bytes, store_id: int, **shapes: tuple[int, ...]) ->
     return pb.DeclareRequest(session=session, store_id=store_id, tensors=tensors, rule=RULE, reduce="mean")
 
 
-def server_request(**fields: object) -> pb.JoinRequest:
-    request = pb.JoinRequest(role=pb.ROLE_SERVER, protocol_min=1, protocol_max=1, host="here", pid=1)
-    request.addresses.append(pb.Address(kind="tcp", address="127.0.0.1:1"))
-    request.MergeFrom(pb.JoinRequest(**fields))
-    return request
+def server_request(**fields: Any) -> pb.JoinRequest:
+    address = pb.Address(kind="tcp", address="127.0.0.1:1")
+    given: dict[str, Any] = {
+        "role": pb.ROLE_SERVER,
+        "protocol_min": 1,
+        "protocol_max": 1,
+        "host": "here",
+        "pid": 1,
+    } | fields
+    return pb.JoinRequest(**({"addresses": [address]} | given))
 
 
-def worker_request(job: str = "digits", **fields: object) -> pb.JoinRequest:
-    request = pb.JoinRequest(role=pb.ROLE_WORKER, protocol_min=1, protocol_max=1, host="here", pid=1, job=job)
-    request.MergeFrom(pb.JoinRequest(**fields))
-    return request
+def worker_request(**fields: Any) -> pb.JoinRequest:
+    given: dict[str, Any] = {
+        "role": pb.ROLE_WORKER,
+        "protocol_min": 1,
+        "protocol_max": 1,
+        "host": "here",
+        "pid": 1,
+    } | fields
+    return pb.JoinRequest(**({"job": "digits"} | given))

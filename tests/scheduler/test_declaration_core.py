@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -26,6 +27,10 @@ from windlass_scheduler.effects import Answer, Persist
 
 
 def tensors(dtype: str = "float32", **shapes: tuple[int, ...]) -> tuple[Tensor, ...]:
+    return named(shapes, dtype)
+
+
+def named(shapes: Mapping[str, tuple[int, ...]], dtype: str = "float32") -> tuple[Tensor, ...]:
     return tuple(Tensor(TensorSpec(name, shape), dtype) for name, shape in shapes.items())
 
 
@@ -160,7 +165,7 @@ def test_a_grant_without_waiters_goes_to_the_next_caller() -> None:
         (tensors(u=(1,)), {}, "only_rank_0_declared=b, w, only_rank_2_declares=u"),
         (tensors("float16", x=(1,)), {}, "dtype=float16, supported=float32 or float64"),
         ((), {}, "tensors=0"),
-        (tensors(**{"": (1,)}), {}, "needs a name"),
+        (named({"": (1,)}), {}, "needs a name"),
         (WB + WB, {}, "twice"),
         (WB, {"reduce": "max"}, "max"),
         (WB, {"block_elements_max": 1000}, "power of two"),
@@ -200,8 +205,8 @@ def test_a_worker_may_add_tensors_to_those_it_declared() -> None:
 
 def test_several_inits_in_one_order_are_several_declarations() -> None:
     driven = Driven()
-    ids = [driven.declare(0, tensors(**{name: (4,)})).declaration_id for name in ("a", "b", "c")]
-    assert [driven.declare(1, tensors(**{name: (4,)})).declaration_id for name in ("a", "b", "c")] == ids
+    ids = [driven.declare(0, named({name: (4,)})).declaration_id for name in ("a", "b", "c")]
+    assert [driven.declare(1, named({name: (4,)})).declaration_id for name in ("a", "b", "c")] == ids
 
 
 def test_names_of_a_dead_worker_do_not_bind_the_next_one() -> None:
@@ -241,7 +246,7 @@ def test_blocks_are_an_eighth_within_limits(elements: int, cap: int, block: int)
 
 def test_padding_to_64_bytes_counts_in_the_block_size() -> None:
     count = 8 * 16 * 1024 // 16
-    many = tensors(**{f"t{i}": (1,) for i in range(count + 1)})
+    many = named({f"t{i}": (1,) for i in range(count + 1)})
     assert Driven().declare(0, many[:-1]).groups[0].block_elements == 16 * 1024
     assert Driven().declare(0, many).groups[0].block_elements == 32 * 1024
 
