@@ -1,0 +1,147 @@
+"""The ledger: what was pushed, what was acknowledged, and what the weights say of it.
+
+Every segment has lanes. A push of worker u adds 1 to lane 2u, its number to lane 2u + 1 and a small integer to the
+last lane. The rule is w -= g on integers below 2**24 in float32, so a sum is exact in any order, and a lane tells how many of
+whose pushes a segment holds: by count and sum of numbers a lost push is told from a doubled one.
+
+Checks raise `LedgerError`, whose `check` names them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from tests.sim.wire import Values
+from windlass_proto.consistency import Consistency, Mode
+from windlass_proto.frames import Status
+
+LANES = 16
+WORKERS_MAX = (LANES - 2) // 2
+Place = tuple[int, int, int]  # table, block, segment
+
+
+class LedgerError(AssertionError):
+    """Something that was promised did not hold; `check` says which promise."""
+
+    def __init__(self, check: str, text: str) -> None:
+        super().__init__(f"{check}: {text}")
+        self.check = check
+
+
+@dataclass(slots=True)
+class Pushed:
+    """One push as its worker knows it; `status` is None until it is acknowledged."""
+
+    number: int
+    clock: int
+    status: Status | None = None
+
+    @property
+    def counts(self) -> bool:
+        return self.status in (Status.OK, Status.DUPLICATE)
+
+
+@dataclass(slots=True)
+class Book:
+    """One worker's account. `ended`: it died or its session was ended; it may have pushes of unknown fate."""
+
+    worker: int
+    ended: bool = False
+    left: bool = False
+    counting: bool = False  # it has entered the roster
+    join_clock: int = 0
+    clock: int = 0  # steps closed
+    places: dict[Place, list[Pushed]] = field(default_factory=dict)
+    seen: dict[tuple[Place, int], int] = field(default_factory=dict)
+
+
+def gradient(worker: int, number: int) -> Values:
+    """The lanes of push `number` of `worker`."""
+    values = np.zeros(LANES, np.float32)
+    values[2 * worker] = 1
+    values[2 * worker + 1] = number
+    values[LANES - 1] = number % 5 + 1
+    return values
+
+
+class Ledger:
+    """All books of one run."""
+
+    def __init__(self, consistency: Consistency) -> None:
+        self.consistency = consistency
+        self.books: list[Book] = []
+
+    def acknowledge(self, book: Book, push: Pushed, status: Status) -> None:
+        if status not in (Status.OK, Status.DUPLICATE) and not book.ended:
+            raise LedgerError("acknowledged", f"a push of live worker {book.worker} ended as {status.name}: {push}")
+        push.status = status
+
+    def check_read(self, book: Book, place: Place, lanes: Values, clock: int, *, waits: bool) -> None:
+        """`lanes` is what `book`'s worker read at `place`, having closed `clock` steps.
+
+        Of its own pushes it sees at least those whose answers have come before: answers of a link keep their order.
+        """
+        for other in self.books:
+            count = round(-float(lanes[2 * other.worker]))
+            pushes = other.places.get(place, [])
+            at_least = sum(push.counts for push in pushes) if other is book else 0
+            if book.seen.get((place, other.worker), 0) > count:
+                raise LedgerError("monotonic", f"worker {book.worker} read an older version of {place}")
+            book.seen[place, other.worker] = count
+            if waits and not other.ended:
+                at_least = max(at_least, self._due(other, pushes, clock))
+            if count < at_least:
+                who = "its own" if other is book else f"worker {other.worker}'s"
+                check = "read-your-writes" if other is book else "staleness"
+                text = f"worker {book.worker} at clock {clock} read {count} of {who} pushes at {place}"
+                raise LedgerError(check, f"{text}, at least {at_least} were due")
+            if waits and self.consistency.mode is Mode.BSP and count > sum(p.clock < clock for p in pushes):
+                text = (
+                    f"worker {book.worker} at clock {clock} read {count} of worker {other.worker}'s pushes at {place}"
+                )
+                raise LedgerError("same-clock", f"{text}: some belong to a later step")
+
+    def _due(self, other: Book, pushes: list[Pushed], clock: int) -> int:
+        if self.consistency.mode is Mode.ASP:
+            return 0
+        return sum(push.clock < clock - self.consistency.bound for push in pushes)
+
+    def check_release(self, clock: int) -> None:
+        """An answer for someone who has closed `clock` steps is let go now."""
+        if self.consistency.mode is Mode.ASP:
+            return
+        for book in self.books:
+            if book.counting and not (book.ended or book.left) and book.clock < clock - self.consistency.bound:
+                text = f"a pull at clock {clock} was answered while worker {book.worker} had closed {book.clock} steps"
+                raise LedgerError("bound", text)
+
+    def check_balance(self, place: Place, lanes: Values) -> None:
+        """At the end `final - initial` is the sum of what was acknowledged."""
+        low = high = 0
+        for book in self.books:
+            pushes = book.places.get(place, [])
+            count, total = round(-float(lanes[2 * book.worker])), round(-float(lanes[2 * book.worker + 1]))
+            sure = [push for push in pushes if push.counts]
+            maybe = [push for push in pushes if push.status is None]
+            _balance(book, place, count, total, sure, maybe)
+            low += sum(push.number % 5 + 1 for push in sure)
+            high += sum(push.number % 5 + 1 for push in sure + maybe)
+        shared = round(-float(lanes[LANES - 1]))
+        if not low <= shared <= high:
+            raise LedgerError("shared", f"the shared lane of {place} holds {shared}, due are {low} to {high}")
+
+
+def _balance(book: Book, place: Place, count: int, total: int, sure: list[Pushed], maybe: list[Pushed]) -> None:
+    expected = sum(push.number for push in sure)
+    if count < len(sure) or total < expected:
+        raise LedgerError("lost", f"{place} holds {count} pushes of worker {book.worker}, {len(sure)} acknowledged")
+    if maybe and not book.ended:
+        raise LedgerError("acknowledged", f"pushes of worker {book.worker} at {place} were never acknowledged: {maybe}")
+    if count > len(sure) + len(maybe) or total > expected + sum(push.number for push in maybe):
+        raise LedgerError("doubled", f"{place} holds {count} pushes of worker {book.worker}, {len(sure)} acknowledged")
+    numbers = sorted(push.number for push in maybe)
+    spare = count - len(sure)
+    if not sum(numbers[:spare]) <= total - expected <= sum(numbers[len(numbers) - spare :]):
+        raise LedgerError("doubled", f"{place}: no set of worker {book.worker}'s pushes is {count} with sum {total}")

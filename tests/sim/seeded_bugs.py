@@ -1,0 +1,211 @@
+"""Bugs that were made, or could be, planted one at a time: the simulator must catch each within the suite's seeds.
+
+Each is a part put in place of a real one; the product knows nothing of it. `caught_by` lists the checks that may speak.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from tests.sim.cluster import Parts
+from tests.sim.server import Server
+from windlass.window_core import WRITES, Request, WindowCore
+from windlass_proto.frames import Status
+from windlass_server.gate_runs import GateRun
+from windlass_server.session_filter import SessionFilter, Verdict
+from windlass_server.share_core import Answer, Effect, Push, ShareCore
+
+
+class SeqAtSubmit(WindowCore):
+    """A seq is given when the push is submitted; priorities then send another first."""
+
+    def submit(self, request: Request) -> int:
+        if request.op in WRITES:
+            request.seq = self.seqs[request.share] = self.seqs.get(request.share, 0) + 1
+        return super().submit(request)
+
+    def _freeze(self, lane: Any, request: Request) -> None:
+        given, last = request.seq, self.seqs.get(request.share, 0)
+        super()._freeze(lane, request)
+        if request.op in WRITES:
+            sent = self._unanswered[request.share]
+            sent[given] = sent.pop(request.seq)
+            request.seq, self.seqs[request.share] = given, last
+
+    def validate(self) -> None:
+        """Says nothing: the cluster must notice."""
+
+
+class HighestSeq(SessionFilter):
+    """Remembers the highest seq and takes any above it, so a hole is never noticed."""
+
+    def judge(self, session: bytes, seq: int) -> Verdict:
+        verdict = super().judge(session, seq)
+        return Verdict.NEXT if verdict is Verdict.GAP else verdict
+
+
+class NoMark(WindowCore):
+    """Closing a step sends nothing."""
+
+    def close_step(self, store: int, clock: int, servers: Iterable[int], *, leaves: bool = False) -> None:
+        """Sends no mark."""
+
+
+class MarkBeforeEntries(WindowCore):
+    """A mark goes out at once, before the entries of its step."""
+
+    def _is_due(self, lane: Any, mark: Any) -> bool:
+        return True
+
+
+class NewSeqOnRetry(WindowCore):
+    """What is sent again after a broken link gets new numbers."""
+
+    def link_down(self, server: int) -> None:
+        super().link_down(server)
+        for request in self.lanes[server].again:
+            if request.op in WRITES:
+                sent = self._unanswered[request.share]
+                del sent[request.seq]
+                request.seq = self.seqs[request.share] = self.seqs[request.share] + 1
+                sent[request.seq] = request
+
+
+class Counting(ShareCore):
+    """A step is released by a count of those who said they were done; a repetition counts again."""
+
+    def _repeat(self, event: Push) -> list[Effect]:
+        for run in self.blocks[event.block].gates.get(event.clock, []):
+            if event.last and event.seg_begin <= run.seg_begin < event.seg_end:
+                run.done.add(event.session + bytes([len(run.done)]))
+        return super()._repeat(event)
+
+    def _is_done(self, run: GateRun, awaited: set[bytes]) -> bool:
+        closed = {m.session for m in self.roster.members} - awaited - run.done
+        return len(run.done) + len(closed) >= len(self.roster.members)
+
+
+class OutOfOrder(ShareCore):
+    """A step completes without looking whether the one before it has."""
+
+    def _is_next(self, state: Any, run: GateRun, clock: int) -> bool:
+        return True
+
+
+class AckOnReceipt(ShareCore):
+    """A push is acknowledged when it arrives, not when it is applied."""
+
+    def push(self, event: Push) -> list[Effect]:
+        effects = super().push(event)
+        waiting = self._answers.get((event.session, event.seq))
+        if waiting is not None and waiting.origin is not None:
+            effects.append(waiting.answer(Status.OK))
+            waiting.origin = None
+        return effects
+
+
+class NoHold(ShareCore):
+    """Votes for a newcomer's clock and then completes that step without it."""
+
+    def prepare(self, clock: int, proposal: int = 0) -> bool:
+        self.hold_clock, accepted = None, super().prepare(clock, proposal)
+        self.hold_clock = None
+        return accepted
+
+
+class AnswersLost(ShareCore):
+    """An answer that was on its way when the link broke stays with the old connection."""
+
+    def _repeat(self, event: Push) -> list[Effect]:
+        waiting = self._answers.get((event.session, event.seq))
+        before = waiting.origin if waiting is not None else None
+        effects = super()._repeat(event)
+        if waiting is not None:
+            waiting.origin = before
+        return effects
+
+
+class EagerMarks(SessionFilter):
+    """A mark counts although entries before it were sent away."""
+
+    def closed_by(self, session: bytes, closed: int) -> int:
+        return closed
+
+
+class ReadsEarly(ShareCore):
+    """A pull waits for one step less than it should."""
+
+    def _may_read(self, state: Any, waiting: Any) -> bool:
+        waiting.clock -= 1
+        try:
+            return waiting.clock < 0 or super()._may_read(state, waiting)
+        finally:
+            waiting.clock += 1
+
+
+class Unreleased(ShareCore):
+    """Forgets to give a buffer back when a push comes twice."""
+
+    def _repeat(self, event: Push) -> list[Effect]:
+        return [effect for effect in super()._repeat(event) if isinstance(effect, Answer)]
+
+
+def _one_filter_a_vshard(server: Server) -> None:
+    filters: dict[int, SessionFilter] = {}
+    for (_, vshard), core in server.cores.items():
+        core.sessions = filters.setdefault(vshard, core.sessions)
+
+
+def _with_filter(kind: Callable[[], SessionFilter]) -> Callable[[Server], None]:
+    def rebuild(server: Server) -> None:
+        for core in server.cores.values():
+            core.sessions = kind()
+
+    return rebuild
+
+
+@dataclass(frozen=True, slots=True)
+class Bug:
+    name: str
+    parts: Parts
+    caught_by: frozenset[str]
+
+
+def _bug(name: str, parts: Parts, *caught_by: str) -> Bug:
+    return Bug(name, parts, frozenset(caught_by))
+
+
+BUGS = (
+    _bug(
+        "a seq is given in push",
+        Parts(make_window=SeqAtSubmit, rebuild=_with_filter(HighestSeq)),
+        "lost", "read-your-writes", "staleness",
+    ),
+    _bug("a step is released by a count", Parts(make_core=Counting), "bound", "staleness", "acknowledged", "exact"),
+    _bug("no mark is sent", Parts(make_window=NoMark), "liveness"),
+    _bug("one filter for a whole vshard", Parts(rebuild=_one_filter_a_vshard), "acknowledged", "lost"),
+    _bug(
+        "a mark overtakes its step's entries",
+        Parts(make_window=MarkBeforeEntries),
+        "acknowledged", "staleness", "exact",
+    ),
+    _bug(
+        "a retry gets a new seq",
+        Parts(make_window=NewSeqOnRetry, rebuild=_with_filter(HighestSeq)),
+        "frozen", "doubled", "read-your-writes",
+    ),
+    _bug("a hole is not noticed", Parts(rebuild=_with_filter(HighestSeq)), "lost", "read-your-writes", "exact"),
+    _bug("a step completes before the one before it", Parts(make_core=OutOfOrder), "invariant", "acknowledged"),
+    _bug("an answer comes before the apply", Parts(make_core=AckOnReceipt), "read-your-writes", "bound", "same-clock"),
+    _bug("a newcomer's step completes without it", Parts(make_core=NoHold), "bound", "same-clock", "acknowledged"),
+    _bug("an answer goes to the old connection", Parts(make_core=AnswersLost), "liveness"),
+    _bug(
+        "a mark counts although entries were sent away",
+        Parts(rebuild=_with_filter(EagerMarks)),
+        "acknowledged", "staleness", "exact", "read-your-writes",
+    ),
+    _bug("a pull waits for one step less", Parts(make_core=ReadsEarly), "bound", "staleness", "read-your-writes"),
+    _bug("a repeated push keeps its buffer", Parts(make_core=Unreleased), "buffers"),
+)  # fmt: skip
