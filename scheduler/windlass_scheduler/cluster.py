@@ -36,6 +36,7 @@ from windlass_scheduler import (
 from windlass_scheduler.config import SchedulerConfig
 from windlass_scheduler.counters import PREFIX as COUNTER_PREFIX
 from windlass_scheduler.counters import Counters
+from windlass_scheduler.declared import Group
 from windlass_scheduler.effects import Answer, Effect, Persist, Record, Refuse, Say
 from windlass_scheduler.membership_core import Role
 from windlass_scheduler.state import Change, StateStore
@@ -209,6 +210,10 @@ class Cluster:
         event = pb.Event(unix_s=time.time(), kind=said.kind, text=said.text)
         self.events.append(event)
         batch.pushes.append((pb.Update(event=event), Audience(job=said.job, metrics_only=True)))
+
+    def group(self, found: Group) -> pb.Group:
+        """The message of one group, complete: with what its store and the cluster say of it."""
+        return wire.group(found, self._consistency(found.store_id), self.routing.vshards)
 
     def _consistency(self, store_id: int) -> str:
         return self.declarations.store(store_id).consistency

@@ -267,7 +267,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
             declaration_id=reply.declaration_id,
             granted=reply.granted,
             sealed=reply.sealed,
-            groups=[wire.group(group) for group in reply.groups],
+            groups=[self._cluster.group(group) for group in reply.groups],
         )
 
     def _declared_observed(self, request: pb.DeclareRequest) -> pb.DeclareReply:
@@ -287,7 +287,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
             declaration_id=max(ids, default=0),
             granted=False,
             sealed=all(declaration.sealed for declaration in found),
-            groups=[wire.group(group) for declaration in found for group in declaration.groups],
+            groups=[self._cluster.group(group) for declaration in found for group in declaration.groups],
         )
 
     @_call

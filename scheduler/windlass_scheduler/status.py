@@ -74,7 +74,7 @@ def _store(cluster: Cluster, roster: Roster) -> pb.StoreStatus:
         store=store.name,
         consistency=store.consistency,
         roster=wire.roster(roster, store.consistency),
-        groups=[wire.group(group) for group in cluster.declarations.groups(store.store_id)],
+        groups=[cluster.group(group) for group in cluster.declarations.groups(store.store_id)],
         waiting_for=store_waits(cluster, store.store_id),
     )
 

@@ -91,7 +91,7 @@ def job_state(job: Job, workers: Iterable[Member]) -> pb.JobState:
     return pb.JobState(job=job.name, workers_declared=job.workers_awaited, ranks_joined=ranks)
 
 
-def group(found: Group) -> pb.Group:
+def group(found: Group, consistency: str, vshards: int) -> pb.Group:
     tensors = [
         pb.Tensor(
             name=spec.name,
@@ -110,6 +110,8 @@ def group(found: Group) -> pb.Group:
         rule=found.rule,
         reduce=found.reduce,
         store_id=found.store_id,
+        consistency=consistency,
+        vshards=vshards,
     )
 
 

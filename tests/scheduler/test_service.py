@@ -316,6 +316,7 @@ def test_an_observer_reads_what_workers_declared(running: RunningScheduler) -> N
     groups = worker.declare(store_id, w=(4,)).groups
     assert observer.open_store() == store_id
     assert observer.declare(store_id, w=(4,)).groups == groups
+    assert [(group.consistency, group.vshards) for group in groups] == [("bsp", 256)]
     with pytest.raises(UsageError, match="for workers"):
         observer.enter(store_id)
     for member in (observer, worker):
