@@ -32,6 +32,7 @@ _BACKGROUND_AFTER_S = 0.001
 _BACKGROUND_TURN_S = 0.05
 _CONNECT_S = 3.0
 _FRAMES_A_TURN = 16
+_READ_WRITE = select.POLLIN | select.POLLOUT
 
 
 class Mark(NamedTuple):
@@ -89,9 +90,10 @@ class Pump:
         self._interest: dict[int, tuple[DataLink, int]] = {}
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._poll.register(self._bell, select.POLLIN)
-        self._open = 0
         self._stopping = False
         self._work = threading.Event()
+        self._closing = threading.Event()
+        self._held_s = 0.0
         self._background = threading.Thread(target=self._run_background, name="windlass-pump", daemon=True)
         self._background.start()
 
@@ -101,6 +103,28 @@ class Pump:
         """Queue requests (and the step they close), sending inline what the sockets take."""
         self._hand_in(_Submission(requests, mark))
 
+    def submit_to_wait(self, requests: list[Request], mark: Mark | None) -> bool:
+        """`submit` by a thread that goes on to `wait_on`: True if it holds the pump from here to there."""
+        with self._state:
+            if self._failed is not None:
+                raise self._failed
+            self._inbox.append(_Submission(requests, mark))
+            if self._pumping:
+                held = False
+            else:
+                held = self._pumping = True
+                self._waiters += 1
+        if not held:
+            self._ring()
+        return held
+
+    def wait_on(self, ticket: Ticket, *, held: bool) -> None:
+        """Wait for what `submit_to_wait` queued; `held` is what it returned."""
+        if held:
+            self._pump_until(ticket, time.monotonic() + limits.WAIT_SAID_AFTER_S)
+        if ticket.left:
+            self.wait(ticket, None, waited_s=limits.WAIT_SAID_AFTER_S if held else 0.0)
+
     def route(self, server_of: Callable[[int], int], generation: int, targets: dict[int, Target]) -> None:
         """Vshards have these owners, reachable there."""
         self._hand_in(_Routing(server_of, generation, targets))
@@ -109,13 +133,13 @@ class Pump:
         """The session has ended: everything open and everything asked later fails with `error`."""
         self._hand_in(error)
 
-    def wait(self, ticket: Ticket, timeout_s: float | None) -> None:
-        """Move bytes until `ticket` is done.
+    def wait(self, ticket: Ticket, timeout_s: float | None, *, waited_s: float = 0.0) -> None:
+        """Move bytes until `ticket` is done. `waited_s`: how long it has been waited for already.
 
         Raises:
             TimeoutError: not done within `timeout_s`.
         """
-        began = time.monotonic()
+        began = time.monotonic() - waited_s
         deadline = None if timeout_s is None else began + timeout_s
         notice_at = began + limits.WAIT_SAID_AFTER_S
         while ticket.left:
@@ -138,6 +162,7 @@ class Pump:
             finally:
                 self._give_pump()
         self._stopping = True
+        self._closing.set()
         self._work.set()
         self._ring()
         self._background.join()
@@ -176,13 +201,20 @@ class Pump:
                 self._waiters -= 1
                 return
             self._pumping = True
+        self._pump_until(ticket, until)
+
+    def _pump_until(self, ticket: Ticket, until: float) -> None:
+        """The caller holds the pump and is counted as a waiter; both end here."""
         try:
             while ticket.left and (now := time.monotonic()) < until:
                 self._turn(until - now)
         finally:
-            with self._state:
-                self._waiters -= 1
+            self._waiters_left()
             self._give_pump()
+
+    def _waiters_left(self) -> None:
+        with self._state:
+            self._waiters -= 1
 
     def _take_pump(self, deadline: float) -> bool:
         with self._state:
@@ -199,11 +231,10 @@ class Pump:
             self._turn(0.0)
         with self._state:
             self._pumping = False
-            self._open = self.window.open_requests()
+            self._held_s = time.monotonic()
             if self._waiters:
                 self._state.notify_all()
-            busy = self._open > 0 or bool(self._inbox) or bool(self._connecting)
-        if busy:
+        if not self._work.is_set() and self._has_work():
             self._work.set()
 
     def _ring(self) -> None:
@@ -211,30 +242,33 @@ class Pump:
             os.eventfd_write(self._bell, 1)
 
     def _run_background(self) -> None:
-        """Pump when something is open and nobody has for a millisecond."""
-        while True:
+        """Pump when something is open and nobody has for a millisecond.
+
+        Nobody wakes this thread while the pump is in use: it looks once a millisecond, for a wake-up on every call would cost
+        more than the call.
+        """
+        while not self._stopping:
             self._work.wait()
-            self._work.clear()
-            while not self._stopping and self._has_work():
-                if self._take_idle_pump():
-                    try:
-                        while self._waiters == 0 and not self._stopping and self._has_work():
-                            self._turn(_BACKGROUND_TURN_S)
-                    finally:
-                        self._give_pump()
             if self._stopping:
                 return
+            self._closing.wait(_BACKGROUND_AFTER_S)
+            if not self._take_idle_pump():
+                continue
+            try:
+                while self._waiters == 0 and not self._stopping and self._has_work():
+                    self._turn(_BACKGROUND_TURN_S)
+                if not self._has_work():
+                    self._work.clear()
+            finally:
+                self._give_pump()
 
     def _take_idle_pump(self) -> bool:
-        """Take the pump if nobody holds or wants it for a millisecond; wait a turn otherwise."""
+        """Take the pump if nobody holds it, wants it, or has held it within a millisecond."""
         with self._state:
-            if not self._busy():
-                self._state.wait(_BACKGROUND_AFTER_S)
-                if not self._busy():
-                    self._pumping = True
-                    return True
-            self._state.wait(_BACKGROUND_TURN_S)
-            return False
+            if self._busy() or time.monotonic() - self._held_s < _BACKGROUND_AFTER_S:
+                return False
+            self._pumping = True
+            return True
 
     def _busy(self) -> bool:
         return self._pumping or self._waiters > 0
@@ -249,13 +283,17 @@ class Pump:
 
     def _turn(self, wait_s: float) -> None:
         """Take the inbox, send, then wait up to `wait_s` for a link and read what is there. The caller holds the pump."""
-        self._take_inbox()
-        self._reconnect()
-        for server in list(self.links):
-            self._send(server)
+        if self._inbox:
+            self._take_inbox()
+        if self._down_since:
+            self._reconnect()
+        for server, link in list(self.links.items()):
+            if link.writer.waiting() or self.window.wants(server):
+                self._send(link)
         if wait_s <= 0.0:
             return
-        wait_s = min(wait_s, self._next_retry_s())
+        if self._down_since:
+            wait_s = min(wait_s, self._next_retry_s())
         for descriptor, _ in self._poll.poll(max(0, int(wait_s * 1000 + 0.999))):
             if descriptor == self._bell:
                 os.eventfd_read(self._bell)
@@ -284,23 +322,19 @@ class Pump:
             else:
                 self._link_arrived(*item)
 
-    def _send(self, server: int) -> None:
-        link = self.links.get(server)
-        if link is None:
-            return
-        writer = link.writer
+    def _send(self, link: DataLink) -> None:
+        """Send what the socket takes; ask to be told when it takes more."""
+        writer, window = link.writer, self.window
         try:
-            while True:
-                if writer.waiting() and not writer.flush():
-                    break
-                frame = self.window.next_frame(server)
+            while writer.flush() and window.wants(link.server):
+                frame = window.next_frame(link.server)
                 if frame is None:
                     break
                 link.put(frame)
         except UnavailableError as error:
             self._link_lost(link, error)
             return
-        self._register(link, select.POLLIN | (select.POLLOUT if writer.waiting() else 0))
+        self._register(link, _READ_WRITE if writer.waiting() else select.POLLIN)
 
     def _read(self, link: DataLink) -> None:
         try:

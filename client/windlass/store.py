@@ -170,17 +170,7 @@ class Store:
     ) -> Ticket:
         """Push, close the step, and ask for the values after it. The result is `out`, or a dict of fresh arrays."""
         with self._lock:
-            self._check()
-            self._set_weight(weight)
-            if self._depth:
-                raise UsageError(
-                    "push_pull was called inside `with store.step()`",
-                    store=self.name,
-                    next_move="Use push inside the block and pull after it.",
-                )
-            ticket, requests = self._pushes(Op.PUSH_PULL, grads, out, borrow=borrow, priority=priority, last=True)
-            mark = self._close_step()
-            self._bound_open_steps(ticket)
+            ticket, requests, mark = self._whole_step(grads, out, weight, borrow=borrow, priority=priority)
             self.member.pump.submit(requests, mark)
             return ticket
 
@@ -193,7 +183,11 @@ class Store:
         borrow: bool = False,
     ) -> dict[str, Any]:
         """`push_pull` and wait: one training step. Returns the new values (`out` if given)."""
-        result: dict[str, Any] = self.push_pull(grads, out, weight=weight, borrow=borrow).result()
+        with self._lock:
+            ticket, requests, mark = self._whole_step(grads, out, weight, borrow=borrow, priority=0)
+            held = self.member.pump.submit_to_wait(requests, mark)
+        self.member.pump.wait_on(ticket, held=held)
+        result: dict[str, Any] = ticket.result()
         return result
 
     @contextmanager
@@ -258,6 +252,23 @@ class Store:
             if not ticket.seen and ticket.error is not None:
                 ticket.seen = True
                 raise ticket.error
+
+    def _whole_step(
+        self, grads: Mapping[str, Any], out: Mapping[str, Any] | None, weight: float, *, borrow: bool, priority: int
+    ) -> tuple[Ticket, list[Request], Mark]:
+        """What a push_pull sends: its entries and the mark of the step that it closes."""
+        self._check()
+        self._set_weight(weight)
+        if self._depth:
+            raise UsageError(
+                "push_pull was called inside `with store.step()`",
+                store=self.name,
+                next_move="Use push inside the block and pull after it.",
+            )
+        ticket, requests = self._pushes(Op.PUSH_PULL, grads, out, borrow=borrow, priority=priority, last=True)
+        mark = self._close_step()
+        self._bound_open_steps(ticket)
+        return ticket, requests, mark
 
     # ---- inside ------------------------------------------------------------------------------------------------------
 

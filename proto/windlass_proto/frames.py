@@ -26,7 +26,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Iterable
-from enum import IntEnum, IntFlag
+from enum import IntEnum
 from typing import Final, NamedTuple
 
 from windlass_proto import limits
@@ -52,8 +52,8 @@ class Kind(IntEnum):
     GOODBYE = 4  # the sender goes in order, nothing follows
 
 
-class Flag(IntFlag):
-    """Flags of a frame."""
+class Flag(IntEnum):
+    """Bits of a frame's flags. (IntFlag's operators are Python functions: 2 us each on the hot path.)"""
 
     MARK = 1
     LEAVE = 2  # with MARK: and no further step of this store will come from me
@@ -87,8 +87,8 @@ class Status(IntEnum):
     UNKNOWN = 8  # the table is not declared here
 
 
-class EntryFlag(IntFlag):
-    """Flags of an entry."""
+class EntryFlag(IntEnum):
+    """Bits of an entry's flags."""
 
     LAST = 1  # the session's last piece for these segments in this step
     NOWAIT = 2  # a pull that reads what is there
@@ -180,6 +180,8 @@ def parse_header_untrusted(raw: bytes | bytearray | memoryview) -> Header:
     Raises:
         ProtocolError: if magic, version, crc or a length is wrong.
     """
+    if len(raw) < HEADER_BYTES:
+        raise ProtocolError("a frame header is cut short", bytes=len(raw), expected=HEADER_BYTES)
     magic, kind, version, flags, count, store, payload, generation, clock, checksum, number, crc = HEADER.unpack_from(
         raw
     )
@@ -205,6 +207,8 @@ def parse_entries_untrusted(raw: bytes | bytearray | memoryview, header: Header)
         ProtocolError: if an entry reaches beyond the payload or starts off a 64-byte line.
     """
     table = memoryview(raw)[: header.entry_count * ENTRY_BYTES]
+    if len(table) != header.entry_count * ENTRY_BYTES:
+        raise ProtocolError("an entry table is cut short", bytes=len(table), entries=header.entry_count)
     entries = [Entry._make(fields) for fields in ENTRY.iter_unpack(table)]
     payload_bytes = header.payload_bytes
     for entry in entries:
