@@ -40,11 +40,12 @@ class Consistency:
         name, colon, bound = text.partition(":")
         if name in (Mode.BSP, Mode.ASP) and not colon:
             return cls(Mode(name))
-        if name == Mode.SSP and bound.isdecimal() and int(bound) <= BOUND_MAX:
+        digits = bound.isascii() and bound.isdecimal() and len(bound) <= len(str(BOUND_MAX))
+        if name == Mode.SSP and digits and int(bound) <= BOUND_MAX:
             return cls(Mode.SSP, int(bound))
         raise UsageError(
             "a consistency mode is not known",
-            got=repr(text),
+            got=repr(text[:64]),
             known='"bsp", "ssp:N" (N steps) or "asp"',
             next_move='Write for example consistency="ssp:4".',
         )

@@ -78,14 +78,19 @@ _CLASSES: Final = {
 
 
 def to_wire(error: WindlassError) -> bytes:
-    """Encode `error` as UTF-8 JSON of at most 8 KiB; values become text."""
-    record = {
-        "class": type(error).__name__,
-        "fact": error.fact[:2000],
-        "next_move": error.next_move[:1000],
-        "values": {name: str(value)[:300] for name, value in list(error.values.items())[:12]},
-    }
-    return json.dumps(record).encode()
+    """Encode `error` as JSON in ASCII, of at most 8 KiB; values become text, and what is too long loses its end."""
+    characters = _WIRE_TEXT_BYTES_MAX // 4
+    while True:
+        record = {
+            "class": type(error).__name__,
+            "fact": error.fact[:characters],
+            "next_move": error.next_move[: characters // 2],
+            "values": {name[:64]: str(value)[: characters // 6] for name, value in list(error.values.items())[:12]},
+        }
+        raw = json.dumps(record).encode()
+        if len(raw) <= _WIRE_TEXT_BYTES_MAX:
+            return raw
+        characters //= 2  # one character may take 12 bytes
 
 
 def from_wire_untrusted(raw: bytes) -> WindlassError:

@@ -77,12 +77,16 @@ def _tensor(tensor: control_pb2.Tensor) -> TensorSpec:
 
 def _check(spec: GroupSpec, group: control_pb2.Group) -> None:
     block, vshards = group.block_elements, group.vshards
+    if group.reduce not in ("mean", "sum"):
+        raise ProtocolError("a group's reduction is not known", reduce=group.reduce[:64])
     if block & (block - 1) or not limits.BLOCK_ELEMENTS_FLOOR <= block <= limits.BLOCK_ELEMENTS_MAX:
         raise ProtocolError("a block size is not a power of two within the limits", block_elements=block)
     if vshards & (vshards - 1) or not 1 <= vshards <= 1 << 16:
         raise ProtocolError("a number of vshards is not a power of two", vshards=vshards)
     if not 1 <= len(group.tensors) <= limits.TENSORS_MAX:
         raise ProtocolError("a group has too many tensors or none", tensors=len(group.tensors))
+    if len({tensor.name for tensor in group.tensors}) != len(group.tensors):
+        raise ProtocolError("two tensors of a group have one name")
     elements = 0
     for tensor in spec.layout.tensors:
         elements += math.prod(tensor.shape)
@@ -92,3 +96,6 @@ def _check(spec: GroupSpec, group: control_pb2.Group) -> None:
             raise ProtocolError("a tensor's name or shape is too long", tensor=tensor.name[:64])
     if elements * spec.layout.dtype.itemsize > limits.ARENA_BYTES_MAX:
         raise ProtocolError("a group is too large", elements=elements)
+    blocks = -(-spec.layout.flat_elements // block)
+    if blocks > limits.BLOCKS_MAX:
+        raise ProtocolError("a group has too many blocks", blocks=blocks, blocks_max=limits.BLOCKS_MAX)

@@ -106,6 +106,8 @@ class BufferPool:
             pages = free.pop() if free else None
             if pages is not None:
                 self.bytes_kept -= size
+            else:
+                self._let_go()
         if pages is None:
             pages = np.frombuffer(map_pages(size), dtype=np.uint8)
         return Buffer(pages, self, nbytes)
@@ -126,6 +128,13 @@ class BufferPool:
             if self.bytes_kept + self.bytes_lent + size <= self.bytes_max:
                 self._free[size].append(buffer._pages)
                 self.bytes_kept += size
+
+    def _let_go(self) -> None:
+        """Return kept buffers to the system until kept and lent together are within the bound. The caller locks."""
+        for size, free in self._free.items():
+            while free and self.bytes_kept + self.bytes_lent > self.bytes_max:
+                free.pop()
+                self.bytes_kept -= size
 
     def reserve(self, nbytes: int, count: int) -> None:
         """Touch `count` buffers of `nbytes` now, so that the first frames find them warm."""
