@@ -10,6 +10,7 @@ A peer that breaks the protocol loses this connection; the process and the other
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import select
@@ -60,6 +61,7 @@ class Connection:
         self._stopping = False
         self._wakeup = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._woken: set[Connection] = set()
+        self.ended = threading.Event()
 
     # ---- the thread --------------------------------------------------------------------------------------------------
 
@@ -86,10 +88,10 @@ class Connection:
 
     def wake(self) -> None:
         """Make the thread look at its outbox."""
-        try:
-            os.eventfd_write(self._wakeup, 1)
-        except OSError:
-            return  # closed meanwhile: its outbox has been dropped
+        with self._outbox_lock:  # else its number may be another socket's by now
+            if not self._closed:
+                with contextlib.suppress(BlockingIOError):  # rung often enough
+                    os.eventfd_write(self._wakeup, 1)
 
     def _serve(self) -> None:
         poll = select.poll()
@@ -131,12 +133,15 @@ class Connection:
                 reply.snapshot.release()
         self.node.drop_connection(self)
         self._writer.abandon()
-        self._reader.close()
+        unfinished: Buffer | None = self._reader.close()
+        if unfinished is not None:
+            unfinished.release()
         self.sock.close()
         os.close(self._wakeup)
         self._wakeup = -1
         for segment in self._segments.values():
             segment.close()
+        self.ended.set()
 
     # ---- receiving ---------------------------------------------------------------------------------------------------
 
@@ -144,6 +149,8 @@ class Connection:
         """Memory for a frame's payload; a sink when the pool is exhausted and nothing in it extends an open step."""
         if not header.payload_bytes:
             return Place([])
+        if header.kind != Kind.REQUEST:
+            raise ProtocolError("a frame of its kind carries no values", kind=header.kind)
         extends = self.node.pool.full and any(self._extends(entry) for entry in entries)
         try:
             buffer = self.node.pool.take(header.payload_bytes, beyond=extends)

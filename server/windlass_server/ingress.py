@@ -1,7 +1,9 @@
 """The ingress: listeners, the preamble, and a thread per connection.
 
-Invariant: at most `limits.CONNECTIONS_MAX` threads, those in their preamble included; the one over it is refused in words.
-Every thread started here is joined by `close`. The accepting thread reads no byte of a peer, so a slow one delays nobody.
+Invariant: at most `limits.CONNECTIONS_MAX` connections, the one over it being refused in words, and at most
+`limits.HANDSHAKES_MAX` peers in their preamble, the one over it taking the place of the one that has been at it longest.
+Of a session's connections one reads: a later one begins when the earlier has ended. Every thread started here is joined by
+`close`. The accepting thread reads no byte of a peer, so a slow one delays nobody.
 """
 
 from __future__ import annotations
@@ -19,12 +21,13 @@ from pathlib import Path
 
 from windlass_proto import limits
 from windlass_proto.errors import ProtocolError, UnavailableError, UsageError, WindlassError
-from windlass_proto.links import preamble
+from windlass_proto.links import buffers, preamble
 from windlass_server.connection import Connection
 from windlass_server.dense import Reply
 from windlass_server.node import ServerNode
 
 _LOG = logging.getLogger("windlass.server")
+_ACCEPT_PAUSE_S = 0.1
 
 
 def listen_tcp(host: str, port: int) -> socket.socket:
@@ -86,6 +89,7 @@ class Ingress:
         self._builder = ThreadPoolExecutor(1, thread_name_prefix="builder")
         self._connections: set[Connection] = set()
         self._threads: set[threading.Thread] = set()
+        self._greeting: dict[socket.socket, None] = {}  # in their preamble, oldest first
         self._lock = threading.Lock()
         self._stopping = os.eventfd(0, os.EFD_CLOEXEC)
         self._acceptor = threading.Thread(target=self._accept, name="acceptor")
@@ -94,7 +98,7 @@ class Ingress:
     def oldest_frame_age_ms(self) -> int:
         """How long the frame that has been worked on longest has taken so far."""
         with self._lock:
-            began = [c.frame_began_s for c in self._connections if c.frame_began_s]
+            began = [at for c in self._connections if (at := c.frame_began_s)]
         return int((time.monotonic() - min(began)) * 1000) if began else 0
 
     def connections(self) -> int:
@@ -123,6 +127,9 @@ class Ingress:
             sock.close()
         with self._lock:
             connections, threads = list(self._connections), list(self._threads)
+            for sock in self._greeting:
+                with contextlib.suppress(OSError):
+                    sock.shutdown(socket.SHUT_RDWR)
         for connection in connections:
             connection.stop()
         for thread in threads:
@@ -141,42 +148,81 @@ class Ingress:
             for descriptor, _ in poll.poll():
                 if descriptor == self._stopping:
                     return
-                with contextlib.suppress(BlockingIOError, ConnectionError):
-                    self._welcome(by_descriptor[descriptor].accept()[0])
+                try:
+                    sock = by_descriptor[descriptor].accept()[0]
+                except (BlockingIOError, ConnectionError):
+                    continue
+                except OSError as error:  # out of descriptors or memory: whoever waits may be served later
+                    _LOG.warning("accept_failed reason=%r", str(error))
+                    select.select([self._stopping], [], [], _ACCEPT_PAUSE_S)
+                    continue
+                self._welcome(sock)
 
     def _welcome(self, sock: socket.socket) -> None:
         with self._lock:
-            full = len(self._threads) >= limits.CONNECTIONS_MAX
+            oldest = next(iter(self._greeting)) if len(self._greeting) >= limits.HANDSHAKES_MAX else None
+            if oldest is not None:
+                self._greeting.pop(oldest)
+        if oldest is not None:  # those who hold back their preamble make room for those who come
+            with contextlib.suppress(OSError):
+                oldest.shutdown(socket.SHUT_RDWR)
+        thread = threading.Thread(target=self._serve, args=(sock,), name="connection")
+        with self._lock:
+            self._threads.add(thread)
+            self._greeting[sock] = None
+        try:
+            thread.start()
+        except RuntimeError as error:  # the system gives no more threads
+            _LOG.warning("peer_refused reason=%r", str(error))
+            with self._lock:
+                self._threads.discard(thread)
+                self._greeting.pop(sock, None)
+            sock.close()
+
+    def _serve(self, sock: socket.socket) -> None:
+        connection = None
+        try:
+            connection = self._admit(sock)
+            if connection is not None:
+                self._succeed(connection)
+                connection.serve()
+        except (ProtocolError, OSError) as error:
+            _LOG.warning("peer_refused reason=%r", str(error))
+        finally:
+            sock.close()
+            with self._lock:
+                self._greeting.pop(sock, None)
+                if connection is not None:
+                    self._connections.discard(connection)
+                self._threads.discard(threading.current_thread())
+
+    def _take_seat(self, sock: socket.socket) -> None:
+        """The peer has passed the preamble.
+
+        Raises:
+            UnavailableError: there are as many already as may be.
+        """
+        with self._lock:
+            self._greeting.pop(sock, None)
+            full = len(self._threads) - len(self._greeting) > limits.CONNECTIONS_MAX
         if full:
-            refusal = UnavailableError(
+            raise UnavailableError(
                 "the server has as many connections as it takes",
                 connections_max=limits.CONNECTIONS_MAX,
                 next_move="Add servers, or connect fewer workers.",
             )
-            preamble.refuse(sock, refusal)
-            sock.close()
-            return
-        thread = threading.Thread(target=self._serve, args=(sock,), name="connection")
-        with self._lock:
-            self._threads.add(thread)
-        thread.start()
 
-    def _serve(self, sock: socket.socket) -> None:
-        try:
-            connection = self._admit(sock)
-        except ProtocolError as error:
-            _LOG.warning("peer_refused reason=%r", str(error))
-            sock.close()
-        else:
-            if connection is not None:
-                with self._lock:
-                    self._connections.add(connection)
-                connection.serve()
-                with self._lock:
-                    self._connections.discard(connection)
-        finally:
-            with self._lock:
-                self._threads.discard(threading.current_thread())
+    def _succeed(self, connection: Connection) -> None:
+        """Take the place of the session's earlier connection once that has ended.
+
+        What is left in an ended link would otherwise be read beside the new one, and take back the answers that wait.
+        """
+        with self._lock:
+            earlier = [c for c in self._connections if c.session == connection.session]
+            self._connections.add(connection)
+        for other in earlier:
+            other.stop()
+            other.ended.wait()
 
     def _admit(self, sock: socket.socket) -> Connection | None:
         local = sock.family == socket.AF_UNIX
@@ -184,8 +230,10 @@ class Ingress:
             _check_credentials(sock)
         else:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        buffers.enlarge(sock)
         hello = preamble.receive_hello_untrusted(sock, self.key)
         try:
+            self._take_seat(sock)
             self.node.check_session(hello.session)
         except WindlassError as refusal:
             preamble.refuse(sock, refusal)

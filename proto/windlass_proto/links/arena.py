@@ -93,6 +93,8 @@ def attach_untrusted(descriptor: int, size_bytes: int) -> SharedSegment:
             raise ProtocolError("a shared-memory segment is not sealed", seals=seals, needed=needed)
         if status.st_size != size_bytes or not 0 < size_bytes <= limits.ARENA_BYTES_MAX:
             raise ProtocolError("a shared-memory segment has another size", got=status.st_size, told=size_bytes)
+        if status.st_blocks * 512 < size_bytes:  # populating it would make its pages ours to pay for
+            raise ProtocolError("a shared-memory segment has holes", bytes=status.st_blocks * 512, told=size_bytes)
         return SharedSegment(descriptor, size_bytes)
     except OSError as cause:
         os.close(descriptor)

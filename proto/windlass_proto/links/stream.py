@@ -12,6 +12,7 @@ most 4 KiB is copied twice.
 from __future__ import annotations
 
 import array
+import itertools
 import os
 import socket
 from collections import deque
@@ -112,10 +113,12 @@ class FrameReader:
         """Has part of a frame been read?"""
         return self._header is not None or self._end > self._begin
 
-    def close(self) -> None:
-        """Close descriptors that came and were not taken."""
+    def close(self) -> Any:
+        """Close descriptors that were not taken; returns what `place` gave for a frame that never was whole."""
         while self._fds:
             os.close(self._fds.popleft())
+        place, self._place = self._place, None
+        return place.placed if place is not None else None
 
     def _read_header(self) -> bool:
         if not self._stage(frames.HEADER_BYTES):
@@ -234,6 +237,7 @@ class FrameReader:
 class _Pending(NamedTuple):
     view: View
     done: Callable[[], None] | None
+    descriptor: int | None = None  # goes beside the first byte
 
 
 class FrameWriter:
@@ -248,7 +252,7 @@ class FrameWriter:
         self.bytes_written = 0
         self.frames_written = 0
         self._pending: deque[_Pending] = deque()
-        self._descriptor: tuple[View, int] | None = None
+        self._descriptors = 0
 
     def put(
         self,
@@ -263,12 +267,12 @@ class FrameWriter:
         head = frames.pack_header(header._replace(checksum=checksum, number=self.frames_written & 0xFFFFFFFF))
         first = memoryview(head + table)
         if descriptor is not None:
-            self._descriptor = (first, descriptor)
+            self._descriptors += 1
         self.frames_written += 1
         if not payload:
-            self._pending.append(_Pending(first, done))
+            self._pending.append(_Pending(first, done, descriptor))
             return
-        self._pending.append(_Pending(first, None))
+        self._pending.append(_Pending(first, None, descriptor))
         for view in payload[:-1]:
             self._pending.append(_Pending(view, None))
         self._pending.append(_Pending(payload[-1], done))
@@ -313,20 +317,21 @@ class FrameWriter:
 
     def _send(self) -> int:
         pending = self._pending
-        if self._descriptor is not None and pending[0].view is self._descriptor[0]:
-            view, descriptor = self._descriptor
-            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [descriptor]))]
-            sent = self.channel.sendmsg([view], rights)
-            self._descriptor = None
+        if self._descriptors:
+            return self._send_with_descriptors()
+        return self.channel.sendmsg([item.view for item in itertools.islice(pending, limits.SENDMSG_BUFFERS_MAX)])
+
+    def _send_with_descriptors(self) -> int:
+        """Up to the next frame that a descriptor goes with, or that frame alone."""
+        head = self._pending[0]
+        if head.descriptor is not None:
+            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [head.descriptor]))]
+            sent = self.channel.sendmsg([head.view], rights)
+            self._descriptors -= 1
+            self._pending[0] = head._replace(descriptor=None)
             return sent
-        views: list[View] = []
-        for item in pending:
-            if self._descriptor is not None and item.view is self._descriptor[0]:
-                break
-            views.append(item.view)
-            if len(views) == limits.SENDMSG_BUFFERS_MAX:
-                break
-        return self.channel.sendmsg(views)
+        ahead = itertools.takewhile(lambda item: item.descriptor is None, self._pending)
+        return self.channel.sendmsg([item.view for item in itertools.islice(ahead, limits.SENDMSG_BUFFERS_MAX)])
 
 
 def checksum_of(table: bytes, payload: list[View]) -> int:
