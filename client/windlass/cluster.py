@@ -38,10 +38,11 @@ def connect(
     """Join a cluster as a worker.
 
     Args:
-        address: the scheduler, "host:port". Default: $WINDLASS_SCHEDULER, else the cluster of `windlass up`, else a private
-            local cluster that lives as long as this process.
+        address: the scheduler, "host:port". Default: $WINDLASS_SCHEDULER, else the cluster of `windlass up`, else a
+            private local cluster that lives as long as this process.
         job: a namespace of stores; default $WINDLASS_JOB.
-        workers: how many workers the job starts with; default $WINDLASS_WORKERS, else 1. Steps begin when all are there.
+        workers: how many workers the job starts with; default $WINDLASS_WORKERS, else 1. Steps begin when all are
+            there.
         servers: shapes a private local cluster.
         observe: join no step; reads only.
         wait_s: how long to wait for live peers before a call fails.
@@ -81,13 +82,13 @@ def _join(found: Found, where: Place, *, observe: bool, wait_s: float) -> Cluste
         raise
     if member.joined.rank == 0:
         sys.stderr.write(f"windlass: cluster {found.address} (from {found.found_by}), job {where.job}\n")
-    return Cluster(member, found, where)
+    return Cluster(member, found, where, observe=observe)
 
 
 class Cluster:
     """A joined cluster; made by `connect`. Use it in a `with` block, or call `close`."""
 
-    def __init__(self, member: Member, found: Found, where: Place) -> None:
+    def __init__(self, member: Member, found: Found, where: Place, *, observe: bool = False) -> None:
         self.job = where.job
         self.num_workers = member.joined.workers_declared or where.workers
         self._member = member
@@ -97,14 +98,16 @@ class Cluster:
         self._barriers: dict[str, int] = {}
         self._loaders = 0
         self._lock = threading.Lock()
-        self._run = RunFolder(where.run_dir, main=self.is_main)
+        self._run = RunFolder(where.run_dir, main=self.is_main and not observe, facts=self._facts(found))
+        member.on_event = self._run.event
         self._scalars: ScalarLog | None = None
         member.clocks = self._clocks
         self._closed = False
-        atexit.register(self.close)
+        atexit.register(self._close_at_exit)
 
     def __repr__(self) -> str:
-        return f"<windlass cluster, job {self.job!r}, worker {self.rank} of {self.num_workers}, {self.num_servers} servers>"
+        place = f"worker {self.rank} of {self.num_workers}"
+        return f"<windlass cluster, job {self.job!r}, {place}, {self.num_servers} servers>"
 
     @property
     def rank(self) -> int:
@@ -145,9 +148,7 @@ class Cluster:
                     )
                 return known
             reply = self._member.control.open_store(
-                pb.OpenStoreRequest(
-                    session=self._member.session, job=self.job, store=name, consistency=consistency
-                )
+                pb.OpenStoreRequest(session=self._member.session, job=self.job, store=name, consistency=consistency)
             )
             store = self._stores[name] = Store(self._member, reply.store_id, name, reply.consistency or consistency)
             return store
@@ -184,14 +185,18 @@ class Cluster:
         )
 
     def log(self, step: int | None = None, **scalars: float) -> None:
-        """Log numbers of a step (default: the furthest store's clock): merged over workers, shown, kept. Never blocks."""
+        """Log numbers of a step (default: the furthest store's clock): merged over workers, shown, kept. Never blocks.
+
+        The mean over workers has the weights of their last updates. Raises UsageError for what is not a number.
+        """
         from windlass.scalar_log import ScalarLog
 
         self._member.check_open()
         if self._scalars is None:
             self._scalars = ScalarLog(self._member, self._run)
-        at = step if step is not None else max((store.clock for store in self._stores.values()), default=0)
-        self._scalars.put(at, scalars)
+        furthest = max(self._stores.values(), key=lambda store: store.clock, default=None)
+        clock, weight = (0, 1.0) if furthest is None else (furthest.clock, furthest.weight)
+        self._scalars.put(clock if step is None else step, scalars, weight)
 
     def progress(self, items: Iterable[T]) -> Iterator[T]:
         """Iterate over `items`, logging how many are done."""
@@ -248,7 +253,7 @@ class Cluster:
         if self._closed:
             return
         self._closed = True
-        atexit.unregister(self.close)
+        atexit.unregister(self._close_at_exit)
         failure: WindlassError | None = None
         try:
             for store in self._stores.values():
@@ -278,10 +283,28 @@ class Cluster:
         if error is None:
             self.close()
             return
+        self._run.failed(error)
         try:
             self.close()
         except WindlassError as second:
             error.add_note(f"closing the cluster then failed: {second}")
+
+    def _close_at_exit(self) -> None:
+        """The program ended without `close`; an exception that ended it is the run's."""
+        uncaught = getattr(sys, "last_value", None)
+        if isinstance(uncaught, BaseException):
+            self._run.failed(uncaught)
+        self.close()
+
+    def _facts(self, found: Found) -> dict[str, str | int | list[str]]:
+        return {
+            "script": sys.argv[0] if sys.argv else "",
+            "arguments": sys.argv[1:],
+            "job": self.job,
+            "workers": self.num_workers,
+            "scheduler": found.address,
+            "cluster": found.found_by,
+        }
 
     def _clocks(self) -> list[tuple[int, int]]:
         return [(store.store_id, store.clock) for store in list(self._stores.values())]

@@ -182,7 +182,8 @@ def log_tail(path: Path, lines: int = _LOG_TAIL_LINES) -> str:
 class LocalCluster:
     """A scheduler and `servers` servers that serve. Made by `LocalCluster.start`; a context that stops them.
 
-    `address` is the scheduler's as this host reaches it; the token in `token_file` (0600, in a folder of mode 0700) opens it.
+    `address` is the scheduler's as this host reaches it; the token in `token_file` (mode 0600, its folder 0700)
+    opens it.
     """
 
     run_dir: Path
@@ -271,7 +272,13 @@ class LocalCluster:
         self._sweeper = Sweeper(self.folder)
         write_token(self.token_file)
         (self.folder / "sockets").mkdir(mode=0o700)
-        (self.run_dir / "logs").mkdir(parents=True, exist_ok=True)
+        try:
+            (self.run_dir / "logs").mkdir(parents=True, exist_ok=True)
+        except OSError as error:  # training does not need it
+            said = f"{self.run_dir} cannot be made ({error.strerror}); the servers' logs go to {self.folder}"
+            sys.stderr.write(f"windlass: {said} and end with them\n")
+            self.run_dir = self.folder
+            (self.run_dir / "logs").mkdir()
 
     def _start_all(self, listen: str, state_dir: Path, vshards: int, flags: Sequence[str], ready_s: float) -> None:
         deadline = time.monotonic() + ready_s

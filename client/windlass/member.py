@@ -55,6 +55,7 @@ class Member:
         self.vshards = self.joined.vshards
         self.clocks: Callable[[], list[tuple[int, int]]] = list
         self.on_metrics: Callable[[Any], None] | None = None
+        self.on_event: Callable[[str, str, float], None] | None = None
         self.routing: control_pb2.Routing | None = None
         self.rosters: dict[int, Any] = {}
         self.heap: arena.ArenaHeap | None = None
@@ -150,6 +151,8 @@ class Member:
                 self.peers[peer.rank] = peer.host
         elif what == "metrics" and self.on_metrics is not None:
             self.on_metrics(update.metrics)
+        elif what == "event" and self.on_event is not None:
+            self.on_event(update.event.kind, update.event.text, update.event.unix_s)
         elif what == "ended" and update.ended.session == self.session:
             self._end(update.ended.reason)
 
@@ -225,9 +228,7 @@ class Member:
         if os.getpid() != self._pid:
             return
         ended = self._closed is not None
-        self._closed = self._closed or ClosedError(
-            "the cluster was closed", next_move="Call windlass.connect() again."
-        )
+        self._closed = self._closed or ClosedError("the cluster was closed", next_move="Call windlass.connect() again.")
         self.pump.close()
         self._beater.close()
         if not ended:
@@ -288,4 +289,3 @@ def _target(server: Any, kind: str) -> Target:
             next_move="Unset WINDLASS_LINK, or share the server's socket folder.",
         )
     return Target("tcp", tcp)
-

@@ -19,16 +19,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from windlass import declare
-from windlass.arrays import Array, as_numpy, check_like, family_of
+from windlass.arrays import Array, as_numpy, as_target, check_like, family_of
 from windlass.borrow import Borrowed
-from windlass.data_link import InArena
-from windlass.dense_table import DenseTable, Flat, Place, Span
+from windlass.data_link import InArena, bytes_of, refusal_of
+from windlass.dense_table import DenseTable, Flat, Place, Span, not_finite, tensors_between
 from windlass.pump import Mark
 from windlass.ticket import Ticket
 from windlass.window_core import Request
 from windlass_proto import limits, memory
-from windlass_proto.errors import UsageError
-from windlass_proto.frames import Op
+from windlass_proto.errors import UsageError, WindlassError
+from windlass_proto.frames import Op, Status
 from windlass_proto.rule_specs import RuleSpec
 
 if TYPE_CHECKING:
@@ -51,6 +51,8 @@ class Store:
         self._lock = threading.RLock()
         self._depth = 0
         self._pushed = False
+        self._actions: dict[str, tuple[int, int]] = {}  # action -> the step of its last calls, and how many
+        self._latest: Ticket | None = None
         self._weight: float | None = None
         self._failed: deque[Ticket] = deque(maxlen=16)
         self._steps: deque[Ticket] = deque()
@@ -59,6 +61,11 @@ class Store:
 
     def __repr__(self) -> str:
         return f"<windlass store {self.name!r}, {self.consistency}, {len(self.where)} tensors, clock {self.clock}>"
+
+    @property
+    def weight(self) -> float:
+        """This worker's weight in the mean of its last step."""
+        return 1.0 if self._weight is None else self._weight
 
     # ---- declaring ---------------------------------------------------------------------------------------------------
 
@@ -84,7 +91,7 @@ class Store:
             UsageError: another worker declared other names, shapes, dtypes or another rule; both are named.
         """
         with self._lock:
-            self._check()
+            self._check_writes("init")
             given = {name: as_numpy(name, value) for name, value in arrays.items()}
             self._family = family_of(next(iter(arrays.values()), None))
             fresh = declare.declare(self, given, optimizer, groups or {}, reduce)
@@ -124,9 +131,7 @@ class Store:
 
     # ---- steps -------------------------------------------------------------------------------------------------------
 
-    def push(
-        self, grads: Mapping[str, Any], *, weight: float = 1.0, priority: int = 0, borrow: bool = False
-    ) -> Ticket:
+    def push(self, grads: Mapping[str, Any], *, weight: float = 1.0, priority: int = 0, borrow: bool = False) -> Ticket:
         """Send gradients as part of the current step; several pushes of one step are summed.
 
         Args:
@@ -136,10 +141,13 @@ class Store:
             priority: higher ones overtake what has not been sent.
         """
         with self._lock:
-            self._check()
-            self._set_weight(weight)
-            ticket, requests = self._pushes(Op.PUSH, grads, None, borrow=borrow, priority=priority, last=False)
+            self._check_writes("push")
+            self._check_weight(weight)
+            ticket, requests = self._pushes(
+                Op.PUSH, grads, None, borrow=borrow, priority=priority, last=False, weight=weight
+            )
             self._pushed = True
+            self._latest = ticket
             self.member.pump.submit(requests)
             return ticket
 
@@ -151,8 +159,14 @@ class Store:
         with self._lock:
             self._check()
             chosen = [names] if isinstance(names, str) else list(self.where if names is None else names)
-            if out is not None and names is None:
-                chosen = list(out)
+            chosen = list(dict.fromkeys(chosen if out is None or names is not None else out))
+            if out is not None and not out.keys() >= set(chosen):
+                raise UsageError(
+                    "out= lacks tensors that were asked for",
+                    store=self.name,
+                    missing=", ".join(sorted(set(chosen) - out.keys())),
+                    next_move="Pass an array for each name.",
+                )
             inside = self._depth > 0
             mark = self._close_step() if self._pushed and not inside else None
             ticket, requests = self._pulls(chosen, out, nowait=inside)
@@ -207,23 +221,84 @@ class Store:
     # ---- whole values ------------------------------------------------------------------------------------------------
 
     def assign(self, arrays: Mapping[str, Any]) -> None:
-        """Overwrite tensors; slots stay. Called by one worker or by all with equal values at the same step."""
+        """Overwrite tensors once the steps before this one are complete; slots stay.
+
+        Called by one worker or by all with equal values at the same step: the n-th `assign` of a step is one action.
+
+        Raises:
+            UsageError: another worker assigns other values at this step; both are named.
+        """
         with self._lock:
-            self._check()
+            self._check_writes("assign")
             given = {name: as_numpy(name, value) for name, value in arrays.items()}
-            action = declare.agree(self, "assign", ",".join(sorted(given)), declare.digest_of(given))
+            self._by_table(given, what="an assigned array")
+            action = declare.agree(self, "assign", sorted(given), declare.digest_of(given), declare.in_words(given))
             if action is not None:
                 ticket, requests = self._pushes(Op.ASSIGN, given, None, borrow=False, priority=0, last=False)
                 self.member.pump.submit(requests)
                 ticket.result()
                 declare.agreed(self, action)
 
+    def delete(self, names: Iterable[str] | str) -> None:
+        """Delete tensors, their slots with them, once the steps before this one are complete. The names are free then.
+
+        Called by one worker or by all at the same step. A worker that goes on using them gets a UsageError; under "asp" and
+        "ssp" that may be a worker which has not come to this call yet, so put a barrier before it there.
+
+        Raises:
+            UsageError: a name is not declared, another worker deletes other tensors at this step, or this step has pushes.
+        """
+        with self._lock:
+            self._check_writes("delete")
+            chosen = sorted({names} if isinstance(names, str) else set(names))
+            if self._pushed:
+                raise UsageError(
+                    "tensors were to be deleted inside a step",
+                    store=self.name,
+                    step=self.clock,
+                    next_move="Close the step with update, push_pull or pull before.",
+                )
+            declare.delete(self, chosen)
+
+    def forget(self, names: Iterable[str]) -> None:
+        """Deleted tensors are not this worker's any more."""
+        for name in names:
+            self.where.pop(name, None)
+        held = {table_id for table_id, _ in self.where.values()}
+        for table_id in self.tables.keys() - held:
+            del self.tables[table_id], self.rules[table_id]
+            self._params.pop(table_id, None)
+
+    def next_call(self, action: str) -> int:
+        """Counts the calls of `action` at this step, from 1: every worker's n-th is the same action."""
+        step, calls = self._actions.get(action, (-1, 0))
+        self._actions[action] = (self.clock, calls + 1 if step == self.clock else 1)
+        return self._actions[action][1]
+
     # ---- what the pump calls -----------------------------------------------------------------------------------------
 
     def on_done(self, ticket: Ticket) -> None:
-        """A ticket is done; the pump's holder calls this."""
+        """A ticket's last answer is here; the pump's holder calls this before anybody sees it done."""
+        if ticket.error is None:
+            try:
+                for action in ticket.settle:
+                    action()
+            except UsageError as error:
+                ticket.error = error
         if ticket.error is not None:
             self._failed.append(ticket)
+
+    def refusal(self, status: Status, request: Request) -> WindlassError:
+        """Why a request was refused, with its tensors and this worker; the pump's holder calls this."""
+        table = self.tables.get(request.share[0])
+        names: list[str] = []
+        if table is not None:
+            place = (table.layout, request.block, request.seg_begin, request.seg_end)
+            if status is Status.REJECTED:
+                names = not_finite(*place, bytes_of(request.payload, self.member.heap))
+            names = names or tensors_between(*place)
+        shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+        return refusal_of(status, shown or f"table {request.share[0]}", worker=self.member.joined.rank)
 
     def table_names(self, table_id: int) -> str:
         """A table in words: its first tensors."""
@@ -238,12 +313,15 @@ class Store:
         if self.entered and self.tables:
             self.member.pump.submit([], Mark(self.store_id, max(0, self.clock - 1), self.servers(), leaves=True))
 
+    def finish(self) -> None:
+        """Wait until what was pushed last is answered."""
+        if self._latest is not None and self._latest.left:
+            self.member.pump.wait(self._latest, None)
+
     def servers(self) -> tuple[int, ...]:
         """The servers that hold a share of this store."""
         owner = self.member.server_of
-        return tuple(
-            sorted({owner(block.vshard) for table in self.tables.values() for block in table.layout.blocks})
-        )
+        return tuple(sorted({owner(block.vshard) for table in self.tables.values() for block in table.layout.blocks}))
 
     def raise_failed(self) -> None:
         """Raise the error of a ticket that nobody waited for."""
@@ -257,15 +335,18 @@ class Store:
         self, grads: Mapping[str, Any], out: Mapping[str, Any] | None, weight: float, *, borrow: bool, priority: int
     ) -> tuple[Ticket, list[Request], Mark]:
         """What a push_pull sends: its entries and the mark of the step that it closes."""
-        self._check()
-        self._set_weight(weight)
+        self._check_writes("push_pull")
+        self._check_weight(weight)
         if self._depth:
             raise UsageError(
                 "push_pull was called inside `with store.step()`",
                 store=self.name,
                 next_move="Use push inside the block and pull after it.",
             )
-        ticket, requests = self._pushes(Op.PUSH_PULL, grads, out, borrow=borrow, priority=priority, last=True)
+        ticket, requests = self._pushes(
+            Op.PUSH_PULL, grads, out, borrow=borrow, priority=priority, last=True, weight=weight
+        )
+        self._latest = ticket
         mark = self._close_step()
         self._bound_open_steps(ticket)
         return ticket, requests, mark
@@ -276,7 +357,14 @@ class Store:
         self.member.check_open()
         self.raise_failed()
 
-    def _set_weight(self, weight: float) -> None:
+    def _check_writes(self, call: str) -> None:
+        self._check()
+        if self.member.observes:
+            raise UsageError(
+                "an observer reads only", call=call, next_move="Connect without observe=True to take part in steps."
+            )
+
+    def _check_weight(self, weight: float) -> None:
         if not 0.0 < weight < 1e30:
             raise UsageError("a weight is not a positive number", weight=weight, next_move="Pass weight=len(batch).")
         if self._pushed and self._weight != weight:
@@ -287,7 +375,6 @@ class Store:
                 now=weight,
                 next_move="A worker has one weight in a step's mean: pass the same to each push of it.",
             )
-        self._weight = weight
 
     def _close_step(self) -> Mark:
         mark = Mark(self.store_id, self.clock, self.servers())
@@ -303,7 +390,12 @@ class Store:
             oldest = self._steps.popleft()
             self.member.pump.wait(oldest, None)
 
-    def _place(self, name: str) -> tuple[int, int]:
+    def place(self, name: str) -> tuple[int, int]:
+        """Table id and number of a declared tensor.
+
+        Raises:
+            UsageError: it is not declared; the nearest name is said.
+        """
         found = self.where.get(name)
         if found is None:
             close = difflib.get_close_matches(name, self.where, 1)
@@ -316,14 +408,16 @@ class Store:
             )
         return found
 
-    def _by_table(self, arrays: Mapping[str, Any], *, what: str) -> dict[int, dict[int, Array]]:
+    def _by_table(
+        self, arrays: Mapping[str, Any], *, what: str, target: bool = False
+    ) -> dict[int, dict[int, Array]]:
         """Arrays by table and tensor number, checked against what is declared."""
         if not arrays:
             raise UsageError(f"no {what} was given", store=self.name, next_move="Pass a dict of name -> array.")
         found: dict[int, dict[int, Array]] = {}
         for name, value in arrays.items():
-            table_id, number = self._place(name)
-            array = as_numpy(name, value)
+            table_id, number = self.place(name)
+            array = as_target(name, value) if target else as_numpy(name, value)
             layout = self.tables[table_id].layout
             check_like(name, array, layout.tensors[number].shape, layout.dtype, what=what)
             found.setdefault(table_id, {})[number] = array
@@ -338,8 +432,9 @@ class Store:
         borrow: bool,
         priority: int,
         last: bool,
+        weight: float | None = None,
     ) -> tuple[Ticket, list[Request]]:
-        sources = self._by_table(grads, what="a gradient")
+        sources = self._by_table(grads, what="a gradient" if op is not Op.ASSIGN else "an assigned array")
         if out is not None and set(out) != set(grads):
             raise UsageError(
                 "out= has other names than the gradients",
@@ -348,29 +443,45 @@ class Store:
                 grads=sorted(grads),
                 next_move="Pass the same names, or pull the others.",
             )
-        targets = self._by_table(out, what="an out array") if out is not None else {}
+        targets = self._by_table(out, what="an out array", target=True) if out is not None else {}
+        if weight is not None:
+            self._weight = weight
         plans: list[list[Span]] = []
         after: list[Callable[[], None]] = []
+        settle: list[Callable[[], None]] = []
         flats: dict[int, Flat] = {}
         for table_id, tensors in sources.items():
             table = self.tables[table_id]
-            source = self._source(table, tensors, after, borrow=borrow)
+            source = self._source(table, tensors, settle, borrow=borrow)
             target: Place = None
             if op is Op.PUSH_PULL:
                 target = self._target(table, targets.get(table_id), flats, after)
             plans.append(table.spans(tuple(tensors), source, target))
         names = list(grads)
         finish = self._finisher(names, out, flats, after, values=op is Op.PUSH_PULL)
-        return self._requests(op, plans, finish, priority=priority, last=last)
+        return self._requests(op, plans, finish, settle, priority=priority, last=last)
+
+    def drops(self, names: Iterable[str]) -> tuple[Ticket, list[Request]]:
+        """The entries that delete tensors, after the steps before this one have completed on them."""
+        chosen: dict[int, list[int]] = {}
+        for name in names:
+            table_id, number = self.place(name)
+            chosen.setdefault(table_id, []).append(number)
+        before, requests = self._pulls(list(names), None, nowait=False)
+        self.member.pump.submit(requests)
+        before.result()
+        plans = [self.tables[table_id].spans(tuple(sorted(numbers)), None, None) for table_id, numbers in chosen.items()]
+        return self._requests(Op.DROP, plans, lambda: None, (), priority=0, last=False)
 
     def _pulls(
         self, names: list[str], out: Mapping[str, Any] | None, *, nowait: bool, clock: int | None = None
     ) -> tuple[Ticket, list[Request]]:
         chosen: dict[int, list[int]] = {}
         for name in names:
-            table_id, number = self._place(name)
+            table_id, number = self.place(name)
             chosen.setdefault(table_id, []).append(number)
-        targets = self._by_table({name: out[name] for name in names}, what="an out array") if out is not None else {}
+        asked = {name: out[name] for name in names} if out else {}
+        targets = self._by_table(asked, what="an out array", target=True) if asked else {}
         flats: dict[int, Flat] = {}
         after: list[Callable[[], None]] = []
         plans = []
@@ -379,13 +490,14 @@ class Store:
             target = self._target(table, targets.get(table_id), flats, after)
             plans.append(table.spans(tuple(sorted(numbers)), None, target))
         finish = self._finisher(names, out, flats, after, values=True)
-        return self._requests(Op.PULL, plans, finish, priority=0, last=False, nowait=nowait, clock=clock)
+        return self._requests(Op.PULL, plans, finish, (), priority=0, last=False, nowait=nowait, clock=clock)
 
     def _requests(
         self,
         op: Op,
         plans: list[list[Span]],
         finish: Callable[[], Any],
+        settle: Iterable[Callable[[], None]],
         *,
         priority: int,
         last: bool,
@@ -394,8 +506,12 @@ class Store:
     ) -> tuple[Ticket, list[Request]]:
         count = sum(map(len, plans))
         at = self.clock if clock is None else clock
-        ticket = Ticket(self.member.pump, f"{op.name.lower()} of {self.name}", count, store=self, clock=at, finish=finish)
-        weight = self._weight if self._weight is not None else 1.0
+        ticket = Ticket(
+            self.member.pump, f"{op.name.lower()} of {self.name}", count, store=self, clock=at, finish=finish, settle=settle
+        )
+        if not count:
+            self.on_done(ticket)
+        weight = self.weight
         free = self.member.all_shared
         requests = []
         for spans in plans:
@@ -423,19 +539,19 @@ class Store:
         return ticket, requests
 
     def _source(
-        self, table: DenseTable, tensors: dict[int, Array], after: list[Callable[[], None]], *, borrow: bool
+        self, table: DenseTable, tensors: dict[int, Array], settle: list[Callable[[], None]], *, borrow: bool
     ) -> Place:
         """Where gradients are read: in place if they are lent, else from one copy."""
         lent = borrow or all(self.member.lends(table, number, array) for number, array in tensors.items())
         if lent and all(array.flags.c_contiguous for array in tensors.values()):
             borrowed = Borrowed.check(tensors)
             if borrowed is not None:
-                after.append(borrowed.verify)
+                settle.append(borrowed.verify)
             return tensors
         flat = table.take_flat()
         for number, array in tensors.items():
             np.copyto(flat.views[table.layout.tensors[number].name], array)
-        after.append(lambda: table.give_flat(flat))
+        settle.append(lambda: table.give_flat(flat))
         return flat
 
     def _target(
@@ -493,7 +609,9 @@ class Store:
     def _pull_flats(self, names: Iterable[str], *, clock: int) -> dict[int, Flat]:
         """Pull whole tensors at `clock` into fresh flat arrays, which become this worker's parameters."""
         wanted = list(names)
-        flats = {table_id: Flat(self.tables[table_id].layout, self.member.heap) for table_id, _ in map(self._place, wanted)}
+        flats = {
+            table_id: Flat(self.tables[table_id].layout, self.member.heap) for table_id, _ in map(self.place, wanted)
+        }
         out = {name: flats[self.where[name][0]].views[name] for name in wanted}
         self._params, held = flats, self._params
         try:
