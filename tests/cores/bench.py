@@ -60,8 +60,8 @@ class Bench:
         self.carry_out(self.core.set_roster(Roster(version, True, counted, settled)))
 
     def push(
-        self, name: str, session: bytes, seq: int, clock: int, gradient: float = 1.0, segs: tuple[int, int] | None = None,
-        *, connection: Any = "link", op: str = "push", **how: Any,
+        self, name: str, session: bytes, seq: int, clock: int, gradient: float = 1.0,
+        segs: tuple[int, int] | None = None, *, connection: Any = "link", op: str = "push", **how: Any,
     ) -> None:  # fmt: skip
         begin, end = segs or (0, self.segments)
         buffer = Buffer(np.full((end - begin) * LINE, gradient, np.float32))

@@ -248,7 +248,7 @@ def test_fenced_entries_go_to_the_new_owner_as_they_are() -> None:
     desk.answer(a, Status.FENCED)
     desk.answer(b, Status.FENCED)
     desk.window.link_up(1)
-    desk.window.set_routing(lambda vshard: 1, 1)
+    desk.window.set_routing({0: 1}.__getitem__, 1)
     assert desk.sent(1) == [("a", 1), ("b", 2), ("mark", 0)]
     assert desk.answer(a, server=1) is not None
 
@@ -257,7 +257,7 @@ def test_an_entry_fenced_after_its_new_routing_came_is_sent_on_at_once() -> None
     desk = Desk()
     request = desk.ask("a")
     desk.sent()
-    desk.window.set_routing(lambda vshard: 1, 1)
+    desk.window.set_routing({0: 1}.__getitem__, 1)
     desk.window.link_up(1)
     desk.answer(request, Status.FENCED)
     assert desk.sent(1) == [("a", 1)]
@@ -270,7 +270,7 @@ def test_new_owners_get_the_newest_mark_even_if_it_was_still_waiting() -> None:
     desk.ask("waits", clock=1)
     desk.window.close_step(1, 1, [0])
     desk.window.link_up(1)
-    desk.window.set_routing(lambda vshard: 1, 1)
+    desk.window.set_routing({0: 1}.__getitem__, 1)
     assert desk.sent(1) == [("waits", 1), ("mark", 1)]
 
 

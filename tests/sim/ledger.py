@@ -1,8 +1,8 @@
 """The ledger: what was pushed, what was acknowledged, and what the weights say of it.
 
 Every segment has lanes. A push of worker u adds 1 to lane 2u, its number to lane 2u + 1 and a small integer to the
-last lane. The rule is w -= g on integers below 2**24 in float32, so a sum is exact in any order, and a lane tells how many
-of whose pushes a segment holds: by count and sum of numbers a lost push is told from a doubled one.
+last lane. The rule is w -= g on integers below 2**24 in float32, so a sum is exact in any order, and a lane tells how
+many of whose pushes a segment holds: by count and sum of numbers a lost push is told from a doubled one.
 
 Checks raise `LedgerError`, whose `check` names them.
 """
