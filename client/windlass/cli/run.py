@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from windlass_proto.control_link import ControlLink
 
 SERVERS_DEFAULT: Final = 2
-_FAILED_GRACE_S: Final = 5.0  # for the others to end by themselves after one has failed
+_FAILED_GRACE_S: Final = 3.0  # for the others to end by themselves after one has failed
 _END_GRACE_S: Final = 5.0
 _PUMP_S: Final = 0.1
 _REPORT_S: Final = 1.0  # servers report their figures once a second
@@ -150,7 +150,7 @@ class _Run:
                     self._interrupts.hold()
                     self._end_by(fleet, stopped)
                 self._took_s = time.monotonic() - self._began_s
-                if not status:
+                if not status and fleet.failed is None:
                     moved = self._settled_bytes(link)
                     moved_bytes = sum(count - before.get(who, 0.0) for who, count in moved.items())
         finally:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from windlass.recorded_cluster import RecordedCluster
 
 _READY_BYTES_MAX = 64 * 1024
-_DOWN_S = 10.0
+_DOWN_S = 8.0  # longer than a supervisor gives its processes
 _LOOK_S = 0.05
 
 Name = Annotated[str, typer.Option("--name", metavar="NAME", help="Several clusters of one user need several names.")]
@@ -72,12 +72,12 @@ def down(name: Name = "default") -> None:
             )
         sys.stdout.write(f"no cluster called {name} is up\n")
         return
-    pause_deadline = time.monotonic() + _DOWN_S
+    deadline = time.monotonic() + _DOWN_S
     _signal(record.pid, signal.SIGTERM)
     while recorded_cluster.is_claimed(name):
-        if time.monotonic() > pause_deadline:
+        if time.monotonic() > deadline:
             _signal(record.pid, signal.SIGKILL)  # its processes and its folder follow by themselves
-            pause_deadline += _DOWN_S
+            deadline += _DOWN_S
         time.sleep(_LOOK_S)
     sys.stdout.write(f"stopped cluster {name}: scheduler {record.address}, {record.servers} servers\n")
 

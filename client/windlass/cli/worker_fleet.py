@@ -27,7 +27,7 @@ _LINE_BYTES_MAX: Final = 64 * 1024
 _AFTER_EXIT_S: Final = 0.5  # how long output is awaited of what a worker that has ended left running
 _GUARD: Final = (
     'trap "" HUP INT TERM; groups=; while read -r word; do [ "$word" = done ] && exit 0; groups="$groups -$word";'
-    ' done; [ -n "$groups" ] || exit 0; kill -TERM -- $groups; sleep 2; kill -KILL -- $groups'
+    ' done; [ -n "$groups" ] || exit 0; kill -s TERM -- $groups; sleep 2; kill -s KILL -- $groups'
 )
 
 
