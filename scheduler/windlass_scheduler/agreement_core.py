@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias, cast
 
+from windlass_proto import limits as wire_limits
 from windlass_proto.errors import UnavailableError, UsageError
 from windlass_scheduler import limits
 from windlass_scheduler.counters import Counters
@@ -32,6 +33,7 @@ class Agree:
     key: str
     digest: str
     text: str
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,12 @@ class Agreements:
         """Actions that somebody waits for, as first asked for."""
         found = (action for action in self._actions.values() if action.waiting)
         return [action.asked for action in found if action.asked.store_id == store_id]
+
+    def granted(self, session: bytes, action_id: int) -> Agree | None:
+        """What `session` was granted under this number and has not reported done."""
+        key = self._keys.get(action_id)
+        action = self._actions[key] if key is not None else None
+        return action.asked if action is not None and action.grantee == session else None
 
     def step(self, event: Event) -> list[Effect]:
         match event:
@@ -178,6 +186,8 @@ class Agreements:
 
 
 def _check(event: Agree) -> None:
+    if len(event.names) > wire_limits.TENSORS_MAX:
+        raise UsageError("an action names too many tensors", names=len(event.names), names_max=wire_limits.TENSORS_MAX)
     for what, text, bytes_max in (
         ("action", event.action, limits.NAME_BYTES_MAX),
         ("key", event.key, limits.TEXT_BYTES_MAX),
@@ -211,6 +221,7 @@ def _record(action: _Action) -> Persist:
             "key": asked.key,
             "digest": asked.digest,
             "text": asked.text,
+            "names": list(asked.names),
             "grantee": action.grantee.hex(),
             "done": action.done,
         },
@@ -228,6 +239,7 @@ def _action(record: Record) -> _Action:
         key=cast("str", record["key"]),
         digest=cast("str", record["digest"]),
         text=cast("str", record["text"]),
+        names=tuple(cast("list[str]", record.get("names", []))),
     )
     grantee = bytes.fromhex(cast("str", record["grantee"]))
     return _Action(cast("int", record["action_id"]), asked, grantee, cast("bool", record["done"]))

@@ -213,7 +213,8 @@ class Cluster:
 
     def group(self, found: Group) -> pb.Group:
         """The message of one group, complete: with what its store and the cluster say of it."""
-        return wire.group(found, self._consistency(found.store_id), self.routing.vshards)
+        deleted = self.declarations.deleted(found.table_id)
+        return wire.group(found, self._consistency(found.store_id), self.routing.vshards, deleted)
 
     def _consistency(self, store_id: int) -> str:
         return self.declarations.store(store_id).consistency

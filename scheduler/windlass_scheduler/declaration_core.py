@@ -9,6 +9,8 @@ Rank 0's values win: while rank 0 of the job lives, or is still expected, nobody
 the same later is compared with what was declared, whatever was changed live since, and gets the tables that
 exist.
 
+Deleted names are free: they may be declared anew, with anything, and get tables of their own.
+
 SPMD: every worker makes the same calls in the same order. So a call must repeat a recorded call, or name only
 new tensors while the caller has made every call that a living worker made at this step; of a call whose names
 it shares it must give all, unless it has made that call itself before (a notebook cell that grows).
@@ -22,7 +24,7 @@ Owner: the loop that drives it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, NoReturn, TypeAlias, cast
 
 from windlass_proto import limits as wire_limits
@@ -110,7 +112,15 @@ class SessionGone:
     rank_zero_awaited: bool
 
 
-Event: TypeAlias = OpenStore | Declare | Seal | AwaitSeal | Abandoned | SessionGone
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """Tensors are deleted; names that are not declared are no matter."""
+
+    store_id: int
+    names: frozenset[str]
+
+
+Event: TypeAlias = OpenStore | Declare | Seal | AwaitSeal | Abandoned | SessionGone | Forget
 
 # Answers
 
@@ -176,6 +186,8 @@ class Declarations:
                 return []
             case SessionGone():
                 return self._session_gone(event)
+            case Forget():
+                return self._forget(event)
 
     # Stores
 
@@ -231,6 +243,32 @@ class Declarations:
         )
         return [*effects, Answer(event.waiter, reply)]
 
+    def _forget(self, event: Forget) -> list[Effect]:
+        store = self.store(event.store_id)
+        known = event.names & store.owner_of.keys()
+        effects: list[Effect] = []
+        for declaration_id in sorted({store.owner_of[name] for name in known}):
+            declaration = self._declarations[declaration_id]
+            declaration.deleted |= known & declaration.names()
+            if declaration.names():
+                effects.append(declaration_record(declaration))
+            else:
+                del self._declarations[declaration_id]
+                effects.append(Persist(f"{DECLARATION_PREFIX}{declaration_id}", None))
+                effects += [Refuse(w.waiter, _deleted(store)) for w in declaration.waiting.values()]
+        for name in known:
+            del store.owner_of[name]
+        store.calls = [replace(call, names=call.names - known) for call in store.calls]
+        text = f"{len(known)} tensors of store {store.name} deleted"
+        return [*effects, store_record(store), Say("deleted", text, store.job)] if known else []
+
+    def deleted(self, table_id: int) -> frozenset[str]:
+        """The names in a table that are deleted."""
+        for declaration in self._declarations.values():
+            if any(group.table_id == table_id for group in declaration.groups):
+                return declaration.deleted
+        return frozenset()
+
     def _covering(self, store: Store, tensors: Sequence[Tensor]) -> list[Declaration]:
         ids = sorted({store.owner_of[tensor.spec.name] for tensor in tensors})
         return [self._declarations[declaration_id] for declaration_id in ids]
@@ -243,6 +281,7 @@ class Declarations:
             for declaration in self._covering(store, known)
             for group in declaration.groups
             for spec in group.tensors
+            if spec.name not in declaration.deleted
         }
         for tensor in known:
             _compare_tensor(*declared[tensor.spec.name], tensor, event)
@@ -256,7 +295,7 @@ class Declarations:
                 return number, []
         made_by_the_living = set().union(*store.calls_made.values())
         for number, call in enumerate(store.calls):
-            unmade = call.step == event.step and number in made_by_the_living
+            unmade = call.step == event.step and number in made_by_the_living and bool(call.names)
             if number not in made and (call.names & names or unmade):
                 _refuse_names(store, call, event, names)
         return None, [tensor for tensor in event.tensors if tensor.spec.name not in store.owner_of]
@@ -374,8 +413,7 @@ class Declarations:
                 declaration = read_declaration(record)
                 self._declarations[declaration.declaration_id] = declaration
                 owner_of = self._stores[declaration.store_id].owner_of
-                for group in declaration.groups:
-                    owner_of.update({spec.name: declaration.declaration_id for spec in group.tensors})
+                owner_of.update(dict.fromkeys(declaration.names(), declaration.declaration_id))
             elif key.startswith(_MADE):
                 store_id, session = key.removeprefix(_MADE).split("/")
                 made = set(cast("list[int]", record["calls"]))
@@ -389,12 +427,16 @@ class Declarations:
             store = self._stores[declaration.store_id]
             assert not (declaration.sealed and (declaration.grantee or declaration.waiting))
             assert declaration.grantee not in declaration.waiting
-            for group in declaration.groups:
-                for spec in group.tensors:
-                    assert store.owner_of[spec.name] == declaration.declaration_id
+            assert declaration.names(), "a declaration without names is kept"
+            for name in declaration.names():
+                assert store.owner_of[name] == declaration.declaration_id
         for store in self._stores.values():
             named = {name for call in store.calls for name in call.names}
             assert named == store.owner_of.keys()
+
+
+def _deleted(store: Store) -> UsageError:
+    return UsageError("the tensors were deleted before they had values", store=store.name)
 
 
 def check_name(what: str, name: str) -> None:

@@ -49,7 +49,10 @@ class Waiting:
 
 @dataclass(slots=True)
 class Declaration:
-    """`rank` declared it first; `rule_text` is the rule in words, for errors."""
+    """`rank` declared it first; `rule_text` is the rule in words, for errors.
+
+    Deleted tensors stay in their group, whose layout is fixed, but their names are free.
+    """
 
     declaration_id: int
     store_id: int
@@ -59,11 +62,16 @@ class Declaration:
     sealed: bool = False
     grantee: bytes = b""
     waiting: dict[bytes, Waiting] = field(default_factory=dict)
+    deleted: frozenset[str] = frozenset()
+
+    def names(self) -> frozenset[str]:
+        """Its tensors that are not deleted."""
+        return frozenset(spec.name for group in self.groups for spec in group.tensors) - self.deleted
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A distinct `Declare` call: the names it gave, at which step, and the rank that made it first."""
+    """A distinct `Declare` call: the names it gave (less those deleted), at which step, and the rank that made it first."""
 
     names: frozenset[str]
     step: int
@@ -118,6 +126,7 @@ def declaration_record(declaration: Declaration) -> Persist:
             "rule_text": declaration.rule_text,
             "sealed": declaration.sealed,
             "grantee": declaration.grantee.hex(),
+            "deleted": sorted(declaration.deleted),
             "groups": [
                 {
                     "table_id": group.table_id,
@@ -157,4 +166,5 @@ def read_declaration(record: Record) -> Declaration:
         groups=tuple(groups),
         sealed=cast("bool", record["sealed"]),
         grantee=bytes.fromhex(cast("str", record["grantee"])),
+        deleted=frozenset(cast("list[str]", record.get("deleted", []))),
     )

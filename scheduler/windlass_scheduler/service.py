@@ -369,6 +369,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
             key=request.key,
             digest=request.digest,
             text=request.text,
+            names=tuple(request.names),
         )
         agreed = await self._ask(
             context,
@@ -382,8 +383,16 @@ class ControlService(control_pb2_grpc.ControlServicer):
     async def AgreeDone(self, request: pb.AgreeDoneRequest, context: grpc.aio.ServicerContext) -> pb.Ack:
         self._worker_of(request.session, request.store_id)
         event = functools.partial(agreement_core.Done, session=request.session, action_id=request.action_id)
-        await self._ask(context, lambda w: self._cluster.agreements.step(event(waiter=w)))
+        await self._ask(context, lambda w: self._action_done(event(waiter=w)))
         return pb.Ack()
+
+    def _action_done(self, event: agreement_core.Done) -> list[Effect]:
+        asked = self._cluster.agreements.granted(event.session, event.action_id)
+        effects = self._cluster.agreements.step(event)
+        if asked is not None and asked.action == "delete":
+            forget = declaration_core.Forget(asked.store_id, frozenset(asked.names))
+            return [*self._cluster.declarations.step(forget), *effects]
+        return effects
 
     # Jobs
 

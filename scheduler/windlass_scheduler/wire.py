@@ -91,7 +91,7 @@ def job_state(job: Job, workers: Iterable[Member]) -> pb.JobState:
     return pb.JobState(job=job.name, workers_declared=job.workers_awaited, ranks_joined=ranks)
 
 
-def group(found: Group, consistency: str, vshards: int) -> pb.Group:
+def group(found: Group, consistency: str, vshards: int, deleted: frozenset[str] = frozenset()) -> pb.Group:
     tensors = [
         pb.Tensor(
             name=spec.name,
@@ -99,6 +99,7 @@ def group(found: Group, consistency: str, vshards: int) -> pb.Group:
             shape=spec.shape,
             lr_mult=spec.lr_mult,
             decay_mult=spec.decay_mult,
+            deleted=spec.name in deleted,
         )
         for spec in found.tensors
     ]

@@ -681,11 +681,14 @@ class Tensor(_message.Message):
     SHAPE_FIELD_NUMBER: _builtins.int
     LR_MULT_FIELD_NUMBER: _builtins.int
     DECAY_MULT_FIELD_NUMBER: _builtins.int
+    DELETED_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     dtype: _builtins.str
     """"float32" | "float64" """
     lr_mult: _builtins.float
     decay_mult: _builtins.float
+    deleted: _builtins.bool
+    """in a reply: keeps its place in the layout, holds nothing any more"""
     @_builtins.property
     def shape(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     def __init__(
@@ -696,10 +699,11 @@ class Tensor(_message.Message):
         shape: _abc.Iterable[_builtins.int] | None = ...,
         lr_mult: _builtins.float = ...,
         decay_mult: _builtins.float = ...,
+        deleted: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decay_mult", b"decay_mult", "dtype", b"dtype", "lr_mult", b"lr_mult", "name", b"name", "shape", b"shape"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decay_mult", b"decay_mult", "deleted", b"deleted", "dtype", b"dtype", "lr_mult", b"lr_mult", "name", b"name", "shape", b"shape"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -952,6 +956,7 @@ class AgreeRequest(_message.Message):
     KEY_FIELD_NUMBER: _builtins.int
     DIGEST_FIELD_NUMBER: _builtins.int
     TEXT_FIELD_NUMBER: _builtins.int
+    NAMES_FIELD_NUMBER: _builtins.int
     session: _builtins.bytes
     store_id: _builtins.int
     step: _builtins.int
@@ -963,6 +968,10 @@ class AgreeRequest(_message.Message):
     """equal digests are the same action"""
     text: _builtins.str
     """the values in words, for the error"""
+    @_builtins.property
+    def names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """"delete": the tensors that the scheduler forgets when it is done"""
+
     def __init__(
         self,
         *,
@@ -973,10 +982,11 @@ class AgreeRequest(_message.Message):
         key: _builtins.str = ...,
         digest: _builtins.str = ...,
         text: _builtins.str = ...,
+        names: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "digest", b"digest", "key", b"key", "session", b"session", "step", b"step", "store_id", b"store_id", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "digest", b"digest", "key", b"key", "names", b"names", "session", b"session", "step", b"step", "store_id", b"store_id", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
