@@ -31,6 +31,7 @@ from windlass_proto.links.stream import Frame, FrameReader, FrameWriter, Place
 from windlass_proto.memory import Buffer
 from windlass_server.dense import DenseGroup, Origin, Reply, Share, Values, Vector
 from windlass_server.node import ServerNode
+from windlass_server.share_core import deleted_error
 from windlass_server.share_events import Push
 
 _LOG = logging.getLogger("windlass.server")
@@ -197,11 +198,7 @@ class Connection:
             return
         group = self.node.groups.get(entry.table)
         if group is None:
-            self._reply_plain(entry, Status.UNKNOWN)
-            return
-        if entry.op == Op.DROP:
-            self.node.drop(entry.table)
-            self._reply_plain(entry, Status.OK)
+            self._reply_unknown(entry)
             return
         share = group.share_of_block.get(entry.block)
         if share is None:
@@ -231,6 +228,10 @@ class Connection:
             with share.lock:
                 effects = share.core.pull(origin, clock, entry.block, entry.seg_begin, entry.seg_end)
                 group.execute(share, effects, self._deliver)
+            return
+        if op == Op.DROP:
+            self.node.drop(group, entry.block, entry.seg_begin, entry.seg_end, self._deliver)
+            self._reply_plain(entry, Status.OK)
             return
         if op not in _WRITES:
             raise ProtocolError("an entry asks for an unknown operation", op=op)
@@ -304,9 +305,7 @@ class Connection:
         """Rules are compiled in the builder's thread; the answer follows."""
         if buffer is None or entry.arena:
             raise ProtocolError("a declaration came without its bytes")
-        spec = group_specs.from_bytes_untrusted(
-            buffer.array[entry.offset : entry.offset + entry.nbytes].tobytes()
-        )
+        spec = group_specs.from_bytes_untrusted(buffer.array[entry.offset : entry.offset + entry.nbytes].tobytes())
         origin = Origin(self, entry.tag, spec.layout.table_id, Op.DECLARE, None)
 
         def build() -> None:
@@ -350,6 +349,14 @@ class Connection:
     def _reply_plain(self, entry: Entry, status: Status) -> None:
         origin = Origin(self, entry.tag, entry.table, Op(entry.op), None)
         self.post(Reply(origin, status, entry.block, entry.seg_begin, entry.seg_end, 0, None, None))
+
+    def _reply_unknown(self, entry: Entry) -> None:
+        if not self.node.is_dropped(entry.table):
+            self._reply_plain(entry, Status.UNKNOWN)
+            return
+        origin = Origin(self, entry.tag, entry.table, Op(entry.op), None)
+        error = deleted_error(table=entry.table)
+        self.post(Reply(origin, Status.ERROR, entry.block, entry.seg_begin, entry.seg_end, 0, None, error))
 
     def _send_answers(self) -> None:
         """Turn the outbox into frames and send what the socket takes."""

@@ -15,9 +15,11 @@ from windlass_proto.group_specs import GroupSpec
 from windlass_proto.memory import BufferPool
 from windlass_rules import build
 from windlass_server.dense import DenseGroup, Reply, Share
+from windlass_server.share_core import deleted_error
 from windlass_server.share_events import Effect, Roster
 
 ENDED_KEPT = 4096
+DROPPED_KEPT = 65_536  # 100 B each; a table id is never given again
 
 
 class ServerNode:
@@ -35,6 +37,8 @@ class ServerNode:
         self.counters = {"frames": 0, "pushes": 0, "pulls": 0, "bytes_in": 0, "bytes_out": 0}
         self.generation = 0
         self._ended: dict[bytes, str] = {}
+        self._dropped: dict[int, None] = {}
+        self._marks: dict[int, dict[bytes, tuple[int, bool]]] = {}  # store -> session -> its newest mark, does it leave
         self._vshards: range | None = None
         self._routing_wait_s = routing_wait_s
         self._lock = threading.Lock()
@@ -76,6 +80,8 @@ class ServerNode:
         """The scheduler ended a session: nothing waits for it, nothing more is taken from it."""
         with self._lock:
             self._ended[session] = reason
+            for marks in self._marks.values():
+                marks.pop(session, None)
             while len(self._ended) > ENDED_KEPT:
                 del self._ended[next(iter(self._ended))]
             shares = [(group, share) for group in self.groups.values() for share in group.shares.values()]
@@ -114,13 +120,12 @@ class ServerNode:
                     next_move="Start as many servers as the cluster was told to expect.",
                 )
             assert self._vshards is not None
+            if spec.layout.table_id in self._dropped:
+                raise deleted_error(table=spec.layout.table_id)
             known = self.groups.get(spec.layout.table_id)
             if known is None:
                 known = DenseGroup(spec, kernels, self._vshards, self.pool)
-                roster = self.rosters.get(spec.store_id)
-                if roster is not None:
-                    for share in known.shares.values():
-                        share.core.set_roster(roster)
+                self._tell_what_is_known(known)
                 self.groups[spec.layout.table_id] = known
         if known.spec != spec:
             raise UsageError(
@@ -132,15 +137,41 @@ class ServerNode:
             )
         return known
 
-    def drop(self, table_id: int) -> None:
-        """Forget a group and its memory."""
+    def _tell_what_is_known(self, group: DenseGroup) -> None:
+        """A share that is made while its store is running hears of the roster and of the marks that came before it."""
+        store_id = group.spec.store_id
+        roster = self.rosters.get(store_id)
+        marks = dict(self._marks.get(store_id, {}))
+        for share in group.shares.values():
+            if roster is not None:
+                share.core.set_roster(roster)
+            for session, (clock, leaves) in marks.items():
+                share.core.mark(session, clock, leaves=leaves)
+
+    def drop(
+        self, group: DenseGroup, block: int, seg_begin: int, seg_end: int, deliver: Callable[[Reply], None]
+    ) -> None:
+        """Tensors of a group are deleted; with the last of them the group and its memory go."""
+        share = group.share_of_block[block]
+        with share.lock:
+            group.execute(share, share.core.drop(block, seg_begin, seg_end), deliver)
+        if not all(share.core.is_dropped() for share in group.shares.values()):
+            return
         with self._lock:
-            self.groups.pop(table_id, None)
+            self.groups.pop(group.spec.layout.table_id, None)
+            self._dropped[group.spec.layout.table_id] = None
+            while len(self._dropped) > DROPPED_KEPT:
+                del self._dropped[next(iter(self._dropped))]
+
+    def is_dropped(self, table_id: int) -> bool:
+        """Were all tensors of this table deleted?"""
+        return table_id in self._dropped
 
     def mark(
         self, store_id: int, session: bytes, clock: int, deliver: Callable[[Reply], None], *, leaves: bool
     ) -> None:
         """`session` has closed `clock` of a store: tell every share of it."""
+        self._marks.setdefault(store_id, {})[session] = (clock, leaves)
         for group in list(self.groups.values()):
             if group.spec.store_id != store_id:
                 continue

@@ -104,6 +104,9 @@ class ShareCore:
         if refusal is not None:
             return refusal
         state = self.blocks[event.block]
+        if LEFT in state.applied[event.seg_begin : event.seg_end]:
+            error = deleted_error(block=event.block)
+            return self._and_its_mark(event, self._consume(event, Status.ERROR, error))
         updates = max(state.updates[event.seg_begin : event.seg_end])
         if updates:
             error = UsageError(
@@ -136,7 +139,8 @@ class ShareCore:
         """Present values are asked for by someone who has closed `clock` steps; 0 never waits."""
         state = self.blocks[block]
         if not all(state.present[seg_begin:seg_end]):
-            return [Answer(origin, Status.ERROR, block, seg_begin, seg_end, False, 0, _no_values(block))]
+            error = self._no_values(block, seg_begin, seg_end)
+            return [Answer(origin, Status.ERROR, block, seg_begin, seg_end, False, 0, error)]
         waiting = Waiting(origin, b"", 0, clock, block, seg_begin, seg_end, True)
         if self._may_read(state, waiting):
             return [self._answer_of(waiting)]
@@ -199,6 +203,32 @@ class ShareCore:
         self.story.append(("ended", session))
         return effects + self._advance()
 
+    def drop(self, block: int, seg_begin: int, seg_end: int) -> list[Effect]:
+        """Tensors are deleted: their segments hold nothing, no step waits for them, and who asks is told so."""
+        state = self.blocks[block]
+        state.present[seg_begin:seg_end] = [False] * (seg_end - seg_begin)
+        effects: list[Effect] = []
+        for clock, runs in list(state.gates.items()):
+            for run in gate_runs.exactly(runs, seg_begin, seg_end):
+                run.contributions, unused = [], run.contributions
+                for contribution in unused:
+                    contribution.runs -= 1
+                    if contribution.runs == 0:
+                        effects.append(Release(contribution.buffer))
+                effects += self._apply_run(state, run, clock)
+                runs.remove(run)
+            if not runs:
+                del state.gates[clock]
+        if not state.gates:
+            self._gated.pop(block, None)
+        state.applied[seg_begin:seg_end] = [LEFT] * (seg_end - seg_begin)
+        self.story.append(("dropped", block, seg_begin, seg_end))
+        return effects + self._release_parked(state)
+
+    def is_dropped(self) -> bool:
+        """Is every tensor of this share deleted?"""
+        return all(steps == LEFT for state in self.blocks.values() for steps in state.applied)
+
     def drop_origin(self, connection: Any) -> None:
         """A connection closed: its parked pulls go; the answers of its pushes wait for it to come back."""
         for index, state in list(self._parking.items()):
@@ -228,7 +258,8 @@ class ShareCore:
             case Verdict.NEXT:
                 self.sessions.admit(session, seq)
         if needs_values and not self._is_present(event):
-            return self._and_its_mark(event, self._consume(event, Status.ERROR, _no_values(event.block)))
+            error = self._no_values(event.block, event.seg_begin, event.seg_end)
+            return self._and_its_mark(event, self._consume(event, Status.ERROR, error))
         return None
 
     def _repeat(self, event: Push) -> list[Effect]:
@@ -241,6 +272,15 @@ class ShareCore:
         status, error = self.sessions.fate(event.session, event.seq)
         values = event.values and status in (Status.DUPLICATE, Status.LATE) and self._is_present(event)
         return [Release(event.buffer), self._answer(event, status, values=values, error=error)]
+
+    def _no_values(self, block: int, seg_begin: int, seg_end: int) -> UsageError:
+        if LEFT in self.blocks[block].applied[seg_begin:seg_end]:
+            return deleted_error(block=block)
+        return UsageError(
+            "a tensor has no values yet",
+            block=block,
+            next_move="Call store.init with it on every worker before pushing or pulling.",
+        )
 
     def _is_present(self, event: Push) -> bool:
         return all(self.blocks[event.block].present[event.seg_begin : event.seg_end])
@@ -292,9 +332,7 @@ class ShareCore:
         if event.finite:
             waiting = self._wait_for(event, event.clock, event.seg_end - event.seg_begin)
             rank = self._ranks.get(event.session, 1 << 30)
-            contribution = Contribution(
-                event.session, rank, event.buffer, event.seg_begin, event.weight, event.stamp
-            )
+            contribution = Contribution(event.session, rank, event.buffer, event.seg_begin, event.weight, event.stamp)
         else:
             self.rejected += 1
             effects = self._consume(event, Status.REJECTED)
@@ -364,9 +402,7 @@ class ShareCore:
         fused = None
         effects: list[Effect] = []
         if run.contributions:
-            fused = next(
-                (w for w in released if w.values and (w.seg_begin, w.seg_end) == (seg_begin, seg_end)), None
-            )
+            fused = next((w for w in released if w.values and (w.seg_begin, w.seg_end) == (seg_begin, seg_end)), None)
             effects = self._apply_sources(state, run, fused)
         effects += [self._answer_of(waiting) for waiting in released if waiting is not fused]
         for contribution in run.contributions:
@@ -384,8 +420,7 @@ class ShareCore:
         segments = state.shape.segments
         base = segments[run.seg_begin].begin
         sources = tuple(
-            Source(c.buffer, base - segments[c.seg_begin].begin, c.weight if self.mean else 1.0)
-            for c in ordered
+            Source(c.buffer, base - segments[c.seg_begin].begin, c.weight if self.mean else 1.0) for c in ordered
         )
         stamp = max(c.stamp for c in ordered)
         return self._applies(state, run.seg_begin, run.seg_end, sources, divisor, stamp, fused)
@@ -563,29 +598,23 @@ class ShareCore:
             if (index in self._gated) != bool(state.gates) or (index in self._parking) != bool(state.parked):
                 raise InvariantError("a block's open gates or parked answers are not listed", block=index)
             if state.gates and self.roster.started and min(state.gates) < self.closed_min:
-                raise InvariantError(
-                    "a step that all have closed is open", block=index, closed=self.closed_min
-                )
+                raise InvariantError("a step that all have closed is open", block=index, closed=self.closed_min)
             for run in (run for runs in state.gates.values() for run in runs):
                 for waiting in run.waiting:
                     live[id(waiting)] = live.get(id(waiting), 0) + run.seg_end - run.seg_begin
             live |= {id(waiting): 0 for waiting in state.parked}
         for key, waiting in self._answers.items():
-            if (
-                key != (waiting.session, waiting.seq)
-                or self.sessions.expected(waiting.session) <= waiting.seq
-            ):
+            if key != (waiting.session, waiting.seq) or self.sessions.expected(waiting.session) <= waiting.seq:
                 raise InvariantError("an answer waits for what was not admitted", seq=waiting.seq)
             if live.get(id(waiting)) != waiting.remaining or waiting.forgotten:
-                raise InvariantError(
-                    "an answer waits for nothing", seq=waiting.seq, segments=waiting.remaining
-                )
+                raise InvariantError("an answer waits for nothing", seq=waiting.seq, segments=waiting.remaining)
         self.sessions.validate()
 
 
-def _no_values(block: int) -> UsageError:
+def deleted_error(**values: object) -> UsageError:
+    """What is said of a tensor that was deleted."""
     return UsageError(
-        "a tensor has no values yet",
-        block=block,
-        next_move="Call store.init with it on every worker before pushing or pulling.",
+        "a tensor was deleted",
+        **values,
+        next_move="Call store.delete with it on this worker as well, or store.init to declare it anew.",
     )
