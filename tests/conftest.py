@@ -35,6 +35,9 @@ LEAK_POLL_S = 0.02
 FD_FOLDER = Path("/proc/self/fd") if Path("/proc/self/fd").is_dir() else Path("/dev/fd")
 TASKS_FOLDER = Path("/proc/self/task")
 
+# Lent buffers are digested when they are sent and when they are acknowledged; read where the client is first imported.
+os.environ.setdefault("WINDLASS_CHECK_BUFFERS", "1")
+
 settings.register_profile("dev", deadline=None)
 settings.register_profile(
     "ci", deadline=None, derandomize=True, print_blob=True, suppress_health_check=[HealthCheck.too_slow]

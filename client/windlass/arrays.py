@@ -18,13 +18,15 @@ Array = npt.NDArray[Any]
 
 
 def as_numpy(name: str, value: Any) -> Array:
-    """`value` as a NumPy array, without a copy where its family shares memory.
+    """`value` as a NumPy array of this machine's byte order, without a copy where its family shares memory.
 
     Raises:
         UsageError: it is no array, or lies on another device.
     """
     if isinstance(value, np.ndarray):
-        return value
+        if not value.dtype.isnative:
+            return value.astype(value.dtype.newbyteorder("="))
+        return value if type(value) is np.ndarray else np.asarray(value)
     if hasattr(value, "detach"):  # torch refuses DLPack of what requires a gradient
         value = value.detach()
     if hasattr(value, "__dlpack__"):
@@ -46,6 +48,33 @@ def as_numpy(name: str, value: Any) -> Array:
         type=type(value).__name__,
         next_move="Pass NumPy arrays, or anything with __dlpack__.",
     )
+
+
+def as_target(name: str, value: Any) -> Array:
+    """`value` as a NumPy array that shares its memory and may be written to.
+
+    Raises:
+        UsageError: it does not share, or must not be written to.
+    """
+    if isinstance(value, np.ndarray):
+        array = value if type(value) is np.ndarray else np.asarray(value)
+    elif type(value).__module__.partition(".")[0] == "torch":
+        array = value.detach().numpy()
+    elif hasattr(value, "__dlpack__"):
+        array = as_numpy(name, value)
+    else:
+        raise UsageError(
+            "an out value is not an array", name=name, type=type(value).__name__, next_move="Pass arrays to write to."
+        )
+    if not array.flags.writeable or not array.dtype.isnative:
+        raise UsageError(
+            "an out array cannot be written to",
+            name=name,
+            writeable=array.flags.writeable,
+            dtype=array.dtype.str,
+            next_move="Leave out= away and use what the call returns.",
+        )
+    return array
 
 
 def family_of(value: Any) -> Callable[[Array], Any]:

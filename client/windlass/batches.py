@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 
 class Batches:
-    """An iterable over batches: tuples of arrays, one array, or row numbers if it was given a length."""
+    """An iterable over batches: tuples of arrays, one array, or row numbers if it was given a length.
+
+    To iterate over it once more is another pass over all epochs, on every worker alike.
+    """
 
     def __init__(
         self,
@@ -42,9 +45,10 @@ class Batches:
         self._sources = sources
         self._seed = seed
         self._shuffle = shuffle
+        self._passes = 0
+        self._loader = f"{loader}:{self.length}:{size}:{epochs}:{seed}:{int(shuffle)}:{int(drop_last)}"
         self._request: dict[str, Any] = {
             "job": job,
-            "loader": f"{loader}:{self.length}:{size}:{epochs}:{seed}:{int(shuffle)}:{int(drop_last)}",
             "length": self.length,
             "size": size,
             "epochs": epochs,
@@ -57,13 +61,15 @@ class Batches:
 
         done: list[int] = []
         call = 0
+        self._passes += 1
+        loader = f"{self._loader}:{self._passes}"
         epoch, order = -1, np.arange(self.length)
         while True:
             call += 1
-            shard = self._member.control.next_shard(
-                pb.NextShardRequest(session=self._member.session, shards_done=done, call=call, **self._request),
-                timeout_s=self._member.wait_s,
+            asking = pb.NextShardRequest(
+                session=self._member.session, loader=loader, shards_done=done, call=call, **self._request
             )
+            shard = self._member.ask_peers(self._member.control.next_shard, asking, "the next batch")
             if shard.exhausted:
                 return
             if shard.epoch != epoch:

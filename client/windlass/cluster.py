@@ -11,8 +11,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from windlass import declare
 from windlass.batches import Batches
-from windlass.finding import Found, Place, find, place
+from windlass.finding import Found, Patience, Place, find, patience, place
 from windlass.member import Member, join_request
 from windlass.run_folder import RunFolder
 from windlass.store import Store
@@ -52,31 +53,31 @@ def connect(
         UsageError: refused in words (another token, another protocol version, a rank that is taken).
     """
     sys.setswitchinterval(0.0005)
-    where = place(job, workers)
+    where, patient = place(job, workers), patience(wait_s)
     found = find(address, servers, where.run_dir)
     try:
-        return _join(found, where, observe=observe, wait_s=wait_s)
+        return _join(found, where, patient, observe=observe)
     except BaseException:
         if found.private is not None:
             found.private.stop()
         raise
 
 
-def _join(found: Found, where: Place, *, observe: bool, wait_s: float) -> Cluster:
+def _join(found: Found, where: Place, patient: Patience, *, observe: bool) -> Cluster:
     from windlass_proto.control_link import ControlLink
     from windlass_proto.gen import control_pb2 as pb
 
-    control = ControlLink(found.address, found.token, found_by=found.found_by)
+    control = ControlLink(found.address, found.token, found_by=found.found_by, timeout_s=patient.rpc_s)
     try:
         role = pb.ROLE_OBSERVER if observe else pb.ROLE_WORKER
         name = f"worker-{where.rank}" if where.rank is not None else ""
         request = join_request(role, where.job, where.workers, where.rank, name)
-        member = Member(control, request, found.token, wait_s=wait_s)
+        member = Member(control, request, found.token, patience=patient)
     except BaseException:
         control.close()
         raise
     try:
-        member.await_routing(limits.RPC_S)
+        member.await_routing(patient.rpc_s)
     except BaseException:
         member.close()
         raise
@@ -121,8 +122,8 @@ class Cluster:
 
     @property
     def is_main(self) -> bool:
-        """Is this rank 0?"""
-        return self.rank == 0
+        """Is this the worker of rank 0?"""
+        return self.rank == 0 and not self._member.observes
 
     @property
     def run_dir(self) -> Path:
@@ -142,7 +143,7 @@ class Cluster:
         with self._lock:
             known = self._stores.get(name)
             if known is not None:
-                if known.consistency != consistency:
+                if known.consistency != consistency and not self._member.observes:
                     raise UsageError(
                         "a store was opened with another mode", store=name, open=known.consistency, asked=consistency
                     )
@@ -150,7 +151,10 @@ class Cluster:
             reply = self._member.control.open_store(
                 pb.OpenStoreRequest(session=self._member.session, job=self.job, store=name, consistency=consistency)
             )
-            store = self._stores[name] = Store(self._member, reply.store_id, name, reply.consistency or consistency)
+            store = Store(self._member, reply.store_id, name, reply.consistency or consistency)
+            if self._member.observes:
+                declare.observe(store)
+            self._stores[name] = store
             return store
 
     def batches(
@@ -210,11 +214,8 @@ class Cluster:
 
         self._member.check_open()
         call = self._barriers[name] = self._barriers.get(name, 0) + 1
-        wait_s = self._member.wait_s
-        self._member.control.barrier(
-            pb.BarrierRequest(session=self._member.session, job=self.job, name=name, wait_s=wait_s, call=call),
-            timeout_s=wait_s + 5.0,
-        )
+        asking = pb.BarrierRequest(session=self._member.session, job=self.job, name=name, call=call)
+        self._member.ask_peers(self._member.control.barrier, asking, f"barrier {name}")
 
     def broadcast(self, value: Any, root: int = 0) -> Any:
         """Every worker calls it; all receive `root`'s value, which must be JSON."""
@@ -226,23 +227,20 @@ class Cluster:
             raw = json.dumps(value).encode() if self.rank == root else b""
         except (TypeError, ValueError) as cause:
             raise UsageError("a broadcast value is not JSON", type=type(value).__name__, reason=str(cause)) from cause
-        wait_s = self._member.wait_s
-        reply = self._member.control.broadcast(
-            pb.BroadcastRequest(
-                session=self._member.session,
-                job=self.job,
-                call=self._broadcasts,
-                root=root,
-                is_root=self.rank == root,
-                value=raw,
-                wait_s=wait_s,
-            ),
-            timeout_s=wait_s + 5.0,
+        asking = pb.BroadcastRequest(
+            session=self._member.session,
+            job=self.job,
+            call=self._broadcasts,
+            root=root,
+            is_root=self.rank == root,
+            value=raw,
         )
+        reply = self._member.ask_peers(self._member.control.broadcast, asking, "broadcast")
         return json.loads(reply.value)
 
     def status(self) -> dict[str, Any]:
         """The cluster's state as `windlass status --json` prints it."""
+        self._member.check_open()
         from google.protobuf.json_format import MessageToDict
 
         found: dict[str, Any] = MessageToDict(self._member.control.status(), preserving_proto_field_name=True)
@@ -250,15 +248,23 @@ class Cluster:
 
     def close(self) -> None:
         """Leave in order: what was pushed is finished, nobody waits for this worker. Raises what nobody waited for."""
+        self._close(finish=True)
+
+    def _close(self, *, finish: bool) -> None:
+        """Leave; `finish`: wait for other workers whom a push of ours waits for."""
         if self._closed:
             return
         self._closed = True
+        if self._member.is_forked():
+            return  # the parent's to close
         atexit.unregister(self._close_at_exit)
         failure: WindlassError | None = None
         try:
             for store in self._stores.values():
                 try:
                     store.leave()
+                    if finish:
+                        store.finish()
                     store.raise_failed()
                 except WindlassError as error:
                     failure = failure or error
@@ -285,7 +291,7 @@ class Cluster:
             return
         self._run.failed(error)
         try:
-            self.close()
+            self._close(finish=False)
         except WindlassError as second:
             error.add_note(f"closing the cluster then failed: {second}")
 
@@ -294,7 +300,7 @@ class Cluster:
         uncaught = getattr(sys, "last_value", None)
         if isinstance(uncaught, BaseException):
             self._run.failed(uncaught)
-        self.close()
+        self._close(finish=not isinstance(uncaught, BaseException))
 
     def _facts(self, found: Found) -> dict[str, str | int | list[str]]:
         return {

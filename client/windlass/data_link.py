@@ -14,7 +14,7 @@ from windlass.window_core import OutFrame, Request, WindowCore
 from windlass_proto import errors, frames, limits
 from windlass_proto.errors import ProtocolError, UnavailableError, UsageError
 from windlass_proto.frames import Entry, Header, Kind, Op, Status
-from windlass_proto.links import arena, preamble
+from windlass_proto.links import arena, buffers, preamble
 from windlass_proto.links.stream import Frame, FrameReader, FrameWriter, Place
 
 _SINK = memoryview(bytearray(64 * limits.KIB))
@@ -69,6 +69,7 @@ def open_socket(target: Target, key: bytes, session: bytes, timeout_s: float) ->
             reason=str(cause),
             next_move="Look at the server's log, or at `windlass status`.",
         ) from cause
+    buffers.enlarge(sock)
     try:
         preamble.greet(sock, key, session, timeout_s=timeout_s)
     except BaseException:
@@ -128,9 +129,7 @@ class DataLink:
                 if at & 63:
                     payload.append(_ZEROS[: -at & 63])
                     at += -at & 63
-        header = Header(
-            Kind.REQUEST, frame.flags, len(entries), frame.store, at, frame.generation, frame.clock, 0, 0
-        )
+        header = Header(Kind.REQUEST, frame.flags, len(entries), frame.store, at, frame.generation, frame.clock, 0, 0)
         self.writer.put(header, frames.pack_entries(entries), payload)
 
     def goodbye(self) -> None:
@@ -189,27 +188,34 @@ def _sink(nbytes: int) -> list[memoryview]:
     return [_SINK] * whole + ([_SINK[:rest]] if rest else [])
 
 
+def bytes_of(values: Any, heap: arena.ArenaHeap | None) -> bytes:
+    """A copy of the bytes of `values`."""
+    if isinstance(values, InArena):
+        assert heap is not None
+        return heap.segments[values.segment_id - 1].array[values.offset : values.offset + values.nbytes].tobytes()
+    return b"".join(values.views) if isinstance(values, InFrame) else b""
+
+
 def error_of(entry: Entry, records: dict[int, bytearray]) -> errors.WindlassError:
     """The error that an answer of status ERROR carries."""
     return errors.from_wire_untrusted(bytes(records.get(entry.tag, b"")))
 
 
-def refusal_of(status: Status, entry: Entry, table: str) -> errors.WindlassError | None:
-    """The error that another status stands for, or None if it is a success."""
+def refusal_of(status: Status, tensors: str, *, worker: object) -> errors.WindlassError:
+    """The error that a status stands for which is no success and brings no record."""
     if status is Status.REJECTED:
         return UsageError(
             "a gradient holds values that are not finite",
-            table=table,
-            block=entry.block,
+            tensors=tensors,
+            worker=worker,
             next_move="It was not applied and its step went on without it. Look for an overflow or a division by 0.",
         )
-    if status is Status.UNKNOWN:
-        return UnavailableError(
-            "the server does not hold this table",
-            table=table,
-            next_move="It was restarted or the tensors were deleted: restore a checkpoint, or call init again.",
-        )
-    return None
+    return UnavailableError(
+        "the server does not hold these tensors" if status is Status.UNKNOWN else "the server has lost their updates",
+        tensors=tensors,
+        status=status.name,
+        next_move="It was restarted: start the job again.",
+    )
 
 
 def _entry(request: Request, offset: int, nbytes: int, segment_id: int, *, shared: bool) -> Entry:

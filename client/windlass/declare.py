@@ -6,8 +6,9 @@ scheduler compares, grants the action to one worker, and lets the others wait un
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -52,38 +53,36 @@ def declare(
         reduce=reduce,
     )
     reply = member.control.declare(request)
-    fresh = _take_groups(store, reply.groups)
+    fresh = _take_groups(store, reply.groups, arrays)
     if reply.granted:
         _write_first_values(store, arrays, reply.declaration_id)
     elif not reply.sealed:
         _await_seal(store, arrays, reply.declaration_id)
     if not store.entered:
-        entered = member.control.enter_roster(
-            pb.EnterRosterRequest(session=member.session, store_id=store.store_id), timeout_s=member.wait_s
-        )
+        entering = pb.EnterRosterRequest(session=member.session, store_id=store.store_id)
+        entered = member.ask_peers(member.control.enter_roster, entering, f"init of store {store.name}")
         store.entered = True
         store.clock = entered.join_clock
         return False
     return fresh
 
 
-def agree(store: Store, action: str, key: str, digest: str) -> int | None:
+def agree(store: Store, action: str, names: list[str], digest: str, text: str) -> int | None:
     """Ask to carry out `action` at this step: its id if this worker is to do it, None once another has done it."""
     from windlass_proto.gen import control_pb2 as pb
 
     member = store.member
-    reply = member.control.agree(
-        pb.AgreeRequest(
-            session=member.session,
-            store_id=store.store_id,
-            step=store.clock,
-            action=action,
-            key=key,
-            digest=digest,
-            text=f"{action} of {key or store.name}, digest {digest}",
-        ),
-        timeout_s=member.wait_s,
+    asking = pb.AgreeRequest(
+        session=member.session,
+        store_id=store.store_id,
+        step=store.clock,
+        action=action,
+        key=f"call {store.next_call(action)}",
+        digest=digest,
+        text=text,
+        names=names if action == "delete" else (),
     )
+    reply = member.ask_peers(member.control.agree, asking, f"{action} in store {store.name}")
     return reply.action_id if reply.granted else None
 
 
@@ -93,6 +92,44 @@ def agreed(store: Store, action_id: int) -> None:
 
     request = pb.AgreeDoneRequest(session=store.member.session, store_id=store.store_id, action_id=action_id)
     store.member.control.agree_done(request)
+
+
+def delete(store: Store, names: list[str]) -> None:
+    """Carry out or wait for the deletion of `names`."""
+    if not names:
+        raise UsageError("delete was given no tensors", store=store.name, next_move="Pass names.")
+    for name in names:
+        store.place(name)
+    text = ", ".join(names)
+    action = agree(store, "delete", names, _digest_of_names(names), text[:500])
+    if action is not None:
+        ticket, requests = store.drops(names)
+        store.member.pump.submit(requests)
+        with contextlib.suppress(UsageError):
+            ticket.result()
+        agreed(store, action)
+    store.forget(names)
+
+
+def observe(store: Store) -> None:
+    """Make an observer's side of all groups that are declared by now."""
+    from windlass_proto.gen import control_pb2 as pb
+
+    member = store.member
+    reply = member.control.declare(pb.DeclareRequest(session=member.session, store_id=store.store_id))
+    _take_groups(store, reply.groups, None)
+
+
+def in_words(arrays: Mapping[str, Array]) -> str:
+    """Names and first values, for an error."""
+    shown = [f"{name}={np.array2string(array.reshape(-1)[:3], precision=6)}" for name, array in arrays.items()]
+    return ", ".join(shown[:4]) + (f" and {len(shown) - 4} more" if len(shown) > 4 else "")
+
+
+def _digest_of_names(names: list[str]) -> str:
+    import xxhash
+
+    return xxhash.xxh3_128_hexdigest("\0".join(names).encode())
 
 
 def digest_of(arrays: Mapping[str, Array]) -> str:
@@ -129,8 +166,8 @@ def _tensor(name: str, array: Array, groups: Mapping[str, Mapping[str, float]]) 
     )
 
 
-def _take_groups(store: Store, groups: Any) -> bool:
-    """Make this worker's side of new groups, and declare them to the servers that hold them."""
+def _take_groups(store: Store, groups: Any, names: Iterable[str] | None) -> bool:
+    """Make this worker's side of new groups (of `names`, None: of all), and declare them to the servers that hold them."""
     member = store.member
     tickets = []
     fresh = False
@@ -145,8 +182,9 @@ def _take_groups(store: Store, groups: Any) -> bool:
         table = DenseTable(spec.layout, store.store_id, member.heap)
         store.tables[group.table_id] = table
         store.rules[group.table_id] = spec.rule
-        for number, tensor in enumerate(spec.layout.tensors):
-            store.where[tensor.name] = (group.table_id, number)
+        for number, tensor in enumerate(group.tensors):
+            if not tensor.deleted and (names is None or tensor.name in names):
+                store.where[tensor.name] = (group.table_id, number)
         tickets.append(_declare_to_servers(store, table, group.SerializeToString()))
     for ticket in tickets:
         ticket.result()
@@ -190,13 +228,10 @@ def _write_first_values(store: Store, arrays: Mapping[str, Array], declaration_i
 def _await_seal(store: Store, arrays: Mapping[str, Array], declaration_id: int) -> None:
     from windlass_proto.gen import control_pb2 as pb
 
-    reply = store.member.control.await_seal(
-        pb.AwaitSealRequest(session=store.member.session, store_id=store.store_id, declaration_id=declaration_id),
-        timeout_s=store.member.wait_s,
-    )
+    member = store.member
+    asking = pb.AwaitSealRequest(session=member.session, store_id=store.store_id, declaration_id=declaration_id)
+    reply = member.ask_peers(member.control.await_seal, asking, f"init of store {store.name}")
     if reply.granted:
         _write_first_values(store, arrays, declaration_id)
     elif not reply.sealed:
-        raise UnavailableError("first values did not come", store=store.name, waited_s=store.member.wait_s)
-
-
+        raise UnavailableError("first values did not come", store=store.name)

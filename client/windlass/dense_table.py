@@ -112,7 +112,9 @@ class DenseTable:
         found = self._plans.get(key)
         if found is not None:
             return found[0]
-        spans = [span for block, begin, end in self._runs(tensors) for span in self._cut(block, begin, end, source, out)]
+        spans = [
+            span for block, begin, end in self._runs(tensors) for span in self._cut(block, begin, end, source, out)
+        ]
         if len(self._plans) >= _PLANS_MAX:
             self._plans.clear()
         self._plans[key] = (spans, (source, out))  # the memory stays alive, so its addresses stay its own
@@ -139,7 +141,12 @@ class DenseTable:
         borders = sorted(cuts)
         return [
             Span(
-                share, block.index, a, b, self._values(block, a, b, source, _ZEROS), self._values(block, a, b, out, _SINK)
+                share,
+                block.index,
+                a,
+                b,
+                self._values(block, a, b, source, _ZEROS),
+                self._values(block, a, b, out, _SINK),
             )
             for a, b in zip(borders, borders[1:], strict=False)
         ]
@@ -167,7 +174,9 @@ class DenseTable:
             return None
         return place[0], place[1] + segment.tensor_begin * self.layout.dtype.itemsize
 
-    def _values(self, block: Block, begin: int, end: int, place: Place, padding: memoryview) -> InFrame | InArena | None:
+    def _values(
+        self, block: Block, begin: int, end: int, place: Place, padding: memoryview
+    ) -> InFrame | InArena | None:
         if place is None:
             return None
         itemsize = self.layout.dtype.itemsize
@@ -189,6 +198,22 @@ class DenseTable:
             if pad:
                 views.append(padding[:pad])
         return InFrame(tuple(view for view in views if view.nbytes), nbytes)
+
+
+def tensors_between(layout: GroupLayout, block: int, begin: int, end: int) -> list[str]:
+    """Names of the tensors in segments [begin, end) of a block."""
+    return [layout.tensors[segment.tensor].name for segment in layout.blocks[block].segments[begin:end]]
+
+
+def not_finite(layout: GroupLayout, block: int, begin: int, end: int, raw: bytes) -> list[str]:
+    """Names of the tensors in segments [begin, end) of a block whose values in `raw` are not all finite."""
+    values = np.frombuffer(raw, dtype=layout.dtype)
+    first = layout.blocks[block].segments[begin].begin
+    return [
+        layout.tensors[segment.tensor].name
+        for segment in layout.blocks[block].segments[begin:end]
+        if not np.isfinite(values[segment.begin - first : segment.begin - first + segment.elements]).all()
+    ]
 
 
 def _key(place: Place) -> Any:

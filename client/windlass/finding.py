@@ -6,6 +6,7 @@ A private one is refused where a launcher has left its traces: eight workers mus
 
 from __future__ import annotations
 
+import math
 import os
 import secrets
 import sys
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from windlass_proto import limits
 from windlass_proto.errors import UsageError
 from windlass_proto.token_file import read_token
 
@@ -34,6 +36,19 @@ class Found:
     found_by: str
     token: bytes
     private: LocalCluster | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long this process waits, seconds.
+
+    `rpc_s` ($WINDLASS_RPC_S) for a server or the scheduler, `wait_s` for live peers; after `said_after_s`
+    ($WINDLASS_WAIT_SAID_AFTER_S) one line says for whom.
+    """
+
+    wait_s: float = limits.WAIT_S
+    rpc_s: float = limits.RPC_S
+    said_after_s: float = limits.WAIT_SAID_AFTER_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +74,10 @@ def find(address: str | None, servers: int | None, run_dir: Path, environ: Mappi
     address = environ.get("WINDLASS_SCHEDULER")
     if address:
         return Found(address, "$WINDLASS_SCHEDULER", _token(address, environ))
+    record = recorded_cluster.find() if servers is None else None
+    if record is not None:
+        return Found(record.address, "windlass up", read_token(record.token_file))
     traces = [name for name in (*_JOB_VARIABLES, *_LAUNCHER_VARIABLES) if environ.get(name)]
-    if servers is None and not traces:
-        record = recorded_cluster.find()
-        if record is not None:
-            return Found(record.address, "windlass up", read_token(record.token_file))
     if traces:
         raise UsageError(
             "this process looks like one of several workers, but nobody said where their scheduler is",
@@ -73,6 +87,27 @@ def find(address: str | None, servers: int | None, run_dir: Path, environ: Mappi
             next_move="Set WINDLASS_SCHEDULER=HOST:PORT, or unset the variable to train alone.",
         )
     return _private(1 if servers is None else servers, run_dir)
+
+
+def patience(wait_s: float, environ: Mapping[str, str] = os.environ) -> Patience:
+    """`wait_s` and what the environment says.
+
+    Raises:
+        UsageError: one of them is no positive number.
+    """
+    rpc_s = _seconds("WINDLASS_RPC_S", environ.get("WINDLASS_RPC_S") or limits.RPC_S)
+    name = "WINDLASS_WAIT_SAID_AFTER_S"
+    return Patience(_seconds("wait_s", wait_s), rpc_s, _seconds(name, environ.get(name) or limits.WAIT_SAID_AFTER_S))
+
+
+def _seconds(name: str, said: str | float) -> float:
+    try:
+        seconds = float(said)
+    except ValueError:
+        seconds = math.nan
+    if not 0.0 < seconds < 1e9:
+        raise UsageError(f"{name} is not a number of seconds", got=said, next_move="Give a positive number.")
+    return seconds
 
 
 def place(job: str | None, workers: int | None, environ: Mapping[str, str] = os.environ) -> Place:

@@ -7,19 +7,22 @@ The data plane goes on while the scheduler is away.
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import socket
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy.typing as npt
 
 from windlass.data_link import Target
 from windlass.dense_table import DenseTable
+from windlass.finding import Patience
 from windlass.pump import Pump
 from windlass.ticket import Ticket
 from windlass_proto import limits
@@ -30,7 +33,10 @@ if TYPE_CHECKING:
     from windlass_proto.control_link import Beater, ControlLink
     from windlass_proto.gen import control_pb2
 
+Reply = TypeVar("Reply")
+
 _LINKS = ("tcp", "unix", "shm")
+_SERVER_GONE = re.compile(r"server \d+[, ].*(is gone|has not beaten)")
 
 
 class Member:
@@ -40,16 +46,19 @@ class Member:
         control: the link to the scheduler.
         request: what to join as.
         token: the cluster's secret.
-        wait_s: how long to wait for live peers.
+        patience: how long to wait, for whom.
     """
 
-    def __init__(self, control: ControlLink, request: control_pb2.JoinRequest, token: bytes, *, wait_s: float) -> None:
+    def __init__(
+        self, control: ControlLink, request: control_pb2.JoinRequest, token: bytes, *, patience: Patience
+    ) -> None:
         from windlass_proto import beats
         from windlass_proto.control_link import Beater
         from windlass_proto.gen import control_pb2 as pb
 
         self.control = control
-        self.wait_s = wait_s
+        self.patience = patience
+        self.observes = request.role == pb.ROLE_OBSERVER
         self.joined = control.join(request)
         self.session = self.joined.session
         self.vshards = self.joined.vshards
@@ -68,7 +77,7 @@ class Member:
         self._pid = os.getpid()
         key = preamble.link_key(token, self.joined.cluster_id)
         self._link_kind = _link_kind()
-        self.pump = Pump(self.session, key, None)
+        self.pump = Pump(self.session, key, None, rpc_s=patience.rpc_s, said_after_s=patience.said_after_s)
         self.pump.on_idle_wait = self._say_who_is_awaited
         host = control.address.rpartition(":")[0]
         self._beater: Beater = Beater(
@@ -81,6 +90,7 @@ class Member:
             clocks=lambda: self.clocks(),
         )
         watch = pb.WatchRequest(member_id=self.joined.member_id, session=self.session, metrics=True)
+        _MEMBERS.add(self)
         control.watch(watch, self._on_update, self._on_lost)
 
     # ---- routing -----------------------------------------------------------------------------------------------------
@@ -174,8 +184,18 @@ class Member:
 
     def _say_who_is_awaited(self, ticket: Ticket, waited_s: float) -> None:
         """After ten seconds one line says for whom; after `wait_s` the wait ends."""
-        awaited = self.awaited(ticket)
-        if waited_s >= self.wait_s:
+        status = self._status()
+        awaited = self._awaited(status, ticket)
+        gone = [sentence for sentence in status.sentences if _SERVER_GONE.match(sentence)] if status is not None else []
+        if gone and waited_s >= self.patience.rpc_s:
+            raise UnavailableError(
+                "a server does not answer",
+                servers="; ".join(gone),
+                waited_s=round(waited_s, 1),
+                rpc_s=self.patience.rpc_s,
+                next_move="Look at `windlass status` and the server's log.",
+            )
+        if waited_s >= self.patience.wait_s:
             raise UnavailableError(
                 f"{ticket.what} waited too long",
                 waited_s=round(waited_s),
@@ -183,15 +203,55 @@ class Member:
                 awaited=awaited,
                 next_move="Look at `windlass status`; raise wait_s in connect() if this is expected.",
             )
-        if waited_s < 2 * limits.WAIT_SAID_AFTER_S:
+        if waited_s < 2 * self.patience.said_after_s:
             sys.stderr.write(f"windlass: {ticket.what} has waited {waited_s:.0f} s for {awaited}\n")
 
-    def awaited(self, ticket: Ticket) -> str:
-        """Which workers a ticket waits for, in words."""
+    def ask_peers(self, call: Callable[..., Reply], request: Any, what: str, *, wait_s: float | None = None) -> Reply:
+        """Make a call whose answer other workers may delay: once, after ten seconds, one line says for whom it waits.
+
+        The call is repeated at that rhythm (each finds its earlier answer), for `wait_s` in all.
+
+        Raises:
+            UnavailableError: the peers did not come, or the scheduler was away for `rpc_s`.
+        """
+        limit_s = self.patience.wait_s if wait_s is None else wait_s
+        began = heard = time.monotonic()
+        said = False
+        while True:
+            self.check_open()
+            left_s = limit_s - (time.monotonic() - began)
+            try:
+                return call(request, timeout_s=max(0.1, min(self.patience.said_after_s, left_s)))
+            except UnavailableError as error:
+                now = time.monotonic()
+                reason = error.values.get("reason", "")
+                if "address" not in error.values:
+                    heard = now  # the scheduler itself said that its time was up
+                elif now - heard >= self.patience.rpc_s:
+                    raise
+                if now - began >= limit_s:
+                    raise UnavailableError(
+                        f"{what} waited too long",
+                        waited_s=round(now - began),
+                        awaited=reason,
+                        next_move="Look at `windlass status`; raise wait_s in connect() if this is expected.",
+                    ) from error
+                if "waited_s" not in error.values and "address" not in error.values:
+                    raise
+            if not said:
+                said = True
+                sys.stderr.write(f"windlass: {what} has waited {now - began:.0f} s: {reason}\n")
+
+    def _status(self) -> control_pb2.StatusReply | None:
         try:
-            status = self.control.status(timeout_s=2.0)
-        except WindlassError as error:
-            return f"an unknown worker (the scheduler does not answer: {error.fact})"
+            return self.control.status(timeout_s=2.0)
+        except WindlassError:
+            return None
+
+    def _awaited(self, status: control_pb2.StatusReply | None, ticket: Ticket) -> str:
+        """Which workers a ticket waits for, in words."""
+        if status is None:
+            return "an unknown worker (the scheduler does not answer)"
         store_id = ticket.store.store_id if ticket.store is not None else 0
         sentences = [
             sentence for store in status.stores if store.store_id == store_id for sentence in store.waiting_for
@@ -211,21 +271,26 @@ class Member:
         Raises:
             ClosedError: closed, ended by the scheduler, or carried through a fork.
         """
-        if os.getpid() != self._pid:
-            raise ClosedError(
-                "this connection was made in another process",
-                made_in=self._pid,
-                here=os.getpid(),
-                next_move='Start processes with multiprocessing.get_context("spawn") and connect in each.',
-            )
+        if self.is_forked():
+            raise _made_elsewhere(self._pid)
         if self._closed is not None:
             raise self._closed
+
+    def is_forked(self) -> bool:
+        """Is this process a fork of the one that connected?"""
+        return os.getpid() != self._pid
+
+    def forked(self) -> None:
+        """This process is a fork: the connection stays with the parent, whose threads run there alone."""
+        self._closed = _made_elsewhere(self._pid)
+        self._routed = threading.Condition()
+        self.pump.orphan(self._closed)
 
     def close(self) -> None:
         """Leave the cluster in order; join every thread."""
         from windlass_proto.gen import control_pb2 as pb
 
-        if os.getpid() != self._pid:
+        if self.is_forked():
             return
         ended = self._closed is not None
         self._closed = self._closed or ClosedError("the cluster was closed", next_move="Call windlass.connect() again.")
@@ -241,6 +306,24 @@ class Member:
         self.control.close()
         if self.heap is not None:
             self.heap.close()
+
+
+def _made_elsewhere(pid: int) -> ClosedError:
+    return ClosedError(
+        "this connection was made in another process",
+        made_in=pid,
+        here=os.getpid(),
+        next_move='Start processes with multiprocessing.get_context("spawn") and connect in each.',
+    )
+
+
+def _after_fork() -> None:
+    for member in list(_MEMBERS):
+        member.forked()
+
+
+_MEMBERS: weakref.WeakSet[Member] = weakref.WeakSet()
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def join_request(role: int, job: str, workers: int, rank: int | None, name: str) -> control_pb2.JoinRequest:

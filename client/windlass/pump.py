@@ -32,6 +32,7 @@ _BACKGROUND_AFTER_S = 0.001
 _BACKGROUND_TURN_S = 0.05
 _CONNECT_S = 3.0
 _FRAMES_A_TURN = 16
+_SUCCESSES = frozenset({Status.OK, Status.DUPLICATE, Status.LATE})
 _READ_WRITE = select.POLLIN | select.POLLOUT
 
 
@@ -63,15 +64,23 @@ class Pump:
         key: the data links' key.
         heap: shared memory that shm links pass on; None where it is not to be used.
         rpc_s: how long a server may be unreachable before what was asked of it fails.
+        said_after_s: how long a wait may be before `on_idle_wait` hears of it, and again after each such time.
     """
 
     def __init__(
-        self, session: bytes, key: bytes, heap: ArenaHeap | None, *, rpc_s: float = limits.RPC_S
+        self,
+        session: bytes,
+        key: bytes,
+        heap: ArenaHeap | None,
+        *,
+        rpc_s: float = limits.RPC_S,
+        said_after_s: float = limits.WAIT_SAID_AFTER_S,
     ) -> None:
         self.session = session
         self.key = key
         self.heap = heap
         self.rpc_s = rpc_s
+        self.said_after_s = said_after_s
         self.window = WindowCore(_unrouted)
         self.links: dict[int, DataLink] = {}
         self.targets: dict[int, Target] = {}
@@ -121,9 +130,9 @@ class Pump:
     def wait_on(self, ticket: Ticket, *, held: bool) -> None:
         """Wait for what `submit_to_wait` queued; `held` is what it returned."""
         if held:
-            self._pump_until(ticket, time.monotonic() + limits.WAIT_SAID_AFTER_S)
+            self._pump_until(ticket, time.monotonic() + self.said_after_s)
         if ticket.left:
-            self.wait(ticket, None, waited_s=limits.WAIT_SAID_AFTER_S if held else 0.0)
+            self.wait(ticket, None, waited_s=self.said_after_s if held else 0.0)
 
     def route(self, server_of: Callable[[int], int], generation: int, targets: dict[int, Target]) -> None:
         """Vshards have these owners, reachable there."""
@@ -141,17 +150,28 @@ class Pump:
         """
         began = time.monotonic() - waited_s
         deadline = None if timeout_s is None else began + timeout_s
-        notice_at = began + limits.WAIT_SAID_AFTER_S
+        notice_at = began + self.said_after_s
         while ticket.left:
+            if self._stopping:
+                raise self._failed or ClosedError("the cluster was closed")
             now = time.monotonic()
             if deadline is not None and now >= deadline:
                 raise TimeoutError(f"{ticket.what} was not answered within {timeout_s} s; it goes on")
             if now >= notice_at:
-                notice_at = now + limits.WAIT_SAID_AFTER_S
+                notice_at = now + self.said_after_s
                 if self.on_idle_wait is not None:
                     self.on_idle_wait(ticket, now - began)
             until = notice_at if deadline is None else min(deadline, notice_at)
             self._wait_once(ticket, until)
+
+    def orphan(self, error: WindlassError) -> None:
+        """This process is a fork of the one that made the pump, whose threads and links stay with that one."""
+        self._state = threading.Condition()
+        self._failed = error
+        self._stopping = True
+        for link in self.links.values():
+            link.sock.close()
+        os.close(self._bell)
 
     def close(self, timeout_s: float = 5.0) -> None:
         """Send what is queued, say goodbye, close every link, join every thread. Unfinished requests fail."""
@@ -356,8 +376,10 @@ class Pump:
             error: WindlassError | None
             if finished.status is Status.ERROR:
                 error = error_of(entry, records)
+            elif finished.status in _SUCCESSES:
+                error = None
             else:
-                error = refusal_of(finished.status, entry, _table_name(finished))
+                error = _refusal(finished)
             self._finish(finished.request.owner, error)
 
     def _finish(self, ticket: Ticket | None, error: WindlassError | None) -> None:
@@ -365,13 +387,12 @@ class Pump:
             return
         if error is not None and ticket.error is None:
             ticket.error = error
+        if ticket.left == 1 and ticket.store is not None:
+            ticket.store.on_done(ticket)
         ticket.left -= 1
-        if ticket.left == 0:
-            if ticket.store is not None:
-                ticket.store.on_done(ticket)
-            if self._waiters > 1:
-                with self._state:
-                    self._state.notify_all()
+        if ticket.left == 0 and self._waiters > 1:
+            with self._state:
+                self._state.notify_all()
 
     # ---- links -------------------------------------------------------------------------------------------------------
 
@@ -486,7 +507,11 @@ def _unrouted(vshard: int) -> int:
     raise UnavailableError("no key range has been handed out yet", vshard=vshard)
 
 
-def _table_name(finished: Finished) -> str:
-    owner = finished.request.owner
-    store = getattr(owner, "store", None)
-    return store.table_names(finished.request.share[0]) if store is not None else str(finished.request.share[0])
+def _refusal(finished: Finished) -> WindlassError:
+    """Why a request was refused; its store knows which tensors it was about."""
+    request = finished.request
+    store = getattr(request.owner, "store", None)
+    if store is None:
+        return refusal_of(finished.status, str(request.share[0]), worker="unknown")
+    error: WindlassError = store.refusal(finished.status, request)
+    return error

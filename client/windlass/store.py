@@ -9,11 +9,11 @@ thread at a time (`_lock`), tickets may be waited for by any.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -204,7 +204,7 @@ class Store:
         result: dict[str, Any] = ticket.result()
         return result
 
-    @contextmanager
+    @contextlib.contextmanager
     def step(self) -> Iterator[None]:
         """Everything inside is one step; pulls inside read the last completed step and never wait."""
         with self._lock:
@@ -408,9 +408,7 @@ class Store:
             )
         return found
 
-    def _by_table(
-        self, arrays: Mapping[str, Any], *, what: str, target: bool = False
-    ) -> dict[int, dict[int, Array]]:
+    def _by_table(self, arrays: Mapping[str, Any], *, what: str, target: bool = False) -> dict[int, dict[int, Array]]:
         """Arrays by table and tensor number, checked against what is declared."""
         if not arrays:
             raise UsageError(f"no {what} was given", store=self.name, next_move="Pass a dict of name -> array.")
@@ -469,8 +467,11 @@ class Store:
             chosen.setdefault(table_id, []).append(number)
         before, requests = self._pulls(list(names), None, nowait=False)
         self.member.pump.submit(requests)
-        before.result()
-        plans = [self.tables[table_id].spans(tuple(sorted(numbers)), None, None) for table_id, numbers in chosen.items()]
+        with contextlib.suppress(UsageError):  # another worker deleted them at an earlier step
+            before.result()
+        plans = [
+            self.tables[table_id].spans(tuple(sorted(numbers)), None, None) for table_id, numbers in chosen.items()
+        ]
         return self._requests(Op.DROP, plans, lambda: None, (), priority=0, last=False)
 
     def _pulls(
@@ -507,7 +508,13 @@ class Store:
         count = sum(map(len, plans))
         at = self.clock if clock is None else clock
         ticket = Ticket(
-            self.member.pump, f"{op.name.lower()} of {self.name}", count, store=self, clock=at, finish=finish, settle=settle
+            self.member.pump,
+            f"{op.name.lower()} of {self.name}",
+            count,
+            store=self,
+            clock=at,
+            finish=finish,
+            settle=settle,
         )
         if not count:
             self.on_done(ticket)

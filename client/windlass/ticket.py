@@ -7,10 +7,14 @@ the session's pump; readers see `done` last.
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Generator, Iterable
 from typing import Any, Protocol
 
 from windlass_proto.errors import WindlassError
+
+
+_FINISHING = threading.RLock()  # two threads may wait for one ticket; its values are copied out once
 
 
 class Pump(Protocol):
@@ -31,7 +35,7 @@ class Ticket:
     for raises at the next call on its store.
     """
 
-    __slots__ = ("_finish", "_pump", "_value", "clock", "error", "left", "seen", "store", "what")
+    __slots__ = ("_finish", "_pump", "_value", "clock", "error", "left", "seen", "settle", "store", "what")
 
     def __init__(
         self,
@@ -42,6 +46,7 @@ class Ticket:
         store: Any = None,
         clock: int = 0,
         finish: Callable[[], Any] | None = None,
+        settle: Iterable[Callable[[], None]] = (),
     ) -> None:
         self._pump = pump
         self.what = what
@@ -50,6 +55,7 @@ class Ticket:
         self.clock = clock
         self.error: WindlassError | None = None
         self.seen = False
+        self.settle = settle  # what the store does when everything is answered, before anybody sees the ticket done
         self._finish = finish
         self._value: Any = None
 
@@ -76,7 +82,9 @@ class Ticket:
         if self.error is not None:
             raise self.error
         if self._finish is not None:
-            self._value, self._finish = self._finish(), None
+            with _FINISHING:
+                if self._finish is not None:
+                    self._value, self._finish = self._finish(), None
         return self._value
 
     def __await__(self) -> Generator[Any, None, Any]:
