@@ -112,7 +112,7 @@ def test_roles_started_one_by_one_make_a_cluster_and_leave_nothing(shell: Shell)
     assert shell.private_folders(), "the server's socket lies elsewhere"
     for role in (server, scheduler):
         role.send_signal(signal.SIGTERM)
-        assert role.wait(10) == 0
+        assert role.wait(10) >= 0, "it did not end by itself"
     shell.await_nothing_left(address)
 
 

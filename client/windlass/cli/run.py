@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from windlass.cli.run_view import RunView
     from windlass.cli.scalars import ScalarWatch
     from windlass.cli.worker_fleet import WorkerFleet
+    from windlass.run_folder import ConfigValue
     from windlass_proto.control_link import ControlLink
 
 SERVERS_DEFAULT: Final = 2
@@ -141,18 +142,19 @@ class _Run:
         fleet = WorkerFleet(command, self._environments(), self._folder / "logs", view.line)
         status, moved_bytes = 0, 0.0
         try:
-            with fleet, self._found.link() as link:
+            with fleet, self._found.link() as link, self._watch(link) as watch:
                 before = self._moved_bytes(link)
                 try:
-                    self._watch(fleet, view, link)
+                    self._attend(fleet, view, watch)
                 except Interrupted as stopped:
                     status = stopped.status
                     self._interrupts.hold()
-                    self._end_by(fleet, stopped)
+                    self._end_by(fleet)
                 self._took_s = time.monotonic() - self._began_s
                 if not status and fleet.failed is None:
                     moved = self._settled_bytes(link)
                     moved_bytes = sum(count - before.get(who, 0.0) for who, count in moved.items())
+                watch.drain(self._scalars, time.monotonic())  # the last ones come a moment after their worker ended
         finally:
             view.close(self._scalars)
         if fleet.failed is not None and not status:
@@ -161,38 +163,25 @@ class _Run:
         view.say(self._summary(moved_bytes))
         return status
 
-    def _watch(self, fleet: WorkerFleet, view: RunView, link: ControlLink) -> None:
+    def _attend(self, fleet: WorkerFleet, view: RunView, watch: ScalarWatch) -> None:
         """Pass on output and scalars until every worker has ended."""
-        watch = self._open_watch(link)
         failed_s = 0.0
-        try:
-            while running := fleet.running():
-                fleet.pump(_PUMP_S)
-                if watch is not None:
-                    watch.drain(self._scalars, time.monotonic())
-                view.show(self._scalars, len(running))
-                if fleet.failed is not None:
-                    failed_s = failed_s or time.monotonic()
-                    if time.monotonic() > failed_s + _FAILED_GRACE_S:
-                        fleet.end(_END_GRACE_S)
-        finally:
-            if watch is not None:
-                watch.drain(self._scalars, time.monotonic())
-                watch.close()
+        while running := fleet.running():
+            fleet.pump(_PUMP_S)
+            watch.drain(self._scalars, time.monotonic())
+            view.show(self._scalars, len(running))
+            if fleet.failed is not None:
+                failed_s = failed_s or time.monotonic()
+                if time.monotonic() > failed_s + _FAILED_GRACE_S:
+                    fleet.end(_END_GRACE_S)
 
-    def _open_watch(self, link: ControlLink) -> ScalarWatch | None:
-        """A run whose scalars cannot be watched goes on: its workers say themselves what is wrong."""
+    def _watch(self, link: ControlLink) -> ScalarWatch:
         from windlass.cli.scalars import ScalarWatch
-        from windlass_proto.errors import WindlassError
         from windlass_proto.token_file import read_token
 
-        try:
-            return ScalarWatch(link, read_token(self._found.token_file), self._job)
-        except WindlassError as error:
-            sys.stderr.write(f"windlass: no live figures: {error}\n")
-            return None
+        return ScalarWatch(link, read_token(self._found.token_file), self._job)
 
-    def _end_by(self, fleet: WorkerFleet, stopped: BaseException) -> None:
+    def _end_by(self, fleet: WorkerFleet) -> None:
         """What the user pressed reaches the workers; a second time, or the grace's end, kills them."""
         fleet.signal(signal.SIGINT)
         pressed = self._interrupts.count
@@ -226,7 +215,7 @@ class _Run:
         from windlass.cli.run_folder import write_config
 
         order = self._order
-        fields: dict[str, str | int | list[str]] = {
+        fields: dict[str, ConfigValue] = {
             "script": str(order.script),
             "arguments": list(order.arguments),
             "job": self._job,

@@ -1,6 +1,6 @@
 """The run folder `runs/<name>/`: made by the launcher, filled by the launcher (logs) and by worker 0 (the rest).
 
-    config.toml      what was run, `format = 1`
+    config.toml      what was run
     logs/            worker-<rank>.log, and the servers' own if the cluster is private
     metrics.jsonl, loss.png, checkpoints/    written by the library in worker 0
 
@@ -9,15 +9,14 @@ A public, versioned format: a reader of format 1 ignores keys it does not know.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
 from windlass.cli.complaint import USAGE, CommandError
+from windlass.run_folder import ConfigValue, config_text
 
-FORMAT: Final = 1
 _NAMES_A_SECOND_MAX: Final = 1000
 
 
@@ -59,14 +58,6 @@ def make(parent: Path, name: str | None, script: Path) -> Path:
     )
 
 
-def write_config(folder: Path, tables: Mapping[str, Mapping[str, str | int | list[str]]]) -> None:
-    """Write config.toml: the format's number, then a TOML table for each entry."""
-    lines = [f"format = {FORMAT}"]
-    for title, fields in tables.items():
-        lines += ["", f"[{title}]", *(f"{key} = {_toml(value)}" for key, value in fields.items())]
-    (folder / "config.toml").write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-def _toml(value: str | int | list[str]) -> str:
-    """A TOML value; JSON strings are TOML basic strings but for U+007F, which TOML wants escaped."""
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007F")
+def write_config(folder: Path, tables: Mapping[str, Mapping[str, ConfigValue]]) -> None:
+    """Write config.toml; worker 0 then leaves it as it is."""
+    (folder / "config.toml").write_text(config_text(tables), encoding="utf-8")

@@ -1,22 +1,25 @@
 """Scalars that the workers of a run logged, merged by the scheduler: their latest values, course and rate.
 
-`ScalarWatch` receives them (an observer of the job, on the watch thread); `Scalars` keeps what is shown.
+`ScalarWatch` receives them (as an observer of the job, on the watch thread); `Scalars` keeps what is shown.
 Owner of `Scalars`: the launcher's main thread. Between the two: a bounded queue; when the terminal is slow the
 oldest records go, the run does not wait.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
+import sys
 from collections import deque
 from dataclasses import dataclass, field
+from types import TracebackType
 from typing import TYPE_CHECKING, Final
 
 from windlass_proto.errors import WindlassError
 
 if TYPE_CHECKING:
-    from windlass_proto.control_link import ControlLink
+    from windlass_proto.control_link import Beater, ControlLink
     from windlass_proto.gen import control_pb2 as pb
 
 PROGRESS: Final = "progress"  # a scalar of this name, from 0 to 1, says how far the run is
@@ -24,6 +27,7 @@ _RECORDS_MAX: Final = 4096
 _COURSE_POINTS_MAX: Final = 512
 _RATE_WINDOW_S: Final = 5.0
 _JOIN_S: Final = 5.0
+_LEAVE_S: Final = 1.0
 
 
 @dataclass(slots=True)
@@ -67,65 +71,70 @@ def number(value: float) -> str:
 
 
 class ScalarWatch:
-    """Joins `job` as an observer and collects its merged scalars until `close`.
+    """Context that joins `job` as an observer and collects its merged scalars.
 
-    Raises:
-        WindlassError: if the scheduler does not answer or refuses.
+    A run whose scalars cannot be watched goes on: one line says why, and its workers say themselves what is wrong.
     """
 
     def __init__(self, link: ControlLink, token: bytes, job: str) -> None:
+        self._received: deque[pb.LogRecord] = deque(maxlen=_RECORDS_MAX)
+        self._link = link
+        self._token = token
+        self._job = job
+        self._left: pb.LeaveRequest | None = None
+        self._beater: Beater | None = None
+
+    def __enter__(self) -> ScalarWatch:
+        try:
+            self._join()
+        except WindlassError as error:
+            sys.stderr.write(f"windlass: no live figures: {error}\n")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._beater is not None:
+            self._beater.close()
+        if self._left is not None:
+            with contextlib.suppress(WindlassError):  # without it the lease ends the session
+                self._link.leave(self._left, timeout_s=_LEAVE_S)
+
+    def drain(self, scalars: Scalars, now_s: float) -> None:
+        """Move what has come into `scalars`."""
+        while self._received:
+            record = self._received.popleft()
+            scalars.add(record.step, {s.name: s.value for s in record.scalars}, now_s)
+
+    def _join(self) -> None:
         from windlass_proto import beats, limits
         from windlass_proto.control_link import Beater
         from windlass_proto.gen import control_pb2 as pb
 
-        self._received: deque[pb.LogRecord] = deque(maxlen=_RECORDS_MAX)
-        self._link = link
-        self._job = job
-        self.lost: WindlassError | None = None
-        joined = link.join(
+        joined = self._link.join(
             pb.JoinRequest(
                 role=pb.ROLE_OBSERVER,
                 protocol_min=limits.PROTOCOL_MIN,
                 protocol_max=limits.PROTOCOL_MAX,
                 host=socket.gethostname(),
                 pid=os.getpid(),
-                job=job,
+                job=self._job,
             ),
             timeout_s=_JOIN_S,
         )
-        self._leave = pb.LeaveRequest(member_id=joined.member_id, session=joined.session)
+        self._left = pb.LeaveRequest(member_id=joined.member_id, session=joined.session)
         self._beater = Beater(
-            link.address.rpartition(":")[0],
+            self._link.address.rpartition(":")[0],
             joined.beat_port,
             joined.member_id,
             joined.beat_s,
-            beats.derive_key(token, joined.cluster_id),
+            beats.derive_key(self._token, joined.cluster_id),
             oldest_frame_age_ms=lambda: 0,
             clocks=lambda: (),
         )
         request = pb.WatchRequest(member_id=joined.member_id, session=joined.session, metrics=True)
-        link.watch(request, self._on_update, self._on_lost)
-
-    def drain(self, scalars: Scalars, now_s: float) -> bool:
-        """Move what has come into `scalars`; whether there was anything."""
-        came = False
-        while self._received:
-            record = self._received.popleft()
-            scalars.add(record.step, {s.name: s.value for s in record.scalars}, now_s)
-            came = True
-        return came
-
-    def close(self) -> None:
-        """Leave in order; the link stays the caller's."""
-        self._beater.close()
-        try:
-            self._link.leave(self._leave, timeout_s=1.0)
-        except WindlassError as error:
-            self.lost = error  # the lease ends the session instead
+        self._link.watch(request, self._on_update, lambda _lost: None)  # the link opens a lost stream again
 
     def _on_update(self, update: pb.Update) -> None:
         if update.WhichOneof("what") == "metrics" and update.metrics.job == self._job:
             self._received.extend(update.metrics.records)
-
-    def _on_lost(self, error: WindlassError) -> None:
-        self.lost = error
