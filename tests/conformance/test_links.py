@@ -158,7 +158,7 @@ def test_a_stream_that_ends_inside_a_frame_hands_out_nothing(kind: str) -> None:
 def test_a_writer_learns_that_its_peer_is_gone(kind: str) -> None:
     with link_ends(kind) as ends:
         ends.receiving.close()
-        ends.put([noise(100_000)])
+        ends.put([noise(8 * MIB)])
         with pytest.raises(UnavailableError, match="link was lost"):
             list(iter(ends.writer.flush, True))
 
