@@ -31,6 +31,7 @@ from windlass_proto.links.arena import ArenaHeap
 _BACKGROUND_AFTER_S = 0.001
 _BACKGROUND_TURN_S = 0.05
 _CONNECT_S = 3.0
+_RETRY_PAUSE_S = 0.005  # a server whose pool is full frees a 2 MiB buffer about every millisecond
 _FRAMES_A_TURN = 16
 _SUCCESSES = frozenset({Status.OK, Status.DUPLICATE, Status.LATE})
 _READ_WRITE = select.POLLIN | select.POLLOUT
@@ -94,6 +95,7 @@ class Pump:
         self._inbox: deque[Any] = deque()
         self._down_since: dict[int, float] = {}
         self._retry_at: dict[int, float] = {}
+        self._paused: dict[int, float] = {}
         self._connecting: dict[int, threading.Thread] = {}
         self._poll = select.poll()
         self._interest: dict[int, tuple[DataLink, int]] = {}
@@ -307,13 +309,17 @@ class Pump:
             self._take_inbox()
         if self._down_since:
             self._reconnect()
+        if self._paused:
+            self._paused = {server: until for server, until in self._paused.items() if until > time.monotonic()}
         for server, link in list(self.links.items()):
-            if link.writer.waiting() or self.window.wants(server):
+            if link.writer.waiting() or (self.window.wants(server) and server not in self._paused):
                 self._send(link)
         if wait_s <= 0.0:
             return
         if self._down_since:
             wait_s = min(wait_s, self._next_retry_s())
+        if self._paused:
+            wait_s = min(wait_s, _RETRY_PAUSE_S)
         for descriptor, _ in self._poll.poll(max(0, int(wait_s * 1000 + 0.999))):
             if descriptor == self._bell:
                 os.eventfd_read(self._bell)
@@ -372,6 +378,8 @@ class Pump:
         for entry in entries:
             finished = self.window.on_answer(link.server, entry)
             if finished is None:
+                if entry.status == Status.RETRY:
+                    self._paused[link.server] = time.monotonic() + _RETRY_PAUSE_S
                 continue
             error: WindlassError | None
             if finished.status is Status.ERROR:

@@ -169,7 +169,6 @@ class Connection:
         header = frame.header
         counters = self.node.counters
         counters["frames"] += 1
-        counters["bytes_in"] += header.payload_bytes
         if header.kind == Kind.REQUEST:
             buffer: Buffer | None = frame.placed
             refused = header.payload_bytes > 0 and buffer is None
@@ -253,7 +252,9 @@ class Connection:
             op == Op.PUSH_PULL,
             values is None or group.finite(values.array),
         )
-        self.node.counters["pushes"] += 1
+        counters = self.node.counters
+        counters["pushes"] += 1
+        counters["bytes_in"] += nbytes
         with share.lock:
             if values is None:
                 effects = share.core.refuse(event)
@@ -382,13 +383,16 @@ class Connection:
         entries: list[Entry] = []
         payload: list[memoryview] = []
         snapshots: list[Buffer] = []
-        at = 0
+        at = sent = 0
         for reply in replies:
             size, view = 0, None
             if reply.snapshot is not None:
                 snapshots.append(reply.snapshot)
                 view = reply.snapshot.array.data
                 size = view.nbytes
+                sent += size
+            elif reply.origin.out is not None and reply.status == Status.OK:
+                sent += reply.origin.out.nbytes  # they lie in the worker's memory already
             elif reply.error is not None:
                 view, size = _error_record(reply.error)
             entries.append(_answer_entry(reply, at, size))
@@ -396,7 +400,7 @@ class Connection:
                 payload.append(view)
                 at += view.nbytes
         header = Header(Kind.ANSWER, 0, len(entries), 0, at, self.node.generation, 0, 0, 0)
-        self.node.counters["bytes_out"] += at
+        self.node.counters["bytes_out"] += sent
         self._writer.put(header, frames.pack_entries(entries), payload, _releasing(snapshots))
 
 
