@@ -271,23 +271,24 @@ class Pump:
         """
         while not self._stopping:
             self._work.wait()
-            if self._stopping:
-                return
             self._closing.wait(_BACKGROUND_AFTER_S)
-            if not self._take_idle_pump():
-                continue
-            try:
-                while self._waiters == 0 and not self._stopping and self._has_work():
-                    self._turn(_BACKGROUND_TURN_S)
-                if not self._has_work():
-                    self._work.clear()
-            finally:
-                self._give_pump()
+            if self._take_idle_pump():
+                self._pump_unwanted()
+
+    def _pump_unwanted(self) -> None:
+        """Pump until nothing is open or somebody wants the pump."""
+        try:
+            while self._waiters == 0 and not self._stopping and self._has_work():
+                self._turn(_BACKGROUND_TURN_S)
+            if not self._has_work():
+                self._work.clear()
+        finally:
+            self._give_pump()
 
     def _take_idle_pump(self) -> bool:
         """Take the pump if nobody holds it, wants it, or has held it within a millisecond."""
         with self._state:
-            if self._busy() or time.monotonic() - self._held_s < _BACKGROUND_AFTER_S:
+            if self._stopping or self._busy() or time.monotonic() - self._held_s < _BACKGROUND_AFTER_S:
                 return False
             self._pumping = True
             return True
