@@ -1,4 +1,4 @@
-"""Commands that read: status, env, doctor, version, help; and what each of them imports."""
+"""What commands say about a cluster that is up, and about none: tables, variables, checks, refusals, help."""
 
 from __future__ import annotations
 
@@ -55,6 +55,25 @@ def test_env_prints_what_a_shell_can_evaluate(shell_with_cluster: Shell) -> None
     refused = shell_with_cluster.windlass("env", "--workers", "3", "--rank", "3")
     assert refused.status == 2
     assert "rank 3 of 3" in refused.err
+
+
+@pytest.mark.cluster
+def test_a_second_up_of_one_name_says_where_the_first_is(shell_with_cluster: Shell) -> None:
+    address = json.loads(shell_with_cluster.windlass("env", "--json").out)["WINDLASS_SCHEDULER"]
+    second = shell_with_cluster.windlass("up")
+    assert second.status == 1
+    assert address in second.err
+    assert "windlass down" in second.err
+    assert len(second.err.splitlines()) == 3
+
+
+@pytest.mark.cluster
+def test_a_taken_port_is_refused_with_the_process_that_has_it(shell_with_cluster: Shell) -> None:
+    address = json.loads(shell_with_cluster.windlass("env", "--json").out)["WINDLASS_SCHEDULER"]
+    refused = shell_with_cluster.windlass("up", "--name", "other", "--listen", address)
+    assert refused.status == 1
+    assert address in refused.err
+    assert "windlass_scheduler" in refused.err
 
 
 @pytest.mark.cluster

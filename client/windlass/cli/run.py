@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from windlass.cli.worker_fleet import WorkerFleet
     from windlass.run_folder import ConfigValue
     from windlass_proto.control_link import ControlLink
+    from windlass_proto.gen.control_pb2 import StatusReply
 
 SERVERS_DEFAULT: Final = 2
 _FAILED_GRACE_S: Final = 3.0  # for the others to end by themselves after one has failed
@@ -143,7 +144,7 @@ class _Run:
         status, moved_bytes = 0, 0.0
         try:
             with fleet, self._found.link() as link, self._watch(link) as watch:
-                before = self._moved_bytes(link)
+                before = _moved_bytes(_status(link))
                 try:
                     self._attend(fleet, view, watch)
                 except Interrupted as stopped:
@@ -238,29 +239,38 @@ class _Run:
             shown = self._folder.relative_to(Path.cwd())
         return "\n".join([*rows, f"run folder {shown}"])
 
-    def _moved_bytes(self, link: ControlLink) -> dict[int, float]:
-        """What each server has received and sent since it started; nothing if the scheduler is away."""
-        from windlass_proto.errors import WindlassError
-        from windlass_proto.gen import control_pb2 as pb
-
-        try:
-            members = link.status(timeout_s=_STATUS_S).members
-        except WindlassError:
-            return {}
-        return {
-            m.member_id: m.figures["bytes_in"] + m.figures["bytes_out"]
-            for m in members
-            if m.role == pb.ROLE_SERVER and "bytes_in" in m.figures
-        }
-
     def _settled_bytes(self, link: ControlLink) -> dict[int, float]:
-        """The same once every server has reported what the workers did last, or had the time to."""
+        """What the servers have moved, once each has reported what the workers did last, or had the time to."""
         deadline = time.monotonic() + 1.2 * _REPORT_S
-        begin = found = self._moved_bytes(link)
+        reply = _status(link)
+        if reply is None or not any(job.job == self._job and job.workers_declared for job in reply.jobs):
+            return {}  # no worker ever joined
+        begin = found = _moved_bytes(reply)
         while time.monotonic() < deadline and any(found.get(who) == count for who, count in begin.items()):
             time.sleep(_PUMP_S)
-            found = self._moved_bytes(link)
+            found = _moved_bytes(_status(link))
         return found
+
+
+def _status(link: ControlLink) -> StatusReply | None:
+    """None while the scheduler is away: a run's summary does without."""
+    from windlass_proto.errors import UnavailableError
+
+    try:
+        return link.status(timeout_s=_STATUS_S)
+    except UnavailableError:
+        return None
+
+
+def _moved_bytes(reply: StatusReply | None) -> dict[int, float]:
+    """By server, what it has received and sent since it started."""
+    from windlass_proto.gen import control_pb2 as pb
+
+    return {
+        member.member_id: member.figures["bytes_in"] + member.figures["bytes_out"]
+        for member in (reply.members if reply is not None else ())
+        if member.role == pb.ROLE_SERVER and "bytes_in" in member.figures
+    }
 
 
 def _epitaph(rank: int, status: int, log: Path) -> str:
