@@ -113,9 +113,11 @@ class Sweeper:
             raise
         finally:
             os.close(read_fd)
+        _OURS_ALONE.add(self.presence_fd)
 
     def join(self, wait_s: float = STOP_S) -> None:
         """Give up our presence and wait until the folder is gone; to be called when all children are."""
+        _OURS_ALONE.discard(self.presence_fd)
         os.close(self.presence_fd)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._shell.wait(wait_s)
@@ -326,13 +328,13 @@ class LocalCluster:
         finally:
             os.close(ready_fd)
             os.close(parent_fd)
-        _LEASHES.add(leash_fd)
+        _OURS_ALONE.add(leash_fd)
         self._children.append(_Child(name, process, log, read_fd, leash_fd))
         return self._children[-1]
 
     def _close_pipes(self) -> None:
         for child in self._children:
-            _LEASHES.discard(child.leash_fd)
+            _OURS_ALONE.discard(child.leash_fd)
             os.close(child.leash_fd)
             os.close(child.ready_fd)
 
@@ -375,15 +377,15 @@ def write_token(path: Path) -> None:
         file.write(secrets.token_urlsafe(_TOKEN_BYTES))
 
 
-# Write ends that a forked child must not keep open, or it would keep the cluster alive after its owner.
-_LEASHES: Final[set[int]] = set()
+# Write ends that a forked child must not keep open, or it would keep a cluster alive after its owner.
+_OURS_ALONE: Final[set[int]] = set()
 
 
-def _drop_leashes() -> None:
-    for fd in _LEASHES:
+def _drop_in_fork() -> None:
+    for fd in _OURS_ALONE:
         with contextlib.suppress(OSError):
             os.close(fd)
-    _LEASHES.clear()
+    _OURS_ALONE.clear()
 
 
-os.register_at_fork(after_in_child=_drop_leashes)
+os.register_at_fork(after_in_child=_drop_in_fork)

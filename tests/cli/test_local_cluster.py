@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.cli.shell import Shell
+from tests.cli.shell import Shell, answers, line_with, wait_until
 from windlass import local_cluster, recorded_cluster
 from windlass.local_cluster import LocalCluster
 from windlass_proto.errors import UnavailableError, UsageError
@@ -80,6 +81,36 @@ def test_a_program_beside_a_module_called_like_one_of_pythons_still_starts_a_clu
     )
     assert done.stdout == "stopped\n", done.stderr
     shell.await_nothing_left()
+
+
+FORKS = """
+import os, pathlib, signal
+from windlass.local_cluster import LocalCluster
+cluster = LocalCluster.start(servers=1, run_dir=pathlib.Path("run"))
+child = os.fork()
+if child == 0:
+    signal.pause()
+print(cluster.address, child, flush=True)
+signal.pause()
+"""
+
+
+@pytest.mark.cluster
+def test_a_forked_child_does_not_keep_a_cluster_alive_after_its_owner_was_killed(shell: Shell) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-W", "ignore", shell.script(FORKS)],
+        cwd=shell.cwd,
+        env=shell.environment(),
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as owner:
+        address, child = line_with(owner, ":").split()
+        assert answers(address)
+        owner.kill()
+        wait_until(lambda: shell.processes() == [int(child)], "all but the forked child end")
+        wait_until(lambda: not shell.private_folders(), "the private folder goes")
+        assert not answers(address)
+        os.kill(int(child), signal.SIGKILL)
 
 
 def test_one_name_has_one_claim(state: Path) -> None:
