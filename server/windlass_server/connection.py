@@ -26,7 +26,7 @@ import numpy as np
 from windlass_proto import errors, frames, group_specs, limits
 from windlass_proto.errors import ProtocolError, UnavailableError, UsageError, WindlassError
 from windlass_proto.frames import Entry, EntryFlag, Flag, Header, Kind, Op, Status
-from windlass_proto.links import arena
+from windlass_proto.links import arena, preamble
 from windlass_proto.links.stream import Frame, FrameReader, FrameWriter, Place
 from windlass_proto.memory import Buffer
 from windlass_server.dense import DenseGroup, Origin, Reply, Share, Values, Vector
@@ -41,7 +41,10 @@ _WRITES = frozenset({Op.PUSH, Op.PUSH_PULL, Op.INIT, Op.ASSIGN})
 
 
 class Connection:
-    """A link that passed its preamble. `serve` runs in a thread of its own until the link ends or `stop` is called."""
+    """A link whose peer has proven the token.
+
+    `serve` says so to it and runs, in a thread of its own, until the link ends or `stop` is called.
+    """
 
     def __init__(
         self, sock: socket.socket, session: bytes, node: ServerNode, builder: Executor, *, local: bool
@@ -70,6 +73,7 @@ class Connection:
         """Serve until the peer goes, breaks the protocol, or `stop` is called."""
         reason = "stopped"
         try:
+            preamble.accept(self.sock)
             self._serve()
         except ProtocolError as error:
             reason = str(error)

@@ -239,7 +239,6 @@ class Ingress:
             preamble.refuse(sock, refusal)
             sock.close()
             return None
-        preamble.accept(sock)
         return Connection(sock, hello.session, self.node, self._builder, local=local)
 
 

@@ -1,6 +1,6 @@
 """A server in the test's process: real listeners, ingress, node and kernels, without a scheduler.
 
-`Served` says what the scheduler would (key ranges, rosters). `Session` is the normal client: a pump, a table, its steps.
+`Served` says what the scheduler would (key ranges, rosters). `Session` is the normal client: a pump, a table and steps.
 `raw_link` is a socket that has passed the preamble and then does what the test wants.
 """
 
