@@ -29,7 +29,7 @@ _SEND_TIMEOUT_S: Final = 2.0
 _LAST_WAIT_S: Final = 3.0
 _QUEUE_MAX: Final = 8192  # 16 ms of a loop that logs every 2 us; the thread is woken when half of it is used
 _RECORDS_A_CALL_MAX: Final = 1024  # the scheduler takes no more
-_STEPS_REMEMBERED_MAX: Final = 64  # as long as the scheduler gives out what follows a step
+_STEPS_REMEMBERED_MAX: Final = 4096  # as long as the scheduler gives out what follows a step
 
 
 @dataclass(frozen=True, slots=True)

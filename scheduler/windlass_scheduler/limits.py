@@ -46,8 +46,12 @@ LOADER_EPOCHS_MAX: Final = 1 << 31
 # Epochs of one loader that are open at once: how far ahead of another a worker may read.
 EPOCHS_OPEN_MAX: Final = 64
 
-# Logged steps wait this long for the slowest worker; a job holds at most 64 steps of 64 sums.
-METRIC_STEPS_BEHIND_MAX: Final = 64
+# A logged step is given out without a worker that is both this many steps and this long behind the first. Workers send
+# every 0.25 s, and 1,000 steps a second are 250 steps in that time, so that steps alone would give out halves.
+METRIC_STEPS_BEHIND: Final = 64
+METRIC_BEHIND_S: Final = 2.0
+# Steps that a job holds open, and steps given out whose names it remembers: 3 MB with three scalars a step.
+METRIC_STEPS_MAX: Final = 4096
 METRIC_NAMES_MAX: Final = 64
 METRIC_RECORDS_PER_CALL_MAX: Final = 1024
 FIGURES_MAX: Final = 256

@@ -2,12 +2,14 @@
 
     merged = sum(weight_w * value_w) / sum(weight_w)        (the plain mean where every weight is 0)
 
-A step is given out once: when every live worker has logged it, when it has fallen 64 steps behind, or when
-the last worker has gone. What comes for it later under a name it had is counted as late, not shown. A new name (the
-accuracy that worker 0 computes after the step) is given out at once, in a record of its own, for the last 64 steps.
+A step is given out once: when every live worker has logged it, when it is 64 steps and 2 s behind, or when the last
+worker has gone. A worker that has never logged when a step is given out without it is *quiet*: not waited for until it
+logs (where worker 0 alone logs, its steps come out at once). What comes for a step later under a name it had is counted
+as late, not shown. A new name (the accuracy that worker 0 computes after the step) is given out at once, in a record
+of its own.
 
-Invariant (`validate`): open steps of a job lie above every step given out and within 64 of the highest; names are
-remembered of the last 64 steps given out.
+Invariant (`validate`): open steps of a job lie above every step given out; at most 4,096 are open, and of as many given
+out the names are remembered.
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ class Logged:
     job: str
     live: frozenset[bytes]
     records: tuple[LoggedStep, ...]
+    now_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +77,7 @@ class _Step:
     sessions: set[bytes] = field(default_factory=set)
     weight: float = 0.0
     unix_s: float = 0.0
+    since_s: float = 0.0
 
 
 @dataclass(slots=True)
@@ -82,6 +86,9 @@ class _Job:
     given_out: int = -1
     late: int = 0
     names: dict[int, set[str]] = field(default_factory=dict)  # of steps given out, oldest first
+    logging: set[bytes] = field(default_factory=set)  # sessions that have logged
+    quiet: set[bytes] = field(default_factory=set)
+    now_s: float = 0.0
 
 
 class MergedMetrics:
@@ -99,6 +106,9 @@ class MergedMetrics:
             case Logged():
                 _check(event.records)
                 job = self._jobs.setdefault(event.job, _Job())
+                job.now_s = event.now_s
+                job.logging.add(event.session)
+                job.quiet.discard(event.session)
                 after = [_add(job, event.session, record) for record in event.records]
                 later = tuple(record for record in after if record is not None)
                 return [*([Merged(event.job, later)] if later else []), *self._give_out(event.job, job, event.live)]
@@ -106,14 +116,19 @@ class MergedMetrics:
                 found = self._jobs.get(event.job)
                 if found is None:
                     return []
+                found.logging &= event.live
+                found.quiet &= event.live
                 effects = self._give_out(event.job, found, event.live)
                 if not event.live:
                     del self._jobs[event.job]
                 return effects
 
     def _give_out(self, name: str, job: _Job, live: frozenset[bytes]) -> list[Effect]:
-        behind = max(job.steps, default=0) - limits.METRIC_STEPS_BEHIND_MAX
-        ready = [s for s, step in job.steps.items() if s <= behind or live <= step.sessions]
+        highest = max(job.steps, default=0)
+        overdue = [n for n, step in job.steps.items() if _is_overdue(highest - n, job.now_s - step.since_s)]
+        if overdue:
+            job.quiet |= live - job.logging
+        ready = [*overdue, *(n for n, step in job.steps.items() if live - job.quiet <= step.sessions)]
         if not ready:
             return []
         last = max(ready)
@@ -121,17 +136,22 @@ class MergedMetrics:
         job.given_out = last
         for record in records:
             job.names[record.step] = {scalar for scalar, _ in record.scalars}
-        while len(job.names) > limits.METRIC_STEPS_BEHIND_MAX:
+        while len(job.names) > limits.METRIC_STEPS_MAX:
             del job.names[next(iter(job.names))]
         return [Merged(name, records)]
 
     def validate(self) -> None:
         for job in self._jobs.values():
-            assert len(job.steps) <= limits.METRIC_STEPS_BEHIND_MAX
-            assert len(job.names) <= limits.METRIC_STEPS_BEHIND_MAX
+            assert len(job.names) <= limits.METRIC_STEPS_MAX
             assert all(step <= job.given_out for step in job.names)
+            assert not job.quiet & job.logging
             for step in job.steps:
-                assert job.given_out < step > max(job.steps) - limits.METRIC_STEPS_BEHIND_MAX
+                assert job.given_out < step > max(job.steps) - limits.METRIC_STEPS_MAX
+
+
+def _is_overdue(steps_behind: int, age_s: float) -> bool:
+    waited = steps_behind >= limits.METRIC_STEPS_BEHIND and age_s >= limits.METRIC_BEHIND_S
+    return waited or steps_behind >= limits.METRIC_STEPS_MAX
 
 
 def _check(records: Iterable[LoggedStep]) -> None:
@@ -153,7 +173,7 @@ def _add(job: _Job, session: bytes, record: LoggedStep) -> LoggedStep | None:
     """Take a record in; returned is what of it belongs to a step given out and is to follow it."""
     if record.step <= job.given_out:
         return _following(job, record)
-    step = job.steps.setdefault(record.step, _Step())
+    step = job.steps.setdefault(record.step, _Step(since_s=job.now_s))
     for name, value in record.scalars:
         if name not in step.sums and len(step.sums) >= limits.METRIC_NAMES_MAX:
             continue

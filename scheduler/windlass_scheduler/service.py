@@ -478,7 +478,8 @@ class ControlService(control_pb2_grpc.ControlServicer):
             )
         live = frozenset(worker.session for worker in cluster.membership.workers(member.job))
         records = wire.logged_steps_untrusted(request.records)
-        cluster.feed(cluster.metrics.step(metrics_core.Logged(request.session, member.job, live, records)))
+        logged = metrics_core.Logged(request.session, member.job, live, records, cluster.now_s())
+        cluster.feed(cluster.metrics.step(logged))
         return pb.Ack()
 
     @_call

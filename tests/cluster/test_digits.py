@@ -80,7 +80,7 @@ def test_two_bsp_runs_have_the_same_losses_bit_for_bit(cluster: LocalCluster, tm
 
 
 def test_three_workers_end_with_the_same_weights_bit_for_bit(cluster: LocalCluster, tmp_path: Path) -> None:
-    digests = set()
+    digests = set[str]()
     for job in ("once", "again"):
         with Workers(cluster, THREE_WORKERS, count=3, run_dir=tmp_path, job=f"three-{job}") as workers:
             digests.update(worker.out for worker in workers.finish())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -167,11 +168,11 @@ def test_old_broadcasts_go_and_asking_for_one_says_so() -> None:
 
 
 def logged(
-    rank: int, step: int, value: float, weight: float = 1.0, live: int = 2, name: str = "loss"
+    rank: int, step: int, value: float, weight: float = 1.0, live: int = 2, name: str = "loss", now_s: float = 0.0
 ) -> metrics_core.Logged:
     record = LoggedStep(step, weight, ((name, value),), 0.0)
     sessions = frozenset(bytes([r]) for r in range(live))
-    return metrics_core.Logged(bytes([rank]), "job", sessions, (record,))
+    return metrics_core.Logged(bytes([rank]), "job", sessions, (record,), now_s)
 
 
 def merged(effects: list[object]) -> list[tuple[int, float]]:
@@ -185,14 +186,36 @@ def test_a_step_is_given_out_when_every_live_worker_has_logged_it_and_merged_by_
     core.validate()
 
 
-def test_a_step_64_behind_is_given_out_without_the_missing_and_later_records_count_as_late() -> None:
+def test_a_step_64_steps_and_2_seconds_behind_is_given_out_and_later_records_count_as_late() -> None:
     core = MergedMetrics()
-    core.step(logged(0, 0, 1.0))
-    for step in range(1, 64):
-        assert merged(core.step(logged(0, step, 1.0))) == []
-    assert merged(core.step(logged(0, 64, 1.0))) == [(0, 1.0)]
-    assert merged(core.step(logged(1, 0, 9.0))) == []
+    core.step(logged(1, 0, 3.0))
+    assert merged(core.step(logged(0, 0, 1.0))) == [(0, 2.0)]
+    for step in range(1, 200):
+        assert merged(core.step(logged(0, step, 1.0, now_s=1.99))) == []
+    assert [s for s, _ in merged(core.step(logged(0, 200, 1.0, now_s=3.99)))] == list(range(1, 137))
+    assert merged(core.step(logged(1, 136, 9.0, now_s=4.0))) == []
     assert core.late("job") == 1
+    assert merged(core.step(logged(1, 137, 9.0, now_s=4.0))) == [(137, 5.0)]
+    core.validate()
+
+
+def test_a_worker_that_never_logs_is_not_waited_for_until_it_does() -> None:
+    core = MergedMetrics()
+    for step in range(65):
+        assert merged(core.step(logged(0, step, 1.0, now_s=0.01 * step))) == []
+    assert len(merged(core.step(logged(0, 65, 1.0, now_s=3.0)))) == 66
+    assert merged(core.step(logged(0, 66, 1.0, now_s=3.0))) == [(66, 1.0)]
+    core.step(logged(1, 66, 3.0, now_s=3.0))
+    assert merged(core.step(logged(0, 67, 1.0, now_s=3.0))) == []
+    assert merged(core.step(logged(1, 67, 3.0, now_s=3.0))) == [(67, 2.0)]
+    core.validate()
+
+
+def test_open_steps_have_a_maximum_however_fast_they_come() -> None:
+    core = MergedMetrics()
+    many = tuple(LoggedStep(step, 1.0, (("loss", 1.0),), 0.0) for step in range(limits.METRIC_STEPS_MAX))
+    assert merged(core.step(replace(logged(0, 0, 1.0), records=many))) == []
+    assert merged(core.step(logged(0, limits.METRIC_STEPS_MAX, 1.0)))[0] == (0, 1.0)
     core.validate()
 
 
@@ -206,10 +229,10 @@ def test_a_new_name_follows_the_step_that_was_given_out_and_only_once() -> None:
     core.validate()
 
 
-def test_names_are_followed_for_the_last_64_steps_given_out() -> None:
+def test_names_are_followed_for_as_many_steps_as_may_be_open() -> None:
     core = MergedMetrics()
-    for step in range(65):
-        core.step(logged(0, step, 1.0, live=1))
+    many = tuple(LoggedStep(step, 1.0, (("loss", 1.0),), 0.0) for step in range(limits.METRIC_STEPS_MAX + 1))
+    core.step(replace(logged(0, 0, 1.0, live=1), records=many))
     assert merged(core.step(logged(0, 0, 0.9, live=1, name="accuracy"))) == []
     assert merged(core.step(logged(0, 1, 0.9, live=1, name="accuracy"))) == [(1, 0.9)]
     core.validate()
