@@ -26,7 +26,7 @@ _REPORT_S = 1.0
 
 
 def join(control: ControlLink, name: str, addresses: list[tuple[str, str]]) -> pb.JoinReply:
-    """Become a member of the cluster."""
+    """Become a member of the cluster. A name such as "server-3" asks for index 3."""
     request = pb.JoinRequest(
         role=pb.ROLE_SERVER,
         protocol_min=limits.PROTOCOL_MIN,
@@ -37,6 +37,9 @@ def join(control: ControlLink, name: str, addresses: list[tuple[str, str]]) -> p
         addresses=[pb.Address(kind=kind, address=address) for kind, address in addresses],
         attempt=secrets.token_bytes(16),
     )
+    number = name.rpartition("-")[2]
+    if number.isdecimal():
+        request.rank = int(number)
     return control.join(request)
 
 
@@ -101,7 +104,8 @@ class Membership:
             self._vote(update.prepare)
         elif what == "ended":
             if update.ended.session == self.joined.session:
-                self.on_ended(update.ended.reason)
+                if not self._closed.is_set():  # else it is our own leaving
+                    self.on_ended(update.ended.reason)
             else:
                 self.ingress.end_session(update.ended.session, update.ended.reason)
 
