@@ -94,6 +94,7 @@ def leaked_since(before: Held, grace_s: float = LEAK_GRACE_S) -> list[str]:
     pause = threading.Event()
     while (added := held_now().beyond(before)) and time.monotonic() < deadline:
         pause.wait(LEAK_POLL_S)
+        gc.collect()
     return added
 
 
@@ -161,9 +162,7 @@ class SkipPolicy:
             count = list(self._reasons.values()).count(reason)
             terminalreporter.write_line(f"{count} x {reason}")
         for nodeid in self.forbidden():
-            terminalreporter.write_line(
-                f"FAILED {nodeid}: skipped, and WINDLASS_REQUIRE_ALL=1 forbids it", red=True
-            )
+            terminalreporter.write_line(f"FAILED {nodeid}: skipped, and WINDLASS_REQUIRE_ALL=1 forbids it", red=True)
 
 
 def reason_of(report: pytest.TestReport | pytest.CollectReport) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
+import math
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -36,11 +37,17 @@ def declare(
     groups: Mapping[str, Mapping[str, float]],
     reduce: str,
 ) -> bool:
-    """Declare `arrays` in `store` and see that they have values; True if their tables are new to this worker."""
+    """Declare `arrays` in `store` and see that they have values; True if one of their tables is new to this worker."""
     from windlass_proto.gen import control_pb2 as pb
 
     if reduce not in ("mean", "sum"):
         raise UsageError("a reduction is not known", got=reduce, known="mean, sum")
+    if not isinstance(optimizer, RuleSpec):
+        raise UsageError(
+            "the optimizer is not an update rule",
+            type=type(optimizer).__name__,
+            next_move="Pass one of windlass.optim, for example windlass.optim.Adam(lr=1e-3).",
+        )
     if not arrays:
         raise UsageError("init was given no tensors", store=store.name, next_move="Pass a dict of name -> array.")
     member = store.member
@@ -52,12 +59,17 @@ def declare(
         rule=rule_specs.to_bytes(optimizer),
         reduce=reduce,
     )
-    reply = member.control.declare(request)
-    fresh = _take_groups(store, reply.groups, arrays)
-    if reply.granted:
-        _write_first_values(store, arrays, reply.declaration_id)
-    elif not reply.sealed:
-        _await_seal(store, arrays, reply.declaration_id)
+    fresh = False
+    while True:
+        reply = member.control.declare(request)
+        fresh = _take_groups(store, reply.groups, arrays) or fresh
+        if reply.sealed:
+            break
+        new = {name: array for name, array in arrays.items() if store.where[name][0] in reply.tables}
+        if reply.granted:
+            _write_first_values(store, new, reply.declaration_id)
+        else:
+            _await_seal(store, new, reply.declaration_id)
     if not store.entered:
         entering = pb.EnterRosterRequest(session=member.session, store_id=store.store_id)
         entered = member.ask_peers(member.control.enter_roster, entering, f"init of store {store.name}")
@@ -152,6 +164,9 @@ def _tensor(name: str, array: Array, groups: Mapping[str, Mapping[str, float]]) 
         if fnmatch.fnmatchcase(name, pattern):
             chosen = options
             break
+    multipliers = [chosen.get("lr_mult", 1.0), chosen.get("decay_mult", 1.0)]
+    if not all(isinstance(value, int | float) and math.isfinite(value) for value in multipliers):
+        raise UsageError("a group's multiplier is not a finite number", tensor=name, got=dict(chosen))
     unknown = set(chosen) - {"lr_mult", "decay_mult"}
     if unknown:
         raise UsageError(

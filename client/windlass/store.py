@@ -92,6 +92,10 @@ class Store:
         """
         with self._lock:
             self._check_writes("init")
+            if not isinstance(arrays, Mapping):
+                raise UsageError(
+                    "init was not given a dict", type=type(arrays).__name__, next_move="Pass name -> array."
+                )
             given = {name: as_numpy(name, value) for name, value in arrays.items()}
             self._family = family_of(next(iter(arrays.values()), None))
             fresh = declare.declare(self, given, optimizer, groups or {}, reduce)
@@ -411,7 +415,7 @@ class Store:
     def _by_table(self, arrays: Mapping[str, Any], *, what: str, target: bool = False) -> dict[int, dict[int, Array]]:
         """Arrays by table and tensor number, checked against what is declared."""
         if not arrays:
-            raise UsageError(f"no {what} was given", store=self.name, next_move="Pass a dict of name -> array.")
+            raise UsageError("no arrays were given", store=self.name, next_move="Pass a dict of name -> array.")
         found: dict[int, dict[int, Array]] = {}
         for name, value in arrays.items():
             table_id, number = self.place(name)
@@ -616,9 +620,8 @@ class Store:
     def _pull_flats(self, names: Iterable[str], *, clock: int) -> dict[int, Flat]:
         """Pull whole tensors at `clock` into fresh flat arrays, which become this worker's parameters."""
         wanted = list(names)
-        flats = {
-            table_id: Flat(self.tables[table_id].layout, self.member.heap) for table_id, _ in map(self.place, wanted)
-        }
+        tables = dict.fromkeys(self.place(name)[0] for name in wanted)
+        flats = {table_id: Flat(self.tables[table_id].layout, self.member.heap) for table_id in tables}
         out = {name: flats[self.where[name][0]].views[name] for name in wanted}
         self._params, held = flats, self._params
         try:

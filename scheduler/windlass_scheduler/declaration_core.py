@@ -131,6 +131,7 @@ class Declared:
     granted: bool
     sealed: bool
     groups: tuple[Group, ...]
+    tables: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,6 +241,7 @@ class Declarations:
             granted=answered.grantee == event.session,
             sealed=all(declaration.sealed for declaration in covering),
             groups=tuple(group for declaration in covering for group in declaration.groups),
+            tables=tuple(group.table_id for group in answered.groups),
         )
         return [*effects, Answer(event.waiter, reply)]
 

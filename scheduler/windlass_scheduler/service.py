@@ -268,6 +268,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
             granted=reply.granted,
             sealed=reply.sealed,
             groups=[self._cluster.group(group) for group in reply.groups],
+            tables=reply.tables,
         )
 
     def _declared_observed(self, request: pb.DeclareRequest) -> pb.DeclareReply:

@@ -804,12 +804,17 @@ class DeclareReply(_message.Message):
     GRANTED_FIELD_NUMBER: _builtins.int
     SEALED_FIELD_NUMBER: _builtins.int
     GROUPS_FIELD_NUMBER: _builtins.int
+    TABLES_FIELD_NUMBER: _builtins.int
     declaration_id: _builtins.int
     granted: _builtins.bool
     sealed: _builtins.bool
     @_builtins.property
     def groups(self) -> _containers.RepeatedCompositeFieldContainer[Global___Group]:
         """of the names declared now or before"""
+
+    @_builtins.property
+    def tables(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """those of declaration_id: what its grantee gives first values"""
 
     def __init__(
         self,
@@ -818,10 +823,11 @@ class DeclareReply(_message.Message):
         granted: _builtins.bool = ...,
         sealed: _builtins.bool = ...,
         groups: _abc.Iterable[Global___Group] | None = ...,
+        tables: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["declaration_id", b"declaration_id", "granted", b"granted", "groups", b"groups", "sealed", b"sealed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["declaration_id", b"declaration_id", "granted", b"granted", "groups", b"groups", "sealed", b"sealed", "tables", b"tables"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
