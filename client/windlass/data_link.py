@@ -197,8 +197,11 @@ def bytes_of(values: Any, heap: arena.ArenaHeap | None) -> bytes:
 
 
 def error_of(entry: Entry, records: dict[int, bytearray]) -> errors.WindlassError:
-    """The error that an answer of status ERROR carries."""
-    return errors.from_wire_untrusted(bytes(records.get(entry.tag, b"")))
+    """The error that an answer of status ERROR carries; if its record cannot be read, that."""
+    try:
+        return errors.from_wire_untrusted(bytes(records.get(entry.tag, b"")))
+    except ProtocolError as unreadable:
+        return unreadable
 
 
 def refusal_of(status: Status, tensors: str, *, worker: object) -> errors.WindlassError:

@@ -28,6 +28,7 @@ from windlass_proto import limits
 from windlass_proto.errors import InvariantError, ProtocolError
 from windlass_proto.frames import Entry, EntryFlag, Flag, Op, Status
 
+_STATUSES: Final = {int(status): status for status in Status}
 WRITES: Final = frozenset({Op.PUSH, Op.PUSH_PULL, Op.INIT, Op.ASSIGN})
 
 
@@ -315,8 +316,10 @@ class WindowCore:
             if answer.tag > self._wires:
                 raise ProtocolError("a server answered what was never asked", tag=answer.tag)
             return None
+        status = _STATUSES.get(answer.status)
+        if status is None:
+            raise ProtocolError("a server answered with an unknown status", status=answer.status)
         lane.land(request)
-        status = Status(answer.status)
         if status is Status.GAP and self._is_lost(request, answer.aux):
             self._settle(lane, request)
             return Finished(request, status, answer)

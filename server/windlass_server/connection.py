@@ -24,6 +24,7 @@ from concurrent.futures import Executor
 import numpy as np
 
 from windlass_proto import errors, frames, group_specs, limits
+from windlass_proto.consistency import Mode
 from windlass_proto.errors import ProtocolError, UnavailableError, UsageError, WindlassError
 from windlass_proto.frames import Entry, EntryFlag, Flag, Header, Kind, Op, Status
 from windlass_proto.links import arena, preamble
@@ -167,7 +168,10 @@ class Connection:
     def _extends(self, entry: Entry) -> bool:
         group = self.node.groups.get(entry.table)
         share = group.share_of_block.get(entry.block) if group is not None else None
-        return share is not None and entry.op in _WRITES and share.core.clock_begun >= entry.clock
+        if share is None or entry.op not in _WRITES:
+            return False
+        core = share.core
+        return core.consistency.mode is Mode.BSP and core.clock_begun >= entry.clock
 
     def _take(self, frame: Frame) -> None:
         header = frame.header
@@ -222,6 +226,8 @@ class Connection:
         begin, end = block.span(entry.seg_begin, entry.seg_end)
         dtype = group.spec.layout.dtype
         nbytes = (end - begin) * dtype.itemsize
+        if entry.clock > share.core.clock_begun + limits.CLOCK_AHEAD_MAX:
+            raise ProtocolError("an entry's step is out of reach", clock=entry.clock)
         op = entry.op
         out = self._out(entry, nbytes, dtype) if entry.out_arena else None
         origin = Origin(self, entry.tag, entry.table, Op(op), out)
@@ -238,8 +244,6 @@ class Connection:
             return
         if op not in _WRITES:
             raise ProtocolError("an entry asks for an unknown operation", op=op)
-        if entry.clock > share.core.clock_begun + limits.CLOCK_AHEAD_MAX:
-            raise ProtocolError("an entry's step is out of reach", clock=entry.clock)
         values = None if refused else self._values(entry, nbytes, dtype, buffer)
         event = Push(
             origin,

@@ -10,7 +10,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 
-from windlass_proto.errors import ClosedError, UnavailableError, UsageError
+from windlass_proto import limits
+from windlass_proto.errors import ClosedError, ProtocolError, UnavailableError, UsageError
 from windlass_proto.group_specs import GroupSpec
 from windlass_proto.memory import BufferPool
 from windlass_rules import build
@@ -19,6 +20,7 @@ from windlass_server.share_core import deleted_error
 from windlass_server.share_events import Effect, Roster
 
 ENDED_KEPT = 4096
+CLOCK_FIRST_MAX = 1 << 40  # a store may be far along when this server first hears of it; a step takes no microsecond
 DROPPED_KEPT = 65_536  # 100 B each; a table id is never given again
 
 
@@ -39,6 +41,7 @@ class ServerNode:
         self._ended: dict[bytes, str] = {}
         self._dropped: dict[int, None] = {}
         self._marks: dict[int, dict[bytes, tuple[int, bool]]] = {}  # store -> session -> its newest mark, does it leave
+        self._clocks: dict[int, int] = {}  # store -> the highest step that a mark has closed
         self._vshards: range | None = None
         self._routing_wait_s = routing_wait_s
         self._lock = threading.Lock()
@@ -170,11 +173,20 @@ class ServerNode:
     def mark(
         self, store_id: int, session: bytes, clock: int, deliver: Callable[[Reply], None], *, leaves: bool
     ) -> None:
-        """`session` has closed `clock` of a store: tell every share of it."""
+        """`session` has closed `clock` of a store: tell every share of it.
+
+        Raises:
+            ProtocolError: nobody could have come so far.
+        """
+        groups = [group for group in list(self.groups.values()) if group.spec.store_id == store_id]
+        if not groups and store_id not in self.rosters:
+            return
+        known = self._clocks.get(store_id, CLOCK_FIRST_MAX - limits.CLOCK_AHEAD_MAX)
+        if clock > known + limits.CLOCK_AHEAD_MAX:
+            raise ProtocolError("a mark's step is out of reach", clock=clock)
+        self._clocks[store_id] = max(clock, self._clocks.get(store_id, 0))
         self._marks.setdefault(store_id, {})[session] = (clock, leaves)
-        for group in list(self.groups.values()):
-            if group.spec.store_id != store_id:
-                continue
+        for group in groups:
             for share in group.shares.values():
                 with share.lock:
                     effects = share.core.mark(session, clock, leaves=leaves)

@@ -63,7 +63,7 @@ class Served:
         elements: int,
         *,
         consistency: str = "asp",
-        block_elements: int = limits.BLOCK_ELEMENTS_MIN,
+        block_elements: int = 16 * limits.KIB,
         table: int = TABLE,
         store: int = STORE,
     ) -> GroupSpec:
@@ -107,6 +107,13 @@ class Served:
         deadline = time.monotonic() + within_s
         while self.ingress.connections() != count:
             assert time.monotonic() < deadline, f"{self.ingress.connections()} connections, not {count}"
+            time.sleep(0.002)
+
+    def await_frames(self, count: int, within_s: float = 10.0) -> None:
+        """Until the server has taken so many frames in all."""
+        deadline = time.monotonic() + within_s
+        while self.node.counters["frames"] < count:
+            assert time.monotonic() < deadline, f"{self.node.counters['frames']} frames, not {count}"
             time.sleep(0.002)
 
     def close(self) -> None:
@@ -225,7 +232,7 @@ def frame(entries: list[Entry], payload: bytes = b"", *, checksum: bool = True, 
     return frames.pack_header(header._replace(**fields)) + table + payload
 
 
-def push_entry(spec: GroupSpec, block: int, seq: int, *, offset: int = 0, **fields: Any) -> Entry:
+def push_entry(spec: GroupSpec, block: int, seq: int, /, *, offset: int = 0, **fields: Any) -> Entry:
     """A push_pull of one whole block whose values lie at `offset` of the payload."""
     shape = spec.layout.blocks[block]
     entry = Entry(

@@ -242,7 +242,8 @@ def test_an_answer_goes_to_the_sessions_newest_link() -> None:
             )
             answer = reader.read()
             assert answer is not None
-            assert [entry.status for entry in answer.entries] == [Status.OK]
+            assert [found.tag for found in answer.entries] == [entry.tag]
+            assert answer.entries[0].status in (Status.OK, Status.DUPLICATE)  # the step may be over when it comes
             for link in links:
                 link.close()
         assert served.weights()[0] == -2
