@@ -1,0 +1,124 @@
+"""Workers and servers as processes with broken links between them: the ledger balances all the same.
+
+The servers advertise another loopback address than they listen on; there a proxy sits and breaks links. So routing and
+the workers' own reconnecting are what users have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.cluster.fault_proxy import FaultProxy, Faults
+from tests.cluster.workers import Worker, Workers
+from windlass.local_cluster import LocalCluster, _Child
+
+pytestmark = pytest.mark.cluster
+
+ADVERTISED = "127.0.0.2"
+STEPS = 120
+ELEMENTS = 300_000
+
+# Lane 2r counts worker r's pushes, lane 2r + 1 sums their numbers, every other lane sums a small integer of each push.
+LEDGER = f"""
+import sys
+import numpy as np
+import windlass as wl
+
+mode, steps, elements = sys.argv[1], {STEPS}, {ELEMENTS}
+with wl.connect(wait_s=60) as cluster:
+    store = cluster.store("ledger", consistency=mode)
+    params = store.init({{"w": np.zeros(elements, np.float32)}}, optimizer=wl.optim.SGD(lr=1.0), reduce="sum")
+    for number in range(1, steps + 1):
+        values = np.full(elements, number % 5 + 1, np.float32)
+        values[:4] = 0
+        values[2 * cluster.rank] = 1
+        values[2 * cluster.rank + 1] = number
+        store.update({{"w": values}}, out=params)
+    cluster.barrier("all pushed")
+    held = -store.pull().result()["w"]
+    assert (held[4:] == held[4]).all(), "parts of one push were applied unequally often"
+    print(mode, *held[:5].astype(int))
+    cluster.barrier("all read")
+"""
+SMALL = sum(number % 5 + 1 for number in range(1, STEPS + 1))
+BALANCED = [STEPS, STEPS * (STEPS + 1) // 2] * 2 + [2 * SMALL]
+
+
+class AdvertisedCluster(LocalCluster):
+    """A local cluster whose servers are told to others under ADVERTISED."""
+
+    def _spawn(self, module: str, name: str, arguments: Sequence[str], environment: Mapping[str, str]) -> _Child:
+        advertised = ["--advertise", ADVERTISED] if module == "windlass_server" else []
+        return super()._spawn(module, name, [*arguments, *advertised], environment)
+
+
+class Broken:
+    """The cluster and a proxy before each server."""
+
+    def __init__(self, cluster: LocalCluster, run_dir: Path) -> None:
+        self.cluster = cluster
+        self.run_dir = run_dir
+        self.proxies: list[FaultProxy] = []
+        for name, pid in cluster.pids.items():
+            if name.startswith("server"):
+                port = _listening_port(pid)
+                self.proxies.append(FaultProxy(("127.0.0.1", port), listen=(ADVERTISED, port), seed=pid))
+
+    def train(self, mode: str, job: str, faults: Faults) -> list[Worker]:
+        """Two workers through `faults`."""
+        for proxy in self.proxies:
+            proxy.faults, proxy.struck = faults, 0
+        environ = {"WINDLASS_LINK": "tcp"}
+        with Workers(
+            self.cluster, LEDGER, count=2, run_dir=self.run_dir, job=job, arguments=[mode], environ=environ
+        ) as workers:
+            return workers.finish()
+
+    def struck(self) -> int:
+        return sum(proxy.struck for proxy in self.proxies)
+
+
+def _listening_port(pid: int) -> int:
+    connections = psutil.Process(pid).net_connections(kind="tcp")
+    (port,) = [c.laddr.port for c in connections if c.status == psutil.CONN_LISTEN]
+    return int(port)
+
+
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broken]:
+    run_dir = tmp_path_factory.mktemp("broken")
+    with AdvertisedCluster.start(servers=2, run_dir=run_dir) as cluster:
+        found = Broken(cluster, run_dir)
+        yield found
+        for proxy in found.proxies:
+            proxy.close()
+        assert cluster.failure() is None
+
+
+def assert_balanced(workers: list[Worker], mode: str) -> None:
+    expected = " ".join([mode, *map(str, BALANCED)]) + "\n"
+    assert [worker.out for worker in workers] == [expected, expected]
+
+
+@pytest.mark.parametrize("mode", ["bsp", "asp", "ssp:2"])
+def test_the_ledger_balances_while_every_50th_frame_is_cut(broken: Broken, mode: str) -> None:
+    workers = broken.train(mode, f"cut-{mode}", Faults(cut_every=50))
+    assert_balanced(workers, mode)
+    assert broken.struck() >= STEPS * 8 // 50
+
+
+def test_the_ledger_balances_while_bytes_are_corrupted(broken: Broken) -> None:
+    """The checksum of plain TCP finds them before anything is applied."""
+    workers = broken.train("bsp", "corrupt", Faults(corrupt_every=50))
+    assert_balanced(workers, "bsp")
+    assert broken.struck() >= STEPS * 8 // 50
+
+
+def test_the_ledger_balances_while_links_end_in_the_middle_of_frames(broken: Broken) -> None:
+    workers = broken.train("asp", "truncate", Faults(truncate_every=50, delay_s=0.001))
+    assert_balanced(workers, "asp")
+    assert broken.struck() >= STEPS * 8 // 50
