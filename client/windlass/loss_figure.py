@@ -6,14 +6,15 @@ with the extra `plot`; it is imported here, at the end of a run, and without pyp
 
 from __future__ import annotations
 
+import itertools
 import json
-import math
 from pathlib import Path
 from typing import Any, Final
 
 _LINES_READ_MAX: Final = 100_000  # half a second of reading; of a longer file every n-th line counts
 _LINE_BYTES: Final = 64
-_SMOOTH_SHARE: Final = 40  # the bold line is a mean over 1/40 of the points
+_SMOOTH_SHARE: Final = 80  # the bold line is a mean over 2/80 of the points
+_LOG_FROM_RATIO: Final = 100.0  # highest to lowest, from which a straight axis shows nothing
 
 Course = tuple[list[int], list[float]]
 
@@ -35,7 +36,11 @@ def draw(folder: Path) -> str:
         _line(axes, name, course, f"C{number % 10}")
     axes.set_title(folder.name, loc="left", fontsize=10)
     axes.set_xlabel("step")
-    axes.set_ylim(bottom=0.0 if all(min(values) >= 0 for _, values in courses.values()) else None)
+    every = sorted(value for _, values in courses.values() for value in values)
+    if every[0] > 0.0 and every[-1] > _LOG_FROM_RATIO * every[0]:
+        axes.set_yscale("log")
+    else:
+        axes.set_ylim(bottom=0.0 if every[0] >= 0.0 else None)
     axes.margins(x=0.0)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(visible=True, alpha=0.25)
@@ -49,21 +54,18 @@ def draw(folder: Path) -> str:
 def _line(axes: Any, name: str, course: Course, colour: str) -> None:
     """The raw course thin, its running mean bold, the last mean at its end."""
     steps, values = course
+    means = _running_means(values, len(values) // _SMOOTH_SHARE)
     axes.plot(steps, values, color=colour, alpha=0.3, linewidth=0.8)
-    width = max(1, len(values) // _SMOOTH_SHARE)
-    means = _running_means(values, width)
-    axes.plot(steps[-len(means) :], means, color=colour, linewidth=1.8)
+    axes.plot(steps, means, color=colour, linewidth=1.8)
     end = (steps[-1], means[-1])
     axes.annotate(f"{name} {means[-1]:.4g}", end, (5, 0), textcoords="offset points", va="center", color=colour)
 
 
 def _running_means(values: list[float], width: int) -> list[float]:
-    total = math.fsum(values[:width])
-    means = [total / width]
-    for new, old in zip(values[width:], values, strict=False):
-        total += new - old
-        means.append(total / width)
-    return means
+    """Each value's mean with its neighbours, `width` on either side where there are so many."""
+    sums = [0.0, *itertools.accumulate(values)]
+    spans = [(max(0, i - width), min(len(values), i + width + 1)) for i in range(len(values))]
+    return [(sums[end] - sums[begin]) / (end - begin) for begin, end in spans]
 
 
 def _losses(path: Path) -> dict[str, Course]:
@@ -77,7 +79,14 @@ def _losses(path: Path) -> dict[str, Course]:
                     _add(found, json.loads(line))
     except FileNotFoundError:
         return {}
-    return found
+    return {name: _by_step(course) for name, course in found.items()}
+
+
+def _by_step(course: Course) -> Course:
+    """What was written late stands where it belongs."""
+    steps, values = course
+    order = sorted(range(len(steps)), key=steps.__getitem__)
+    return [steps[i] for i in order], [values[i] for i in order]
 
 
 def _add(found: dict[str, Course], record: dict[str, Any]) -> None:
