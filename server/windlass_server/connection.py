@@ -37,6 +37,7 @@ from windlass_server.share_events import Push
 
 _LOG = logging.getLogger("windlass.server")
 _SINK = memoryview(bytearray(limits.MIB))
+_STALL_LOOK_MS = 1000
 _FRAMES_A_TURN = 8
 _WRITES = frozenset({Op.PUSH, Op.PUSH_PULL, Op.INIT, Op.ASSIGN})
 
@@ -62,6 +63,8 @@ class Connection:
         self._segment_bytes = 0
         self._outbox: deque[Reply] = deque()
         self._outbox_lock = threading.Lock()
+        self._answers_bytes = 0  # of values, queued or under way
+        self._answers_bytes_max = min(limits.CREDIT_BYTES, node.pool.bytes_max // 4)
         self._closed = False
         self._stopping = False
         self._wakeup = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -104,8 +107,13 @@ class Connection:
         poll.register(self._wakeup, select.POLLIN)
         poll.register(self.sock, select.POLLIN)
         writing = more = False
+        written, since = 0, 0.0
         while not self._stopping:
-            events_of = dict(poll.poll(0 if more else None))
+            events_of = dict(poll.poll(0 if more else _STALL_LOOK_MS if writing else None))
+            if writing and self._writer.bytes_written == written and time.monotonic() - since > limits.RPC_S:
+                raise UnavailableError("the peer has taken none of its answers", waited_s=limits.RPC_S)
+            if not writing or self._writer.bytes_written != written:
+                written, since = self._writer.bytes_written, time.monotonic()
             if self._wakeup in events_of:
                 os.eventfd_read(self._wakeup)
             if more or events_of.get(self.sock.fileno(), 0) & ~select.POLLOUT:
@@ -152,18 +160,24 @@ class Connection:
     # ---- receiving ---------------------------------------------------------------------------------------------------
 
     def _place(self, header: Header, entries: list[Entry]) -> Place:
-        """Memory for a frame's payload; a sink when the pool is exhausted and nothing in it extends an open step."""
+        """Memory for a frame's payload; a sink when there is no room and nothing in it extends an open step."""
         if not header.payload_bytes:
             return Place([])
         if header.kind != Kind.REQUEST:
             raise ProtocolError("a frame of its kind carries no values", kind=header.kind)
-        extends = self.node.pool.full and any(self._extends(entry) for entry in entries)
-        try:
-            buffer = self.node.pool.take(header.payload_bytes, beyond=extends)
-        except UnavailableError:
-            whole, rest = divmod(header.payload_bytes, len(_SINK))
-            return Place([_SINK] * whole + [_SINK[:rest]])
-        return Place([buffer.array.data], buffer)
+        if not self._crowded():
+            with contextlib.suppress(UnavailableError):
+                buffer = self.node.pool.take(header.payload_bytes)
+                return Place([buffer.array.data], buffer)
+        if any(self._extends(entry) for entry in entries):
+            buffer = self.node.pool.take(header.payload_bytes, beyond=True)
+            return Place([buffer.array.data], buffer)
+        whole, rest = divmod(header.payload_bytes, len(_SINK))
+        return Place([_SINK] * whole + [_SINK[:rest]])
+
+    def _crowded(self) -> bool:
+        """Must this peer come again: is the pool lent out, or are too many of its answers still to be read?"""
+        return self.node.pool.full or self._answers_bytes > self._answers_bytes_max
 
     def _extends(self, entry: Entry) -> bool:
         group = self.node.groups.get(entry.table)
@@ -213,7 +227,7 @@ class Connection:
                 raise ProtocolError("an entry names a block that its table lacks", block=entry.block)
             self._reply_plain(entry, Status.FENCED)
             return
-        if self.node.pool.full and entry.op not in _WRITES:
+        if entry.op not in _WRITES and self._crowded():
             self._reply_plain(entry, Status.RETRY)
             return
         self._run(entry, group, share, buffer, refused)
@@ -339,6 +353,8 @@ class Connection:
         with self._outbox_lock:
             if not self._closed:
                 self._outbox.append(reply)
+                if reply.snapshot is not None:
+                    self._answers_bytes += reply.snapshot.array.nbytes
                 return
         if reply.snapshot is not None:
             reply.snapshot.release()
@@ -409,7 +425,20 @@ class Connection:
                 at += view.nbytes
         header = Header(Kind.ANSWER, 0, len(entries), 0, at, self.node.generation, 0, 0, 0)
         self.node.counters["bytes_out"] += sent
-        self._writer.put(header, frames.pack_entries(entries), payload, _releasing(snapshots))
+        self._writer.put(header, frames.pack_entries(entries), payload, self._releasing(snapshots))
+
+    def _releasing(self, snapshots: list[Buffer]) -> Callable[[], None] | None:
+        """What gives the snapshots of a frame back once it has left."""
+        if not snapshots:
+            return None
+
+        def release() -> None:
+            with self._outbox_lock:
+                self._answers_bytes -= sum([snapshot.array.nbytes for snapshot in snapshots])
+            for snapshot in snapshots:
+                snapshot.release()
+
+        return release
 
 
 def _error_record(error: Exception) -> tuple[memoryview, int]:
@@ -441,14 +470,3 @@ def _answer_entry(reply: Reply, offset: int, nbytes: int) -> Entry:
         vshard=0,
         aux=reply.aux,
     )
-
-
-def _releasing(snapshots: list[Buffer]) -> Callable[[], None] | None:
-    if not snapshots:
-        return None
-
-    def release() -> None:
-        for snapshot in snapshots:
-            snapshot.release()
-
-    return release

@@ -590,3 +590,36 @@ def test_a_flood_that_reads_no_answer_stays_within_the_pool(op: Op) -> None:
         found = {entry.status for entry in answers(sock, 1000).values()}
         assert Status.RETRY in found
         sock.close()
+
+
+def test_a_peer_that_has_stopped_reading_delays_nobody() -> None:
+    """Its answers take their part of the pool and no more, so there is room for others' pushes and pulls."""
+    with beside_a_good_client(pool_bytes=16 * MIB) as (served, spec, neighbour):
+        with Session(spec, served.targets["tcp"]) as first:
+            first.init(np.zeros(ELEMENTS, np.float32))
+        stopped = [served.raw_link() for _ in range(2)]
+        for sock in stopped:
+            before = served.node.counters["frames"]
+            for tag in range(1000):
+                entry = push_entry(spec, 0, 0, op=Op.PULL, tag=tag, nbytes=0, flags=EntryFlag.NOWAIT)
+                sock.sendall(frame([entry]))
+            served.await_frames(before + 1000)
+        assert not served.pool.full
+        for _ in range(10):
+            neighbour.step()
+        for sock in stopped:
+            sock.close()
+
+
+def test_a_peer_that_reads_nothing_for_long_loses_its_link(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "RPC_S", 0.2)
+    with beside_a_good_client() as (served, spec, _):
+        with Session(spec, served.targets["tcp"]) as first:
+            first.init(np.zeros(ELEMENTS, np.float32))
+        sock = served.raw_link()
+        for tag in range(1000):
+            entry = push_entry(spec, 0, 0, op=Op.PULL, tag=tag, nbytes=0, flags=EntryFlag.NOWAIT)
+            sock.sendall(frame([entry]))
+        served.await_connections(1)
+        assert served.pool.bytes_lent == 0
+        sock.close()
