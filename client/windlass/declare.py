@@ -65,7 +65,7 @@ def declare(
         fresh = _take_groups(store, reply.groups, arrays) or fresh
         if reply.sealed:
             break
-        new = {name: array for name, array in arrays.items() if store.where[name][0] in reply.tables}
+        new = {name: array for name, array in arrays.items() if store.exchange.where[name][0] in reply.tables}
         if reply.granted:
             _write_first_values(store, new, reply.declaration_id)
         else:
@@ -111,16 +111,14 @@ def delete(store: Store, names: list[str]) -> None:
     if not names:
         raise UsageError("delete was given no tensors", store=store.name, next_move="Pass names.")
     for name in names:
-        store.place(name)
+        store.exchange.place(name)
     text = ", ".join(names)
     action = agree(store, "delete", names, _digest_of_names(names), text[:500])
     if action is not None:
-        ticket, requests = store.drops(names)
-        store.member.pump.submit(requests)
         with contextlib.suppress(UsageError):
-            ticket.result()
+            store.drops(names).result()
         agreed(store, action)
-    store.forget(names)
+    store.exchange.forget(names)
 
 
 def observe(store: Store) -> None:
@@ -187,7 +185,7 @@ def _take_groups(store: Store, groups: Any, names: Iterable[str] | None) -> bool
     tickets = []
     fresh = False
     for group in groups:
-        if group.table_id in store.tables:
+        if group.table_id in store.exchange.tables:
             continue
         fresh = True
         group.consistency = group.consistency or store.consistency
@@ -195,11 +193,12 @@ def _take_groups(store: Store, groups: Any, names: Iterable[str] | None) -> bool
         group.store_id = store.store_id
         spec = group_specs.from_message(group)
         table = DenseTable(spec.layout, store.store_id, member.heap)
-        store.tables[group.table_id] = table
-        store.rules[group.table_id] = spec.rule
-        for number, tensor in enumerate(group.tensors):
-            if not tensor.deleted and (names is None or tensor.name in names):
-                store.where[tensor.name] = (group.table_id, number)
+        live = [
+            (tensor.name, number)
+            for number, tensor in enumerate(group.tensors)
+            if not tensor.deleted and (names is None or tensor.name in names)
+        ]
+        store.exchange.add(table, spec.rule, live)
         tickets.append(_declare_to_servers(store, table, group.SerializeToString()))
     for ticket in tickets:
         ticket.result()
@@ -210,7 +209,7 @@ def _declare_to_servers(store: Store, table: DenseTable, raw: bytes) -> Ticket:
     """One entry to each server that owns a block of `table`."""
     owner = store.member.server_of
     shares = {owner(block.vshard): (table.table_id, block.vshard) for block in reversed(table.layout.blocks)}
-    ticket = Ticket(store.member.pump, f"declaration of {store.table_names(table.table_id)}", len(shares), store=store)
+    ticket = Ticket(store.member.pump, f"declaration of {store.exchange.table_names(table.table_id)}", len(shares), store=store)
     requests = [
         Request(
             Op.DECLARE,
@@ -232,9 +231,7 @@ def _declare_to_servers(store: Store, table: DenseTable, raw: bytes) -> Ticket:
 def _write_first_values(store: Store, arrays: Mapping[str, Array], declaration_id: int) -> None:
     from windlass_proto.gen import control_pb2 as pb
 
-    ticket, requests = store._pushes(Op.INIT, arrays, None, borrow=False, priority=0, last=False)
-    store.member.pump.submit(requests)
-    ticket.result()
+    store.first_values(arrays).result()
     store.member.control.seal(
         pb.SealRequest(session=store.member.session, store_id=store.store_id, declaration_id=declaration_id)
     )

@@ -28,9 +28,9 @@ _PLANS_MAX = 8
 
 
 class Flat:
-    """Memory for one whole group in its layout. `views` are its tensors by name, in their shapes."""
+    """Memory for one whole group in its layout. `tensors` are views of it by tensor number, in their shapes."""
 
-    __slots__ = ("arena", "array", "bytes", "views")
+    __slots__ = ("arena", "array", "bytes", "tensors")
 
     def __init__(self, layout: GroupLayout, heap: ArenaHeap | None) -> None:
         nbytes = layout.flat_elements * layout.dtype.itemsize
@@ -47,7 +47,7 @@ class Flat:
                 if size:
                     heap.own_span(piece, begin * layout.dtype.itemsize, size)
         self.bytes = self.array.view(np.uint8).data
-        self.views = layout.views(self.array)
+        self.tensors = list(layout.views(self.array).values())
 
 
 class Span(NamedTuple):
@@ -117,7 +117,7 @@ class DenseTable:
         ]
         if len(self._plans) >= _PLANS_MAX:
             self._plans.clear()
-        self._plans[key] = (spans, (source, out))  # the memory stays alive, so its addresses stay its own
+        self._plans[key] = (spans, (source, out))  # they stay alive, so their ids stay their own
         return spans
 
     def _runs(self, tensors: tuple[int, ...]) -> list[tuple[Block, int, int]]:
@@ -217,6 +217,5 @@ def not_finite(layout: GroupLayout, block: int, begin: int, end: int, raw: bytes
 
 
 def _key(place: Place) -> Any:
-    if isinstance(place, dict):
-        return tuple(array.__array_interface__["data"][0] for array in place.values())
-    return id(place)
+    """What a place is known by while the plan that holds it lives."""
+    return tuple(map(id, place.values())) if isinstance(place, dict) else id(place)

@@ -113,6 +113,11 @@ class Member:
                 next_move="Start the missing servers; `windlass status` shows those that are there.",
             )
 
+    @property
+    def generation(self) -> int:
+        """The placement's number, -1 before there is one."""
+        return self.routing.generation if self.routing is not None else -1
+
     def server_of(self, vshard: int) -> int:
         """The index of the server that owns `vshard`."""
         return self._owners[vshard]

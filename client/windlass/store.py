@@ -10,19 +10,17 @@ thread at a time (`_lock`), tickets may be waited for by any.
 from __future__ import annotations
 
 import contextlib
-import difflib
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from windlass import declare
-from windlass.arrays import Array, as_numpy, as_target, check_like, family_of
-from windlass.borrow import Borrowed
-from windlass.data_link import InArena, bytes_of, refusal_of
-from windlass.dense_table import DenseTable, Flat, Place, Span, not_finite, tensors_between
+from windlass.arrays import Array, as_numpy, family_of
+from windlass.data_link import InArena, refusal_of
+from windlass.exchange import Exchange, Plan
 from windlass.pump import Mark
 from windlass.ticket import Ticket
 from windlass.window_core import Request
@@ -45,9 +43,7 @@ class Store:
         self.store_id = store_id
         self.member = member
         self.entered = False
-        self.tables: dict[int, DenseTable] = {}
-        self.rules: dict[int, RuleSpec] = {}
-        self.where: dict[str, tuple[int, int]] = {}  # tensor name -> (table id, tensor number)
+        self.exchange = Exchange(member, name)
         self._lock = threading.RLock()
         self._depth = 0
         self._pushed = False
@@ -56,11 +52,9 @@ class Store:
         self._weight: float | None = None
         self._failed: deque[Ticket] = deque(maxlen=16)
         self._steps: deque[Ticket] = deque()
-        self._family: Callable[[Array], Any] = lambda array: array
-        self._params: dict[int, Flat] = {}
 
     def __repr__(self) -> str:
-        return f"<windlass store {self.name!r}, {self.consistency}, {len(self.where)} tensors, clock {self.clock}>"
+        return f"<windlass store {self.name!r}, {self.consistency}, {len(self.exchange.where)} tensors, clock {self.clock}>"
 
     @property
     def weight(self) -> float:
@@ -97,23 +91,17 @@ class Store:
                     "init was not given a dict", type=type(arrays).__name__, next_move="Pass name -> array."
                 )
             given = {name: as_numpy(name, value) for name, value in arrays.items()}
-            self._family = family_of(next(iter(arrays.values()), None))
+            self.exchange.family = family_of(next(iter(arrays.values()), None))
             fresh = declare.declare(self, given, optimizer, groups or {}, reduce)
-            flats = self._pull_flats(given, clock=0 if fresh else self.clock)
-            self._params.update(flats)
-            return self._named(given, flats)
+            plan = self.exchange.params_plan(list(given))
+            ticket, requests = self._ticket(Op.PULL, plan, clock=0 if fresh else self.clock)
+            self.member.pump.submit(requests)
+        params: dict[str, Any] = ticket.result()
+        return params
 
     def specs(self) -> dict[str, dict[str, Any]]:
         """name -> shape, dtype and rule of every declared tensor."""
-        found = {}
-        for name, (table_id, number) in self.where.items():
-            layout = self.tables[table_id].layout
-            found[name] = {
-                "shape": layout.tensors[number].shape,
-                "dtype": layout.dtype_name,
-                "rule": self.rules[table_id],
-            }
-        return found
+        return self.exchange.specs()
 
     def empty(self, shape: int | tuple[int, ...], dtype: Any = np.float32) -> Array:
         """An array that the servers on this host can read in place: pushes of it are not copied.
@@ -147,9 +135,9 @@ class Store:
         with self._lock:
             self._check_writes("push")
             self._check_weight(weight)
-            ticket, requests = self._pushes(
-                Op.PUSH, grads, None, borrow=borrow, priority=priority, last=False, weight=weight
-            )
+            plan = self.exchange.push_plan(Op.PUSH, grads, None, borrow=borrow)
+            self._weight = weight
+            ticket, requests = self._ticket(Op.PUSH, plan, priority=priority)
             self._pushed = True
             self._latest = ticket
             self.member.pump.submit(requests)
@@ -162,7 +150,7 @@ class Store:
         """
         with self._lock:
             self._check()
-            chosen = [names] if isinstance(names, str) else list(self.where if names is None else names)
+            chosen = [names] if isinstance(names, str) else list(self.exchange.where if names is None else names)
             chosen = list(dict.fromkeys(chosen if out is None or names is not None else out))
             if out is not None and not out.keys() >= set(chosen):
                 raise UsageError(
@@ -173,7 +161,7 @@ class Store:
                 )
             inside = self._depth > 0
             mark = self._close_step() if self._pushed and not inside else None
-            ticket, requests = self._pulls(chosen, out, nowait=inside)
+            ticket, requests = self._ticket(Op.PULL, self.exchange.pull_plan(chosen, out), nowait=inside)
             self.member.pump.submit(requests, mark)
             return ticket
 
@@ -235,10 +223,10 @@ class Store:
         with self._lock:
             self._check_writes("assign")
             given = {name: as_numpy(name, value) for name, value in arrays.items()}
-            self._by_table(given, what="an assigned array")
+            self.exchange.by_table(given, what="an assigned array")
             action = declare.agree(self, "assign", sorted(given), declare.digest_of(given), declare.in_words(given))
             if action is not None:
-                ticket, requests = self._pushes(Op.ASSIGN, given, None, borrow=False, priority=0, last=False)
+                ticket, requests = self._ticket(Op.ASSIGN, self.exchange.push_plan(Op.ASSIGN, given, None))
                 self.member.pump.submit(requests)
                 ticket.result()
                 declare.agreed(self, action)
@@ -264,15 +252,6 @@ class Store:
                 )
             declare.delete(self, chosen)
 
-    def forget(self, names: Iterable[str]) -> None:
-        """Deleted tensors are not this worker's any more."""
-        for name in names:
-            self.where.pop(name, None)
-        held = {table_id for table_id, _ in self.where.values()}
-        for table_id in self.tables.keys() - held:
-            del self.tables[table_id], self.rules[table_id]
-            self._params.pop(table_id, None)
-
     def next_call(self, action: str) -> int:
         """Counts the calls of `action` at this step, from 1: every worker's n-th is the same action."""
         step, calls = self._actions.get(action, (-1, 0))
@@ -294,38 +273,18 @@ class Store:
 
     def refusal(self, status: Status, request: Request) -> WindlassError:
         """Why a request was refused, with its tensors and this worker; the pump's holder calls this."""
-        table = self.tables.get(request.share[0])
-        names: list[str] = []
-        if table is not None:
-            place = (table.layout, request.block, request.seg_begin, request.seg_end)
-            if status is Status.REJECTED:
-                names = not_finite(*place, bytes_of(request.payload, self.member.heap))
-            names = names or tensors_between(*place)
-        shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-        return refusal_of(status, shown or f"table {request.share[0]}", worker=self.member.joined.rank)
-
-    def table_names(self, table_id: int) -> str:
-        """A table in words: its first tensors."""
-        table = self.tables.get(table_id)
-        if table is None:
-            return f"table {table_id}"
-        names = [tensor.name for tensor in table.layout.tensors]
-        return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        tensors = self.exchange.request_names(request, status)
+        return refusal_of(status, tensors, worker=self.member.joined.rank)
 
     def leave(self) -> None:
         """Say the last clock: nobody waits for this worker's further steps."""
-        if self.entered and self.tables:
-            self.member.pump.submit([], Mark(self.store_id, max(0, self.clock - 1), self.servers(), leaves=True))
+        if self.entered and self.exchange.tables:
+            self.member.pump.submit([], Mark(self.store_id, max(0, self.clock - 1), self.exchange.servers(), leaves=True))
 
     def finish(self) -> None:
         """Wait until what was pushed last is answered."""
         if self._latest is not None and self._latest.left:
             self.member.pump.wait(self._latest, None)
-
-    def servers(self) -> tuple[int, ...]:
-        """The servers that hold a share of this store."""
-        owner = self.member.server_of
-        return tuple(sorted({owner(block.vshard) for table in self.tables.values() for block in table.layout.blocks}))
 
     def raise_failed(self) -> None:
         """Raise the error of a ticket that nobody waited for."""
@@ -347,9 +306,9 @@ class Store:
                 store=self.name,
                 next_move="Use push inside the block and pull after it.",
             )
-        ticket, requests = self._pushes(
-            Op.PUSH_PULL, grads, out, borrow=borrow, priority=priority, last=True, weight=weight
-        )
+        plan = self.exchange.push_plan(Op.PUSH_PULL, grads, out, borrow=borrow)
+        self._weight = weight
+        ticket, requests = self._ticket(Op.PUSH_PULL, plan, priority=priority, last=True)
         self._latest = ticket
         mark = self._close_step()
         self._bound_open_steps(ticket)
@@ -381,7 +340,7 @@ class Store:
             )
 
     def _close_step(self) -> Mark:
-        mark = Mark(self.store_id, self.clock, self.servers())
+        mark = Mark(self.store_id, self.clock, self.exchange.servers())
         self.clock += 1
         self._pushed = False
         return mark
@@ -394,240 +353,66 @@ class Store:
             oldest = self._steps.popleft()
             self.member.pump.wait(oldest, None)
 
-    def place(self, name: str) -> tuple[int, int]:
-        """Table id and number of a declared tensor.
-
-        Raises:
-            UsageError: it is not declared; the nearest name is said.
-        """
-        found = self.where.get(name)
-        if found is None:
-            close = difflib.get_close_matches(name, self.where, 1)
-            raise UsageError(
-                "a tensor is not declared in this store",
-                store=self.name,
-                name=name,
-                nearest=close[0] if close else "none",
-                next_move="Call store.init with it first, on every worker." if not close else f"Use {close[0]!r}.",
-            )
-        return found
-
-    def _by_table(self, arrays: Mapping[str, Any], *, what: str, target: bool = False) -> dict[int, dict[int, Array]]:
-        """Arrays by table and tensor number, checked against what is declared."""
-        if not arrays:
-            raise UsageError("no arrays were given", store=self.name, next_move="Pass a dict of name -> array.")
-        found: dict[int, dict[int, Array]] = {}
-        for name, value in arrays.items():
-            table_id, number = self.place(name)
-            array = as_target(name, value) if target else as_numpy(name, value)
-            layout = self.tables[table_id].layout
-            check_like(name, array, layout.tensors[number].shape, layout.dtype, what=what)
-            found.setdefault(table_id, {})[number] = array
-        return {table_id: dict(sorted(tensors.items())) for table_id, tensors in found.items()}
-
-    def _pushes(
+    def _ticket(
         self,
         op: Op,
-        grads: Mapping[str, Any],
-        out: Mapping[str, Any] | None,
+        plan: Plan,
         *,
-        borrow: bool,
-        priority: int,
-        last: bool,
-        weight: float | None = None,
-    ) -> tuple[Ticket, list[Request]]:
-        sources = self._by_table(grads, what="a gradient" if op is not Op.ASSIGN else "an assigned array")
-        if out is not None and set(out) != set(grads):
-            raise UsageError(
-                "out= has other names than the gradients",
-                store=self.name,
-                out=sorted(out),
-                grads=sorted(grads),
-                next_move="Pass the same names, or pull the others.",
-            )
-        targets = self._by_table(out, what="an out array", target=True) if out is not None else {}
-        if weight is not None:
-            self._weight = weight
-        plans: list[list[Span]] = []
-        after: list[Callable[[], None]] = []
-        settle: list[Callable[[], None]] = []
-        flats: dict[int, Flat] = {}
-        for table_id, tensors in sources.items():
-            table = self.tables[table_id]
-            source = self._source(table, tensors, settle, borrow=borrow)
-            target: Place = None
-            if op is Op.PUSH_PULL:
-                target = self._target(table, targets.get(table_id), flats, after)
-            plans.append(table.spans(tuple(tensors), source, target))
-        names = list(grads)
-        finish = self._finisher(names, out, flats, after, values=op is Op.PUSH_PULL)
-        return self._requests(op, plans, finish, settle, priority=priority, last=last)
-
-    def drops(self, names: Iterable[str]) -> tuple[Ticket, list[Request]]:
-        """The entries that delete tensors, after the steps before this one have completed on them."""
-        chosen: dict[int, list[int]] = {}
-        for name in names:
-            table_id, number = self.place(name)
-            chosen.setdefault(table_id, []).append(number)
-        before, requests = self._pulls(list(names), None, nowait=False)
-        self.member.pump.submit(requests)
-        with contextlib.suppress(UsageError):  # another worker deleted them at an earlier step
-            before.result()
-        plans = [
-            self.tables[table_id].spans(tuple(sorted(numbers)), None, None) for table_id, numbers in chosen.items()
-        ]
-        return self._requests(Op.DROP, plans, lambda: None, (), priority=0, last=False)
-
-    def _pulls(
-        self, names: list[str], out: Mapping[str, Any] | None, *, nowait: bool, clock: int | None = None
-    ) -> tuple[Ticket, list[Request]]:
-        chosen: dict[int, list[int]] = {}
-        for name in names:
-            table_id, number = self.place(name)
-            chosen.setdefault(table_id, []).append(number)
-        asked = {name: out[name] for name in names} if out else {}
-        targets = self._by_table(asked, what="an out array", target=True) if asked else {}
-        flats: dict[int, Flat] = {}
-        after: list[Callable[[], None]] = []
-        plans = []
-        for table_id, numbers in chosen.items():
-            table = self.tables[table_id]
-            target = self._target(table, targets.get(table_id), flats, after)
-            plans.append(table.spans(tuple(sorted(numbers)), None, target))
-        finish = self._finisher(names, out, flats, after, values=True)
-        return self._requests(Op.PULL, plans, finish, (), priority=0, last=False, nowait=nowait, clock=clock)
-
-    def _requests(
-        self,
-        op: Op,
-        plans: list[list[Span]],
-        finish: Callable[[], Any],
-        settle: Iterable[Callable[[], None]],
-        *,
-        priority: int,
-        last: bool,
+        priority: int = 0,
+        last: bool = False,
         nowait: bool = False,
         clock: int | None = None,
     ) -> tuple[Ticket, list[Request]]:
-        count = sum(map(len, plans))
+        """A ticket for what `plan` sends, and its requests."""
         at = self.clock if clock is None else clock
         ticket = Ticket(
             self.member.pump,
             f"{op.name.lower()} of {self.name}",
-            count,
+            plan.entries,
             store=self,
             clock=at,
-            finish=finish,
-            settle=settle,
+            finish=plan.finish,
+            settle=plan.settle,
         )
-        if not count:
+        if not plan.entries:
             self.on_done(ticket)
-        weight = self.weight
-        free = self.member.all_shared
-        requests = []
-        for spans in plans:
-            for share, block, begin, end, payload, out in spans:
-                nbytes = 0 if payload is None or (free and type(payload) is InArena) else payload.nbytes
-                requests.append(
-                    Request(
-                        op,
-                        self.store_id,
-                        share,
-                        block,
-                        begin,
-                        end,
-                        owner=ticket,
-                        clock=at,
-                        payload=payload,
-                        nbytes=nbytes,
-                        out=out,
-                        weight=weight,
-                        last=last,
-                        nowait=nowait,
-                        priority=priority,
-                    )
-                )
+        weight, free = self.weight, self.member.all_shared
+        requests = [
+            Request(
+                op,
+                self.store_id,
+                share,
+                block,
+                begin,
+                end,
+                owner=ticket,
+                clock=at,
+                payload=payload,
+                nbytes=0 if payload is None or (free and type(payload) is InArena) else payload.nbytes,
+                out=out,
+                weight=weight,
+                last=last,
+                nowait=nowait,
+                priority=priority,
+            )
+            for spans in plan.spans
+            for share, block, begin, end, payload, out in spans
+        ]
         return ticket, requests
 
-    def _source(
-        self, table: DenseTable, tensors: dict[int, Array], settle: list[Callable[[], None]], *, borrow: bool
-    ) -> Place:
-        """Where gradients are read: in place if they are lent, else from one copy."""
-        lent = borrow or all(self.member.lends(table, number, array) for number, array in tensors.items())
-        if lent and all(array.flags.c_contiguous for array in tensors.values()):
-            borrowed = Borrowed.check(tensors)
-            if borrowed is not None:
-                settle.append(borrowed.verify)
-            return tensors
-        flat = table.take_flat()
-        for number, array in tensors.items():
-            np.copyto(flat.views[table.layout.tensors[number].name], array)
-        settle.append(lambda: table.give_flat(flat))
-        return flat
-
-    def _target(
-        self,
-        table: DenseTable,
-        tensors: dict[int, Array] | None,
-        flats: dict[int, Flat],
-        after: list[Callable[[], None]],
-    ) -> Place:
-        """Where values are written: in place if possible, else into a flat array that `finish` copies from."""
-        if tensors is None:
-            flat = flats[table.table_id] = Flat(table.layout, self.member.heap)
-            return flat
-        known = self._params.get(table.table_id)
-        specs = table.layout.tensors
-        if known is not None and all(known.views[specs[n].name] is array for n, array in tensors.items()):
-            return known
-        if self.member.heap is None:
-            in_place = all(array.flags.c_contiguous and array.flags.writeable for array in tensors.values())
-        else:
-            in_place = all(table.lies_in_arena(number, array) for number, array in tensors.items())
-        if in_place:
-            return tensors
-        flat = table.take_flat()
-
-        def copy_out() -> None:
-            for number, array in tensors.items():
-                np.copyto(array, flat.views[specs[number].name])
-            table.give_flat(flat)
-
-        after.append(copy_out)
-        return flat
-
-    def _finisher(
-        self,
-        names: list[str],
-        out: Mapping[str, Any] | None,
-        flats: dict[int, Flat],
-        after: list[Callable[[], None]],
-        *,
-        values: bool,
-    ) -> Callable[[], Any]:
-        def finish() -> Any:
-            for action in after:
-                action()
-            if not values:
-                return None
-            return dict(out) if out is not None else self._named(names, flats)
-
-        return finish
-
-    def _named(self, names: Iterable[str], flats: Mapping[int, Flat]) -> dict[str, Any]:
-        return {name: self._family(flats[self.where[name][0]].views[name]) for name in names}
-
-    def _pull_flats(self, names: Iterable[str], *, clock: int) -> dict[int, Flat]:
-        """Pull whole tensors at `clock` into fresh flat arrays, which become this worker's parameters."""
-        wanted = list(names)
-        tables = dict.fromkeys(self.place(name)[0] for name in wanted)
-        flats = {table_id: Flat(self.tables[table_id].layout, self.member.heap) for table_id in tables}
-        out = {name: flats[self.where[name][0]].views[name] for name in wanted}
-        self._params, held = flats, self._params
-        try:
-            ticket, requests = self._pulls(wanted, out, nowait=False, clock=clock)
-        finally:
-            self._params = held
+    def first_values(self, arrays: Mapping[str, Array]) -> Ticket:
+        """Send first values of declared tensors."""
+        ticket, requests = self._ticket(Op.INIT, self.exchange.push_plan(Op.INIT, arrays, None))
         self.member.pump.submit(requests)
-        ticket.result()
-        return flats
+        return ticket
+
+    def drops(self, names: Iterable[str]) -> Ticket:
+        """Delete tensors on the servers, after the steps before this one have completed on them."""
+        chosen = list(names)
+        before, requests = self._ticket(Op.PULL, self.exchange.pull_plan(chosen, None))
+        self.member.pump.submit(requests)
+        with contextlib.suppress(UsageError):  # another worker deleted them at an earlier step
+            before.result()
+        ticket, requests = self._ticket(Op.DROP, self.exchange.drop_plan(chosen))
+        self.member.pump.submit(requests)
+        return ticket

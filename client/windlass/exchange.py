@@ -1,0 +1,299 @@
+"""The exchange: a store's declared tensors, and how a call's arrays become entries and come back.
+
+A call with the same arrays as an earlier one, lent and written in place, finds its plan ready: training loops make one call
+again and again, and for small models planning would cost more than sending.
+
+Invariant: a plan holds the arrays it was made for, so their identity is their memory for as long as it is kept. Arrays that are
+not lent are copied before the plan is returned. The store's lock owns it.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from windlass.arrays import Array, as_numpy, as_target, check_like
+from windlass.borrow import Borrowed
+from windlass.data_link import bytes_of
+from windlass.dense_table import DenseTable, Flat, Place, Span, not_finite, tensors_between
+from windlass_proto.errors import UsageError
+from windlass_proto.frames import Op, Status
+from windlass_proto.rule_specs import RuleSpec
+
+if TYPE_CHECKING:
+    from windlass.member import Member
+    from windlass.window_core import Request
+
+_PLANS_MAX = 8
+
+Action = Callable[[], None]
+
+
+class Plan(NamedTuple):
+    """What a call sends, by table; what is done with its last answer; what its caller then gets."""
+
+    spans: list[list[Span]]
+    settle: tuple[Action, ...]
+    finish: Callable[[], Any] | None
+    entries: int
+
+
+class Exchange:
+    """The declared tensors of one store in one worker.
+
+    Args:
+        member: whose memory and links are used.
+        store: the store's name, for errors.
+    """
+
+    def __init__(self, member: Member, store: str) -> None:
+        self.member = member
+        self.store = store
+        self.tables: dict[int, DenseTable] = {}
+        self.rules: dict[int, RuleSpec] = {}
+        self.where: dict[str, tuple[int, int]] = {}  # tensor name -> (table id, tensor number)
+        self.params: dict[int, Flat] = {}  # what init returned
+        self.family: Callable[[Array], Any] = lambda array: array
+        self._plans: dict[Any, tuple[Plan, Any]] = {}
+        self._servers: tuple[int, tuple[int, ...]] = (-1, ())
+
+    # ---- what is declared --------------------------------------------------------------------------------------------
+
+    def add(self, table: DenseTable, rule: RuleSpec, names: Iterable[tuple[str, int]]) -> None:
+        """A group is declared; `names` are its tensors that are not deleted, with their numbers."""
+        self.tables[table.table_id] = table
+        self.rules[table.table_id] = rule
+        self.where.update({name: (table.table_id, number) for name, number in names})
+        self._changed()
+
+    def forget(self, names: Iterable[str]) -> None:
+        """Deleted tensors are not this worker's any more."""
+        for name in names:
+            self.where.pop(name, None)
+        held = {table_id for table_id, _ in self.where.values()}
+        for table_id in self.tables.keys() - held:
+            del self.tables[table_id], self.rules[table_id]
+            self.params.pop(table_id, None)
+        self._changed()
+
+    def servers(self) -> tuple[int, ...]:
+        """The servers that hold a share of the store."""
+        generation = self.member.generation
+        if self._servers[0] != generation:
+            owner = self.member.server_of
+            found = {owner(block.vshard) for table in self.tables.values() for block in table.layout.blocks}
+            self._servers = (generation, tuple(sorted(found)))
+        return self._servers[1]
+
+    def place(self, name: str) -> tuple[int, int]:
+        """Table id and number of a declared tensor.
+
+        Raises:
+            UsageError: it is not declared; the nearest name is said.
+        """
+        found = self.where.get(name)
+        if found is None:
+            close = difflib.get_close_matches(name, self.where, 1)
+            raise UsageError(
+                "a tensor is not declared in this store",
+                store=self.store,
+                name=name,
+                nearest=close[0] if close else "none",
+                next_move="Call store.init with it first, on every worker." if not close else f"Use {close[0]!r}.",
+            )
+        return found
+
+    def specs(self) -> dict[str, dict[str, Any]]:
+        """name -> shape, dtype and rule."""
+        found = {}
+        for name, (table_id, number) in self.where.items():
+            layout = self.tables[table_id].layout
+            found[name] = {
+                "shape": layout.tensors[number].shape,
+                "dtype": layout.dtype_name,
+                "rule": self.rules[table_id],
+            }
+        return found
+
+    def table_names(self, table_id: int) -> str:
+        """A table in words: its first tensors."""
+        table = self.tables.get(table_id)
+        return _shown([tensor.name for tensor in table.layout.tensors]) if table is not None else f"table {table_id}"
+
+    def request_names(self, request: Request, status: Status) -> str:
+        """The tensors of a request in words; of a rejected one those that are not finite."""
+        table = self.tables.get(request.share[0])
+        if table is None:
+            return f"table {request.share[0]}"
+        place = (table.layout, request.block, request.seg_begin, request.seg_end)
+        names: list[str] = []
+        if status is Status.REJECTED:
+            names = not_finite(*place, bytes_of(request.payload, self.member.heap))
+        return _shown(names or tensors_between(*place))
+
+    def _changed(self) -> None:
+        self._plans.clear()
+        self._servers = (-1, ())
+
+    # ---- plans -------------------------------------------------------------------------------------------------------
+
+    def push_plan(
+        self, op: Op, arrays: Mapping[str, Any], out: Mapping[str, Any] | None, *, borrow: bool = False
+    ) -> Plan:
+        """Send `arrays`; with PUSH_PULL their values come back into `out`, or into fresh arrays.
+
+        Raises:
+            UsageError: an unknown name, another shape or dtype than declared, or `out` has other names.
+        """
+        key = (op, tuple(arrays), tuple(map(id, arrays.values())), _identity(out), borrow)
+        known = self._plans.get(key)
+        if known is not None:
+            return known[0]
+        sources = self.by_table(arrays, what="a gradient" if op in (Op.PUSH, Op.PUSH_PULL) else "a value")
+        self._check_names(arrays, out)
+        targets = self.by_table(out, what="an out array", target=True) if out is not None else {}
+        settle: list[Action] = []
+        after: list[Action] = []
+        flats: dict[int, Flat] = {}
+        spans = []
+        for table_id, tensors in sources.items():
+            table = self.tables[table_id]
+            source = self._source(table, tensors, settle, borrow=borrow)
+            target = self._target(table, targets.get(table_id), flats, after) if op is Op.PUSH_PULL else None
+            spans.append(table.spans(tuple(tensors), source, target))
+        finish = self._finisher(list(arrays), out, flats, after) if op is Op.PUSH_PULL else None
+        plan = Plan(spans, tuple(settle), finish, sum(map(len, spans)))
+        if not (settle or after or flats):
+            if len(self._plans) >= _PLANS_MAX:
+                self._plans.clear()
+            self._plans[key] = (plan, (dict(arrays), out))
+        return plan
+
+    def pull_plan(self, names: list[str], out: Mapping[str, Any] | None) -> Plan:
+        """Ask for tensors, into `out` or into fresh arrays."""
+        asked = {name: out[name] for name in names} if out else {}
+        targets = self.by_table(asked, what="an out array", target=True) if asked else {}
+        flats: dict[int, Flat] = {}
+        after: list[Action] = []
+        spans = []
+        for table_id, numbers in self._numbers(names).items():
+            table = self.tables[table_id]
+            spans.append(table.spans(numbers, None, self._target(table, targets.get(table_id), flats, after)))
+        return Plan(spans, (), self._finisher(names, out, flats, after), sum(map(len, spans)))
+
+    def params_plan(self, names: list[str]) -> Plan:
+        """Ask for tensors into fresh flat arrays, which become this worker's parameters."""
+        numbers = self._numbers(names)
+        flats = {table_id: Flat(self.tables[table_id].layout, self.member.heap) for table_id in numbers}
+        spans = [self.tables[table_id].spans(chosen, None, flats[table_id]) for table_id, chosen in numbers.items()]
+        self.params.update(flats)
+        return Plan(spans, (), lambda: self._named(names, flats), sum(map(len, spans)))
+
+    def drop_plan(self, names: list[str]) -> Plan:
+        """Delete tensors on the servers."""
+        spans = [self.tables[table_id].spans(chosen, None, None) for table_id, chosen in self._numbers(names).items()]
+        return Plan(spans, (), None, sum(map(len, spans)))
+
+    # ---- inside ------------------------------------------------------------------------------------------------------
+
+    def _numbers(self, names: Iterable[str]) -> dict[int, tuple[int, ...]]:
+        chosen: dict[int, list[int]] = {}
+        for name in names:
+            table_id, number = self.place(name)
+            chosen.setdefault(table_id, []).append(number)
+        return {table_id: tuple(sorted(numbers)) for table_id, numbers in chosen.items()}
+
+    def by_table(self, arrays: Mapping[str, Any], *, what: str, target: bool = False) -> dict[int, dict[int, Array]]:
+        """Arrays by table and tensor number, checked against what is declared."""
+        if not arrays:
+            raise UsageError(f"no {what} was given", store=self.store, next_move="Pass a dict of name -> array.")
+        found: dict[int, dict[int, Array]] = {}
+        for name, value in arrays.items():
+            table_id, number = self.place(name)
+            array = as_target(name, value) if target else as_numpy(name, value)
+            layout = self.tables[table_id].layout
+            shape, dtype = layout.tensors[number].shape, layout.dtype
+            if array.shape != shape or array.dtype != dtype:
+                check_like(name, array, shape, dtype, what=what)
+            found.setdefault(table_id, {})[number] = array
+        return {table_id: dict(sorted(tensors.items())) for table_id, tensors in found.items()}
+
+    def _check_names(self, arrays: Mapping[str, Any], out: Mapping[str, Any] | None) -> None:
+        if out is not None and out.keys() != arrays.keys():
+            raise UsageError(
+                "out= has other names than the gradients",
+                store=self.store,
+                out=sorted(out),
+                grads=sorted(arrays),
+                next_move="Pass the same names, or pull the others.",
+            )
+
+    def _source(self, table: DenseTable, tensors: dict[int, Array], settle: list[Action], *, borrow: bool) -> Place:
+        """Where gradients are read: in place if they are lent, else from one copy."""
+        lent = borrow or all(self.member.lends(table, number, array) for number, array in tensors.items())
+        if lent and all(array.flags.c_contiguous for array in tensors.values()):
+            borrowed = Borrowed.check(tensors)
+            if borrowed is not None:
+                settle.append(borrowed.verify)
+            return tensors
+        flat = table.take_flat()
+        for number, array in tensors.items():
+            np.copyto(flat.tensors[number], array)
+        settle.append(lambda: table.give_flat(flat))
+        return flat
+
+    def _target(
+        self, table: DenseTable, tensors: dict[int, Array] | None, flats: dict[int, Flat], after: list[Action]
+    ) -> Place:
+        """Where values are written: in place if possible, else into a flat array that `finish` copies from."""
+        if tensors is None:
+            flat = flats[table.table_id] = Flat(table.layout, self.member.heap)
+            return flat
+        known = self.params.get(table.table_id)
+        if known is not None and all(known.tensors[number] is array for number, array in tensors.items()):
+            return known
+        if self.member.heap is None:
+            in_place = all(array.flags.c_contiguous and array.flags.writeable for array in tensors.values())
+        else:
+            in_place = all(table.lies_in_arena(number, array) for number, array in tensors.items())
+        if in_place:
+            return tensors
+        flat = table.take_flat()
+
+        def copy_out() -> None:
+            for number, array in tensors.items():
+                np.copyto(array, flat.tensors[number])
+            table.give_flat(flat)
+
+        after.append(copy_out)
+        return flat
+
+    def _finisher(
+        self, names: list[str], out: Mapping[str, Any] | None, flats: dict[int, Flat], after: list[Action]
+    ) -> Callable[[], Any]:
+        if out is not None and not after:
+            return lambda: dict(out)
+
+        def finish() -> Any:
+            for action in after:
+                action()
+            return dict(out) if out is not None else self._named(names, flats)
+
+        return finish
+
+    def _named(self, names: Iterable[str], flats: Mapping[int, Flat]) -> dict[str, Any]:
+        return {name: self.family(flats[table_id].tensors[number]) for name, (table_id, number) in self._places(names)}
+
+    def _places(self, names: Iterable[str]) -> list[tuple[str, tuple[int, int]]]:
+        return [(name, self.place(name)) for name in names]
+
+
+def _identity(arrays: Mapping[str, Any] | None) -> Any:
+    return None if arrays is None else (tuple(arrays), tuple(map(id, arrays.values())))
+
+
+def _shown(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
