@@ -49,6 +49,7 @@ class Store:
         self._pushed = False
         self._actions: dict[str, tuple[int, int]] = {}  # action -> the step of its last calls, and how many
         self._latest: Ticket | None = None
+        self._open_push: Ticket | None = None  # the last push of the open step
         self._weight: float | None = None
         self._failed: deque[Ticket] = deque(maxlen=16)
         self._steps: deque[Ticket] = deque()
@@ -139,7 +140,7 @@ class Store:
             self._weight = weight
             ticket, requests = self._ticket(Op.PUSH, plan, priority=priority)
             self._pushed = True
-            self._latest = ticket
+            self._latest = self._open_push = ticket
             self.member.pump.submit(requests)
             return ticket
 
@@ -280,6 +281,20 @@ class Store:
         """Say the last clock: nobody waits for this worker's further steps."""
         if self.entered and self.exchange.tables:
             self.member.pump.submit([], Mark(self.store_id, max(0, self.clock - 1), self.exchange.servers(), leaves=True))
+
+    def check_waitable(self, ticket: Ticket) -> None:
+        """Under bsp a push is answered once its step has completed, which waits for this worker to close it.
+
+        Raises:
+            UsageError: the step of `ticket` is open, so that to wait for it would be for ever.
+        """
+        if self._pushed and self.consistency == "bsp" and ticket is self._open_push:
+            raise UsageError(
+                "a push was waited for inside its step, which only this worker can close",
+                store=self.name,
+                step=self.clock,
+                next_move="Close the step first: pull, or leave the `with store.step()` block.",
+            )
 
     def finish(self) -> None:
         """Wait until what was pushed last is answered."""

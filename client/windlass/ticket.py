@@ -77,6 +77,8 @@ class Ticket:
             WindlassError: what went wrong.
         """
         if self.left:
+            if self.store is not None and timeout is None:
+                self.store.check_waitable(self)
             self._pump.wait(self, timeout)
         self.seen = True
         if self.error is not None:
