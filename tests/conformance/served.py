@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets
 import socket
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -43,6 +44,8 @@ class Served:
     """One server that owns every key, listening on loopback and on a Unix socket."""
 
     def __init__(self, *, pool_bytes: int = 256 * limits.MIB) -> None:
+        self._switch_s = sys.getswitchinterval()
+        sys.setswitchinterval(0.0005)  # as servers and workers set it
         self._folder = tempfile.TemporaryDirectory(prefix="wl-")
         path = Path(self._folder.name) / "s.sock"
         self.pool = BufferPool(pool_bytes)
@@ -119,6 +122,7 @@ class Served:
     def close(self) -> None:
         self.ingress.close()
         self._folder.cleanup()
+        sys.setswitchinterval(self._switch_s)
 
     def __enter__(self) -> Served:
         return self
