@@ -10,6 +10,7 @@ import secrets
 import socket
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from types import TracebackType
@@ -60,6 +61,7 @@ class Served:
             "shm": Target("shm", str(path)),
         }
         self._rosters = 0
+        self._pause = threading.Event()
 
     def declare(
         self,
@@ -110,14 +112,14 @@ class Served:
         deadline = time.monotonic() + within_s
         while self.ingress.connections() != count:
             assert time.monotonic() < deadline, f"{self.ingress.connections()} connections, not {count}"
-            time.sleep(0.002)
+            self._pause.wait(0.002)
 
     def await_frames(self, count: int, within_s: float = 10.0) -> None:
         """Until the server has taken so many frames in all."""
         deadline = time.monotonic() + within_s
         while self.node.counters["frames"] < count:
             assert time.monotonic() < deadline, f"{self.node.counters['frames']} frames, not {count}"
-            time.sleep(0.002)
+            self._pause.wait(0.002)
 
     def close(self) -> None:
         self.ingress.close()
