@@ -38,6 +38,8 @@ class Batches:
         balanced: bool,
     ) -> None:
         self.length = _length(sources)
+        if self.length < 1:
+            raise UsageError("a data set has no rows", rows=self.length, next_move="Pass arrays with rows.")
         if size < 1 or epochs < 0:
             raise UsageError("batches were asked for with an impossible size", size=size, epochs=epochs)
         self.epoch = 0

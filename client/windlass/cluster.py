@@ -270,7 +270,7 @@ class Cluster:
                     failure = failure or error
             if self._scalars is not None:
                 self._scalars.close()
-            self._member.close()
+            self._member.close(flush_s=5.0 if finish else 0.5)
         finally:
             self._run.close()
             if self._private is not None:

@@ -291,15 +291,15 @@ class Member:
         self._routed = threading.Condition()
         self.pump.orphan(self._closed)
 
-    def close(self) -> None:
-        """Leave the cluster in order; join every thread."""
+    def close(self, *, flush_s: float = 5.0) -> None:
+        """Leave the cluster in order, with `flush_s` for what is still to be answered; join every thread."""
         from windlass_proto.gen import control_pb2 as pb
 
         if self.is_forked():
             return
         ended = self._closed is not None
         self._closed = self._closed or ClosedError("the cluster was closed", next_move="Call windlass.connect() again.")
-        self.pump.close()
+        self.pump.close(flush_s)
         self._beater.close()
         if not ended:
             clocks = [pb.StoreClock(store_id=store, clock=clock) for store, clock in self.clocks()]

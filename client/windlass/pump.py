@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import socket
 import threading
 import time
 from collections import deque
@@ -190,6 +191,9 @@ class Pump:
         self._background.join()
         for thread in list(self._connecting.values()):
             thread.join()
+        for item in self._inbox:
+            if isinstance(item, tuple) and isinstance(item[-1], socket.socket):
+                item[-1].close()  # a link that nobody took any more
         for link in self.links.values():
             link.close()
         os.close(self._bell)

@@ -288,6 +288,7 @@ class Store:
         Raises:
             UsageError: the step of `ticket` is open, so that to wait for it would be for ever.
         """
+        self.member.check_open()
         if self._pushed and self.consistency == "bsp" and ticket is self._open_push:
             raise UsageError(
                 "a push was waited for inside its step, which only this worker can close",
