@@ -70,7 +70,12 @@ def test_what_a_dead_worker_had_not_finished_is_handed_to_the_others(team: MakeT
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [((), "without data"), ((10, 20), "one length"), ((np.zeros(3), np.zeros(4)), "different lengths"), ((0,), "no rows")],
+    [
+        ((), "without data"),
+        ((10, 20), "one length"),
+        ((np.zeros(3), np.zeros(4)), "different lengths"),
+        ((0,), "no rows"),
+    ],
     ids=["none", "two", "unequal", "no rows"],
 )
 def test_wrong_data_raises_in_the_call(team: MakeTeam, arguments: tuple, said: str) -> None:
@@ -93,9 +98,10 @@ def test_a_barrier_holds_until_everybody_came(team: MakeTeam) -> None:
 
 def test_a_broadcast_gives_all_the_roots_value(team: MakeTeam) -> None:
     trio = team(3)
-    assert trio.each(lambda worker, rank: worker.broadcast({"from": rank, "list": [1, None, "x"]}, root=1)) == [
-        {"from": 1, "list": [1, None, "x"]}
-    ] * 3
+    assert (
+        trio.each(lambda worker, rank: worker.broadcast({"from": rank, "list": [1, None, "x"]}, root=1))
+        == [{"from": 1, "list": [1, None, "x"]}] * 3
+    )
     assert trio.each(lambda worker, rank: worker.broadcast(rank)) == [0] * 3
 
 

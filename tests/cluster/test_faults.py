@@ -30,7 +30,9 @@ def say(*words):
     print(*words, flush=True)
 """
 
-DIES_INSIDE = PREAMBLE + """
+DIES_INSIDE = (
+    PREAMBLE
+    + """
 with wl.connect() as cluster:
     store = cluster.store("model")
     params = store.init({"w": ones(0)}, optimizer=wl.optim.SGD(lr=1.0))
@@ -43,6 +45,7 @@ with wl.connect() as cluster:
         store.update({"w": ones(1 + cluster.rank)}, out=params)
     say(params["w"][0], store.clock)
 """
+)
 
 
 def test_a_worker_that_dies_inside_a_step_leaves_it_to_those_that_were_done(
@@ -54,7 +57,9 @@ def test_a_worker_that_dies_inside_a_step_leaves_it_to_those_that_were_done(
     assert (first.out, second.out) == ("-6.5 4\n",) * 2, first.story() + second.story()
 
 
-LEAVES_EARLY = PREAMBLE + """
+LEAVES_EARLY = (
+    PREAMBLE
+    + """
 with wl.connect() as cluster:
     store = cluster.store("model")
     params = store.init({"w": ones(0)}, optimizer=wl.optim.SGD(lr=1.0))
@@ -62,6 +67,7 @@ with wl.connect() as cluster:
         store.update({"w": ones(1)}, out=params)
     say(params["w"][0])
 """
+)
 
 
 def test_a_worker_that_runs_out_of_data_blocks_nobody(local: LocalCluster, job: str, tmp_path: Path) -> None:
@@ -69,7 +75,9 @@ def test_a_worker_that_runs_out_of_data_blocks_nobody(local: LocalCluster, job: 
         assert [worker.out for worker in workers.finish()] == ["-9.0\n", "-3.0\n", "-3.0\n"]
 
 
-LATE = PREAMBLE + """
+LATE = (
+    PREAMBLE
+    + """
 with wl.connect() as cluster:
     store = cluster.store("model")
     params = store.init({"w": ones(0)}, optimizer=wl.optim.Adam(lr=0.01))
@@ -84,6 +92,7 @@ with wl.connect() as cluster:
             last = late[0] + 30
     say("weights", params["w"].tobytes().hex())
 """
+)
 
 
 def test_a_worker_that_joins_late_enters_at_a_later_step_and_ends_with_the_same_weights(
@@ -99,7 +108,9 @@ def test_a_worker_that_joins_late_enters_at_a_later_step_and_ends_with_the_same_
     assert len(weights) == 1, "all workers stop at the same step and see the same bits"
 
 
-STOPS = PREAMBLE + """
+STOPS = (
+    PREAMBLE
+    + """
 with wl.connect() as cluster:
     store = cluster.store("model", consistency="asp")
     params = store.init({"w": np.zeros(1_000_000, np.float32)}, optimizer=wl.optim.SGD(lr=1.0))
@@ -115,6 +126,7 @@ with wl.connect() as cluster:
             say("not delayed")
     say("ends")
 """
+)
 
 
 @pytest.mark.parametrize("link", ["tcp", "shm"])
@@ -142,7 +154,9 @@ def fragile(tmp_path: Path) -> Iterator[LocalCluster]:
         yield cluster
 
 
-STEPS_ON = PREAMBLE + """
+STEPS_ON = (
+    PREAMBLE
+    + """
 with wl.connect() as cluster:
     store = cluster.store("model")
     params = store.init({f"w{i}": ones(0, 70_000) for i in range(6)}, optimizer=wl.optim.SGD(lr=1.0))
@@ -159,6 +173,7 @@ with wl.connect() as cluster:
             say("under way")
     say("ends")
 """
+)
 
 
 def test_a_killed_server_is_named_within_the_deadline_and_nothing_hangs(fragile: LocalCluster, tmp_path: Path) -> None:
@@ -167,9 +182,9 @@ def test_a_killed_server_is_named_within_the_deadline_and_nothing_hangs(fragile:
         workers.await_text(0, "under way")
         os.kill(fragile.pids["server-1"], signal.SIGKILL)
         for worker in workers.finish(check=False):
-            assert re.search(r"unavailable: a server (has not been reachable|does not answer).*server\w*=.*1", worker.out), (
-                worker.story()
-            )
+            assert re.search(
+                r"unavailable: a server (has not been reachable|does not answer).*server\w*=.*1", worker.out
+            ), worker.story()
             assert "ends" in worker.out
 
 
@@ -187,7 +202,9 @@ def test_a_server_that_stands_still_for_two_seconds_costs_nothing_but_time(
             assert "unavailable" not in worker.out or worker.rank, worker.story()
 
 
-RESTARTED = PREAMBLE + """
+RESTARTED = (
+    PREAMBLE
+    + """
 with wl.connect() as cluster:
     store = cluster.store("model")
     params = store.init({"w": ones(0)}, optimizer=wl.optim.SGD(lr=1.0))
@@ -200,6 +217,7 @@ with wl.connect() as cluster:
             break
     say("ends at", step)
 """
+)
 
 
 def test_the_scheduler_may_be_killed_and_restarted_under_load(fragile: LocalCluster, tmp_path: Path) -> None:
@@ -234,7 +252,9 @@ def test_the_scheduler_may_be_killed_and_restarted_under_load(fragile: LocalClus
 
 # ---- waits that are said -------------------------------------------------------------------------------------------
 
-WAITS = PREAMBLE + """
+WAITS = (
+    PREAMBLE
+    + """
 with wl.connect(wait_s=4.0) as cluster:
     store = cluster.store("model")
     params = store.init({"w": ones(0)}, optimizer=wl.optim.SGD(lr=1.0))
@@ -243,6 +263,7 @@ with wl.connect(wait_s=4.0) as cluster:
         say("never")
     signal.pause()
 """
+)
 
 
 def test_a_long_wait_says_for_whom_and_ends_with_an_error_that_names_it(
