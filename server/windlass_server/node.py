@@ -7,6 +7,7 @@ Invariant: a group is made once, from one spec; a roster reaches every share of 
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 
@@ -34,6 +35,7 @@ class ServerNode:
 
     def __init__(self, pool: BufferPool, *, routing_wait_s: float = 10.0) -> None:
         self.pool = pool
+        self.memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         self.groups: dict[int, DenseGroup] = {}
         self.rosters: dict[int, Roster] = {}
         self.counters = {"frames": 0, "pushes": 0, "pulls": 0, "bytes_in": 0, "bytes_out": 0}
@@ -112,7 +114,7 @@ class ServerNode:
 
         Raises:
             UsageError: another group has this table id.
-            UnavailableError: this server has not been handed its key ranges.
+            UnavailableError: this server has not been handed its key ranges, or lacks the memory.
         """
         kernels = build(spec.rule, spec.layout.dtype)
         with self._routed:
@@ -127,6 +129,7 @@ class ServerNode:
                 raise deleted_error(table=spec.layout.table_id)
             known = self.groups.get(spec.layout.table_id)
             if known is None:
+                self._check_room(spec, len(kernels.slots))
                 known = DenseGroup(spec, kernels, self._vshards, self.pool)
                 self._tell_what_is_known(known)
                 self.groups[spec.layout.table_id] = known
@@ -139,6 +142,30 @@ class ServerNode:
                 next_move="Declare the same tensors and rule on every worker.",
             )
         return known
+
+    def _check_room(self, spec: GroupSpec, slots: int) -> None:
+        """Refuse in words what would end the process by want of memory."""
+        assert self._vshards is not None
+        elements = sum(block.elements for block in spec.layout.blocks if block.vshard in self._vshards)
+        needed = elements * spec.layout.dtype.itemsize * (1 + slots)
+        held = self._parameter_bytes()
+        if held + needed > self.memory_bytes:
+            raise UnavailableError(
+                "the server has no memory for a table",
+                table=spec.layout.table_id,
+                bytes_needed=needed,
+                bytes_held=held,
+                bytes_max=self.memory_bytes,
+                next_move="Add servers, or declare less.",
+            )
+
+    def _parameter_bytes(self) -> int:
+        return sum(
+            arrays.weights.nbytes * (1 + len(arrays.slots))
+            for group in list(self.groups.values())
+            for share in group.shares.values()
+            for arrays in share.arrays.values()
+        )
 
     def _tell_what_is_known(self, group: DenseGroup) -> None:
         """A share that is made while its store is running hears of the roster and of the marks that came before it."""
@@ -204,15 +231,9 @@ class ServerNode:
         """Counters since start, and what is held now."""
         groups = list(self.groups.values())
         cores = [share.core for group in groups for share in group.shares.values()]
-        held = sum(
-            arrays.weights.nbytes * (1 + len(arrays.slots))
-            for group in groups
-            for share in group.shares.values()
-            for arrays in share.arrays.values()
-        )
         return {
             **{name: float(count) for name, count in self.counters.items()},
-            "parameter_bytes": float(held),
+            "parameter_bytes": float(self._parameter_bytes()),
             "pool_bytes": float(self.pool.bytes_lent),
             "duplicates": float(sum(core.duplicates for core in cores)),
             "late": float(sum(core.late for core in cores)),

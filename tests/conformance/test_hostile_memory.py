@@ -14,9 +14,10 @@ import pytest
 
 from tests.conformance.link_ends import memfd
 from tests.conformance.neighbour import ELEMENTS, MIB, answers, beside_a_good_client, block_bytes, is_closed
-from tests.conformance.served import Served, Session, frame, push_entry
-from windlass_proto import frames, limits
+from tests.conformance.served import STORE, TABLE, Served, Session, frame, push_entry
+from windlass_proto import frames, limits, rule_specs
 from windlass_proto.frames import EntryFlag, Header, Kind, Op, Status
+from windlass_proto.gen import control_pb2 as pb
 from windlass_proto.links import arena
 
 SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
@@ -210,4 +211,27 @@ def test_a_peer_that_reads_nothing_for_long_loses_its_link(monkeypatch: pytest.M
             sock.sendall(frame([entry]))
         served.await_connections(1)
         assert served.pool.bytes_lent == 0
+        sock.close()
+
+
+def test_a_declaration_larger_than_memory_is_refused_in_words() -> None:
+    with beside_a_good_client() as (served, _, _):
+        served.node.memory_bytes = limits.GIB
+        group = pb.Group(
+            table_id=99,
+            dtype="float32",
+            tensors=[pb.Tensor(name="w", dtype="float32", shape=[2**29], lr_mult=1.0, decay_mult=1.0)],
+            block_elements=limits.BLOCK_ELEMENTS_MAX,
+            rule=rule_specs.to_bytes(rule_specs.SGD(lr=1.0)),
+            reduce="mean",
+            store_id=STORE,
+            consistency="asp",
+            vshards=256,
+        )
+        raw = group.SerializeToString()
+        entry = push_entry(served.node.groups[TABLE].spec, 0, 0, op=Op.DECLARE, tag=7, nbytes=len(raw))
+        sock = served.raw_link()
+        sock.sendall(frame([entry], raw + bytes(-len(raw) % 64)))
+        assert answers(sock, 1)[7].status == Status.ERROR
+        assert 99 not in served.node.groups
         sock.close()
