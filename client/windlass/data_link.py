@@ -58,6 +58,7 @@ def open_socket(target: Target, key: bytes, session: bytes, timeout_s: float) ->
             host, _, port = target.address.rpartition(":")
             sock = socket.create_connection((host.strip("[]"), int(port)), timeout_s)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            buffers.notice_loss(sock)
         else:
             sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             sock.settimeout(timeout_s)

@@ -230,6 +230,7 @@ class Ingress:
             _check_credentials(sock)
         else:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            buffers.notice_loss(sock)
         buffers.enlarge(sock)
         hello = preamble.receive_hello_untrusted(sock, self.key)
         try:

@@ -247,3 +247,14 @@ def test_an_answer_goes_to_the_sessions_newest_link() -> None:
             for link in links:
                 link.close()
         assert served.weights()[0] == -2
+
+
+def test_both_ends_of_a_tcp_link_notice_a_host_that_is_gone() -> None:
+    with Served() as served:
+        sock = served.raw_link("tcp")
+        served.await_connections(1)
+        (theirs,) = (connection.sock for connection in served.ingress._connections)
+        for end in (sock, theirs):
+            assert end.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+            assert end.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == limits.RPC_S * 1000
+        sock.close()
