@@ -42,7 +42,7 @@ def notice_loss(sock: socket.socket) -> None:
     An idle link is probed after a third of that; bytes that nobody acknowledges end it in the same time.
     """
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    third_s = int(limits.RPC_S / 3)
+    third_s = max(2, int(limits.RPC_S / 3))
     for name, figure in (
         ("TCP_KEEPIDLE", third_s),
         ("TCP_KEEPINTVL", third_s // 2),
