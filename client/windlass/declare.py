@@ -163,7 +163,7 @@ def _tensor(name: str, array: Array, groups: Mapping[str, Mapping[str, float]]) 
             chosen = options
             break
     multipliers = [chosen.get("lr_mult", 1.0), chosen.get("decay_mult", 1.0)]
-    if not all(isinstance(value, int | float) and math.isfinite(value) for value in multipliers):
+    if not all(map(math.isfinite, multipliers)):
         raise UsageError("a group's multiplier is not a finite number", tensor=name, got=dict(chosen))
     unknown = set(chosen) - {"lr_mult", "decay_mult"}
     if unknown:
@@ -209,7 +209,9 @@ def _declare_to_servers(store: Store, table: DenseTable, raw: bytes) -> Ticket:
     """One entry to each server that owns a block of `table`."""
     owner = store.member.server_of
     shares = {owner(block.vshard): (table.table_id, block.vshard) for block in reversed(table.layout.blocks)}
-    ticket = Ticket(store.member.pump, f"declaration of {store.exchange.table_names(table.table_id)}", len(shares), store=store)
+    ticket = Ticket(
+        store.member.pump, f"declaration of {store.exchange.table_names(table.table_id)}", len(shares), store=store
+    )
     requests = [
         Request(
             Op.DECLARE,

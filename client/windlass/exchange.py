@@ -209,7 +209,7 @@ class Exchange:
     def by_table(self, arrays: Mapping[str, Any], *, what: str, target: bool = False) -> dict[int, dict[int, Array]]:
         """Arrays by table and tensor number, checked against what is declared."""
         if not arrays:
-            raise UsageError(f"no {what} was given", store=self.store, next_move="Pass a dict of name -> array.")
+            raise UsageError("no arrays were given", store=self.store, next_move="Pass a dict of name -> array.")
         found: dict[int, dict[int, Array]] = {}
         for name, value in arrays.items():
             table_id, number = self.place(name)

@@ -280,7 +280,9 @@ class Store:
     def leave(self) -> None:
         """Say the last clock: nobody waits for this worker's further steps."""
         if self.entered and self.exchange.tables:
-            self.member.pump.submit([], Mark(self.store_id, max(0, self.clock - 1), self.exchange.servers(), leaves=True))
+            self.member.pump.submit(
+                [], Mark(self.store_id, max(0, self.clock - 1), self.exchange.servers(), leaves=True)
+            )
 
     def check_waitable(self, ticket: Ticket) -> None:
         """Under bsp a push is answered once its step has completed, which waits for this worker to close it.

@@ -13,7 +13,6 @@ from typing import Any, Protocol
 
 from windlass_proto.errors import WindlassError
 
-
 _FINISHING = threading.RLock()  # two threads may wait for one ticket; its values are copied out once
 
 

@@ -32,8 +32,7 @@ from windlass_proto.links.stream import Frame, FrameReader, FrameWriter, Place
 from windlass_proto.memory import Buffer
 from windlass_server.dense import DenseGroup, Origin, Reply, Share, Values, Vector
 from windlass_server.node import ServerNode
-from windlass_server.share_core import deleted_error
-from windlass_server.share_events import Push
+from windlass_server.share_events import Push, deleted_error
 
 _LOG = logging.getLogger("windlass.server")
 _SINK = memoryview(bytearray(limits.MIB))

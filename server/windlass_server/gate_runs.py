@@ -83,6 +83,13 @@ class GateRun:
             contribution.runs += 1
         return right
 
+    def empty(self) -> list[Contribution]:
+        """Take out all contributions; returns those that are now unused."""
+        taken, self.contributions = self.contributions, []
+        for contribution in taken:
+            contribution.runs -= 1
+        return [contribution for contribution in taken if contribution.runs == 0]
+
     def drop(self, session: bytes) -> tuple[list[Contribution], list[Waiting]]:
         """Take out what `session` contributed; returns the contributions now unused, and who waited."""
         mine = [c for c in self.contributions if c.session == session]
@@ -157,6 +164,4 @@ def validate(gates: dict[int, list[GateRun]], applied: list[int]) -> None:
                 found[id(contribution)] = contribution
     for key, contribution in found.items():
         if uses[key] != contribution.runs:
-            raise InvariantError(
-                "a contribution's uses are miscounted", uses=uses[key], runs=contribution.runs
-            )
+            raise InvariantError("a contribution's uses are miscounted", uses=uses[key], runs=contribution.runs)

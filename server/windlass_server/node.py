@@ -17,8 +17,7 @@ from windlass_proto.group_specs import GroupSpec
 from windlass_proto.memory import BufferPool
 from windlass_rules import build
 from windlass_server.dense import DenseGroup, Reply, Share
-from windlass_server.share_core import deleted_error
-from windlass_server.share_events import Effect, Roster
+from windlass_server.share_events import LEFT, Effect, Roster, deleted_error
 
 ENDED_KEPT = 4096
 CLOCK_FIRST_MAX = 1 << 40  # a store may be far along when this server first hears of it; a step takes no microsecond
@@ -185,7 +184,8 @@ class ServerNode:
         share = group.share_of_block[block]
         with share.lock:
             group.execute(share, share.core.drop(block, seg_begin, seg_end), deliver)
-        if not all(share.core.is_dropped() for share in group.shares.values()):
+        blocks = [state for share in group.shares.values() for state in share.core.blocks.values()]
+        if any(steps < LEFT for state in blocks for steps in state.applied):
             return
         with self._lock:
             self.groups.pop(group.spec.layout.table_id, None)

@@ -39,7 +39,19 @@ from windlass_proto.layout import Block
 from windlass_server import gate_runs
 from windlass_server.gate_runs import Contribution, GateRun, Waiting
 from windlass_server.session_filter import SessionFilter, Verdict, ended_error
-from windlass_server.share_events import LEFT, Answer, Apply, Effect, Push, Release, Roster, Source, Write
+from windlass_server.share_events import (
+    LEFT,
+    Answer,
+    Apply,
+    Effect,
+    Push,
+    Release,
+    Roster,
+    Source,
+    Write,
+    deleted_error,
+    no_values_error,
+)
 
 __all__ = ["Answer", "Apply", "Effect", "Push", "Release", "Roster", "ShareCore", "Source", "Write"]
 
@@ -210,11 +222,7 @@ class ShareCore:
         effects: list[Effect] = []
         for clock, runs in list(state.gates.items()):
             for run in gate_runs.exactly(runs, seg_begin, seg_end):
-                run.contributions, unused = [], run.contributions
-                for contribution in unused:
-                    contribution.runs -= 1
-                    if contribution.runs == 0:
-                        effects.append(Release(contribution.buffer))
+                effects += [Release(contribution.buffer) for contribution in run.empty()]
                 effects += self._apply_run(state, run, clock)
                 runs.remove(run)
             if not runs:
@@ -224,10 +232,6 @@ class ShareCore:
         state.applied[seg_begin:seg_end] = [LEFT] * (seg_end - seg_begin)
         self.story.append(("dropped", block, seg_begin, seg_end))
         return effects + self._release_parked(state)
-
-    def is_dropped(self) -> bool:
-        """Is every tensor of this share deleted?"""
-        return all(steps == LEFT for state in self.blocks.values() for steps in state.applied)
 
     def drop_origin(self, connection: Any) -> None:
         """A connection closed: its parked pulls go; the answers of its pushes wait for it to come back."""
@@ -274,13 +278,8 @@ class ShareCore:
         return [Release(event.buffer), self._answer(event, status, values=values, error=error)]
 
     def _no_values(self, block: int, seg_begin: int, seg_end: int) -> UsageError:
-        if LEFT in self.blocks[block].applied[seg_begin:seg_end]:
-            return deleted_error(block=block)
-        return UsageError(
-            "a tensor has no values yet",
-            block=block,
-            next_move="Call store.init with it on every worker before pushing or pulling.",
-        )
+        deleted = LEFT in self.blocks[block].applied[seg_begin:seg_end]
+        return deleted_error(block=block) if deleted else no_values_error(block=block)
 
     def _is_present(self, event: Push) -> bool:
         return all(self.blocks[event.block].present[event.seg_begin : event.seg_end])
@@ -609,12 +608,3 @@ class ShareCore:
             if live.get(id(waiting)) != waiting.remaining or waiting.forgotten:
                 raise InvariantError("an answer waits for nothing", seq=waiting.seq, segments=waiting.remaining)
         self.sessions.validate()
-
-
-def deleted_error(**values: object) -> UsageError:
-    """What is said of a tensor that was deleted."""
-    return UsageError(
-        "a tensor was deleted",
-        **values,
-        next_move="Call store.delete with it on this worker as well, or store.init to declare it anew.",
-    )

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
-from windlass_proto.errors import WindlassError
+from windlass_proto.errors import UsageError, WindlassError
 from windlass_proto.frames import Status
 
 LEFT: Final = 1 << 62
@@ -111,3 +111,21 @@ class Push(NamedTuple):
     last: bool = True
     values: bool = True
     finite: bool = True
+
+
+def deleted_error(**values: object) -> UsageError:
+    """What is said of a tensor that was deleted."""
+    return UsageError(
+        "a tensor was deleted",
+        **values,
+        next_move="Call store.delete with it on this worker as well, or store.init to declare it anew.",
+    )
+
+
+def no_values_error(**values: object) -> UsageError:
+    """What is said of a tensor that nobody has given first values."""
+    return UsageError(
+        "a tensor has no values yet",
+        **values,
+        next_move="Call store.init with it on every worker before pushing or pulling.",
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -98,7 +99,7 @@ def test_assign_of_thousands_of_tensors_is_one_action(team: MakeTeam) -> None:
     ],
     ids=["shape", "dtype", "name", "nothing"],
 )
-def test_a_wrong_assign_raises_before_it_is_agreed_on(team: MakeTeam, arrays: dict, said: str) -> None:
+def test_a_wrong_assign_raises_before_it_is_agreed_on(team: MakeTeam, arrays: dict[str, Any], said: str) -> None:
     stores = team().stores({"w": ones(0)})
     with pytest.raises(UsageError, match=said):
         stores[0].assign(arrays)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,7 +34,7 @@ def test_every_row_comes_once_an_epoch(team: MakeTeam, workers: int, rows: int, 
 def test_the_order_is_the_seeds(team: MakeTeam) -> None:
     alone = team(1)[0]
 
-    def rows(**options: object) -> list[int]:
+    def rows(**options: Any) -> list[int]:
         return [int(row) for batch in alone.batches(50, size=8, **options) for row in batch]
 
     assert rows(seed=3) == rows(seed=3)
@@ -78,7 +79,7 @@ def test_what_a_dead_worker_had_not_finished_is_handed_to_the_others(team: MakeT
     ],
     ids=["none", "two", "unequal", "no rows"],
 )
-def test_wrong_data_raises_in_the_call(team: MakeTeam, arguments: tuple, said: str) -> None:
+def test_wrong_data_raises_in_the_call(team: MakeTeam, arguments: tuple[Any, ...], said: str) -> None:
     alone = team(1)[0]
     with pytest.raises(UsageError, match=said):
         alone.batches(*arguments, size=4)
@@ -93,7 +94,8 @@ def test_a_barrier_holds_until_everybody_came(team: MakeTeam) -> None:
         first.result(0.3)
     pair[1].barrier("epoch")
     first.result(20.0)
-    pair.each(lambda worker, _: [worker.barrier("epoch") for _ in range(5)])
+    for _ in range(5):
+        pair.each(lambda worker, _: worker.barrier("epoch"))
 
 
 def test_a_broadcast_gives_all_the_roots_value(team: MakeTeam) -> None:

@@ -49,7 +49,8 @@ def test_writing_to_a_lent_array_is_found_out(
 def test_arrays_of_the_store_are_aligned_and_of_the_asked_shape(team: MakeTeam) -> None:
     (alone,) = team(1).stores({"w": np.zeros((3, 5), np.float64)})
     gradient = alone.empty((3, 5), np.float64)
-    assert (gradient.shape, gradient.dtype) == ((3, 5), np.float64)
+    assert gradient.shape == (3, 5)
+    assert gradient.dtype == np.float64
     assert gradient.ctypes.data % 64 == 0
     gradient[:] = 2.0
     assert alone.update({"w": gradient})["w"][2, 4] == -2.0

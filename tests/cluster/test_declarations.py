@@ -31,7 +31,7 @@ def test_init_again_with_the_same_names_returns_live_values(team: MakeTeam) -> N
     pair = team()
     stores = pair.stores({"w": np.zeros(4, np.float32)})
     pair.each(lambda _, rank: stores[rank].update({"w": np.ones(4, np.float32)}))
-    again = pair.each(lambda worker, rank: worker.store("model").init({"w": np.full(4, 99, np.float32)}, SGD(lr=1.0)))
+    again = pair.each(lambda worker, _: worker.store("model").init({"w": np.full(4, 99, np.float32)}, SGD(lr=1.0)))
     assert [params["w"][0] for params in again] == [-1.0, -1.0]
     assert [store.clock for store in stores] == [1, 1]
     assert pair.each(lambda _, rank: stores[rank].update({"w": np.ones(4, np.float32)})["w"][0]) == [-2.0, -2.0]
@@ -55,7 +55,7 @@ def test_a_notebook_cell_that_grows_may_be_run_again(team: MakeTeam) -> None:
     assert (grown["w"][0], grown["b"][0]) == (-1.0, 3.0)
 
 
-DIFFERENCES = {
+DIFFERENCES: dict[str, tuple[dict[str, Any], dict[str, Any] | None, dict[str, Any], list[str]]] = {
     "names": ({}, {"other": np.zeros(4, np.float32)}, {}, ["other", "w"]),
     "shape": ({}, {"w": np.zeros((2, 3), np.float32)}, {}, ["rank_0_declare[ds]=4", "rank_1_declare[ds]=2x3"]),
     "dtype": ({}, {"w": np.zeros(4, np.float64)}, {}, ["float32", "float64"]),
@@ -117,7 +117,7 @@ def test_other_dtypes_are_refused_in_words_and_nothing_is_declared(team: MakeTea
     assert alone.store().init({"w": np.ones(2, np.float32)}, SGD(lr=1.0))["w"][0] == 1.0
 
 
-ARRAYS = {
+ARRAYS: dict[str, np.ndarray] = {
     "empty": np.zeros((0, 5), np.float32),
     "scalar": np.array(3.5, np.float32),
     "one element": np.array([[[2.0]]], np.float32),
@@ -175,7 +175,7 @@ def test_groups_are_name_patterns_of_which_the_first_match_counts(team: MakeTeam
     groups = {"frozen": {"lr_mult": 0.0}, "b*": {"decay_mult": 0.0}, "*1": {"lr_mult": 100.0}, "w2": {"lr_mult": 2.0}}
     (alone,) = team(1).stores(arrays, SGD(lr=0.5, weight_decay=0.25), groups=groups)
     params = alone.update({name: np.full(3, 2.0) for name in arrays})
-    # w -= lr * lr_mult * (g + decay * decay_mult * w)
+    # The rate times its multiplier, times the gradient plus the decay times its multiplier and the weight.
     assert params["frozen"][0] == 1.0
     assert params["b1"][0] == 1.0 - 0.5 * 2.0
     assert params["w1"][0] == 1.0 - 0.5 * 100.0 * 2.25

@@ -1,10 +1,13 @@
-"""Errors: raised in the call where the argument is wrong, else by the ticket, else by the store's next call or `close`."""
+"""Errors: raised in the call where the argument is wrong, else by the ticket, the store's next call or `close`."""
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import threading
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -43,7 +46,9 @@ def broken(size: int = 4) -> np.ndarray:
     ],
     ids=["shape", "rank", "dtype", "unknown", "near", "none", "empty"],
 )
-def test_a_wrong_gradient_raises_in_the_call_and_changes_nothing(team: MakeTeam, grads: dict, said: str) -> None:
+def test_a_wrong_gradient_raises_in_the_call_and_changes_nothing(
+    team: MakeTeam, grads: dict[str, Any], said: str
+) -> None:
     (alone,) = team(1).stores({"w": ones(0), "bias": ones(0)})
     for call in (alone.push, alone.push_pull, alone.update):
         with pytest.raises(UsageError, match=said):
@@ -149,7 +154,7 @@ def test_a_failed_ticket_that_nobody_waited_for_raises_at_close(local: LocalClus
 
 
 def test_close_does_not_hide_the_error_that_ended_the_block(local: LocalCluster, token: None, job: str) -> None:
-    with pytest.raises(ZeroDivisionError) as raised, wl.connect(local.address, job=job) as cluster:
+    with pytest.raises(ZeroDivisionError) as raised, wl.connect(local.address, job=job) as cluster:  # noqa: PT012
         store = cluster.store(consistency="asp")
         store.init({"w": ones(0)}, SGD(lr=1.0))
         store.push({"w": broken()})
@@ -221,7 +226,7 @@ def test_two_threads_may_share_a_cluster_and_a_store(team: MakeTeam) -> None:
             values = own[number].update({"w": ones()})
         return float(values["w"][0])
 
-    running = [alone.begin(lambda number=number: train(number)) for number in range(2)]
+    running = [alone.begin(functools.partial(train, number)) for number in range(2)]
     assert [future.result(60.0) for future in running] == [-100.0, -100.0]
     assert shared.pull().result()["w"][0] == -200.0
 
@@ -282,7 +287,7 @@ cluster.close()
 """
 
 
-def test_a_fork_is_told_to_spawn_and_the_parent_goes_on(local: LocalCluster, job: str, tmp_path: object) -> None:
+def test_a_fork_is_told_to_spawn_and_the_parent_goes_on(local: LocalCluster, job: str, tmp_path: Path) -> None:
     quiet = {"PYTHONWARNINGS": "ignore", "GRPC_VERBOSITY": "NONE"}
     with Workers(local, FORKS, count=1, run_dir=tmp_path, job=job, environ=quiet, finish_s=30.0) as workers:
         (worker,) = workers.finish()

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -107,9 +107,9 @@ def test_an_unreachable_scheduler_is_named_in_time_with_the_setting_that_named_i
 def test_a_stranger_on_the_schedulers_port_is_no_cluster(local: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WINDLASS_TOKEN_FILE", str(local.token_file))
     monkeypatch.setenv("WINDLASS_RPC_S", "0.7")
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        with pytest.raises(UnavailableError, match="argument of connect"):
-            wl.connect(f"127.0.0.1:{silent.getsockname()[1]}")
+    silent = socket.create_server(("127.0.0.1", 0))
+    with silent, pytest.raises(UnavailableError, match="argument of connect"):
+        wl.connect(f"127.0.0.1:{silent.getsockname()[1]}")
 
 
 def test_another_token_is_refused_in_words(
@@ -174,11 +174,11 @@ def test_a_private_cluster_ends_with_its_parent_even_when_that_is_killed(tmp_pat
             parent.send_signal(signal.SIGKILL)
             parent.wait()
             assert len(pids) == 2
-            assert ends(timeout_s=15.0)
+            assert ends(15.0)
 
 
 @contextmanager
-def watching(pids: list[int]) -> Iterator[object]:
+def watching(pids: list[int]) -> Iterator[Callable[[float], bool]]:
     """A function that waits until all of `pids` have ended."""
     import select
 

@@ -9,6 +9,7 @@ import pytest
 
 from tests.cluster.team import Team
 from windlass.optim import SGD, Adam
+from windlass.store import Store
 from windlass_proto.errors import UsageError
 
 pytestmark = pytest.mark.cluster
@@ -197,7 +198,7 @@ def test_bsp_is_reproducible_to_the_bit(team: MakeTeam) -> None:
     for run in range(2):
         stores = trio.stores({"w": np.zeros(5000, np.float32)}, Adam(lr=0.01), name=f"run-{run}")
 
-        def train(_: object, rank: int, stores: list = stores) -> bytes:
+        def train(_: object, rank: int, stores: list[Store] = stores) -> bytes:
             for gradient in draws[rank]:
                 values = stores[rank].update({"w": gradient}, weight=rank + 1)
             found: bytes = values["w"].tobytes()
