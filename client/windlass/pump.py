@@ -33,7 +33,6 @@ _BACKGROUND_AFTER_S = 0.001
 _BACKGROUND_TURN_S = 0.05
 _CONNECT_S = 3.0
 _RETRY_PAUSE_S = 0.005  # a server whose pool is full frees a 2 MiB buffer about every millisecond
-_FRAMES_A_TURN = 16
 _SUCCESSES = frozenset({Status.OK, Status.DUPLICATE, Status.LATE})
 _READ_WRITE = select.POLLIN | select.POLLOUT
 
@@ -369,13 +368,10 @@ class Pump:
 
     def _read(self, link: DataLink) -> None:
         try:
-            for _ in range(_FRAMES_A_TURN):
-                frame = link.read()
-                if frame is None:
-                    break
+            while (frame := link.read()) is not None:
                 self._on_frame(link, frame.entries, frame.placed or {})
                 if not link.reader.mid_frame():
-                    break
+                    break  # nothing was read beyond this frame, so poll tells of what comes
         except (UnavailableError, ProtocolError) as error:
             self._link_lost(link, error)
 
