@@ -13,13 +13,13 @@ Invariants (checked by `validate`):
 - An answer is released once. A gradient's buffer is released once, after the last use.
 - What has closed (`closed_min`) never falls, and no step below it is open.
 
-Contributions stay where they arrived until their step is complete and are then summed in rank order by one
-pass over all of them, so a sum's bits depend on ranks alone. (A running sum would free buffers earlier at
-the price of reading and writing the sum once more for each worker.)
+Contributions stay where they arrived until their step is complete and are then summed in rank order by one pass over
+all of them, so a sum's bits depend on ranks alone. (A running sum would free buffers earlier at the price of reading and
+writing the sum once more for each worker.)
 
-What the driver owes: frames of one session come in the order of its stream, entries before their frame's
-mark; once a session's new connection has brought a frame, nothing more of its old one is handed in; a
-share made while a store is running is told the marks that its server knows of.
+What the driver owes: frames of one session come in the order of its stream, entries before their frame's mark; once a
+session's new connection has brought a frame, nothing more of its old one is handed in; a share made while a store is
+running is told the marks that its server knows of.
 
 Prior art: the vector clocks of Li et al. (OSDI '14, section 3.4); SSP is Ho et al. (NIPS '13).
 """
@@ -49,8 +49,7 @@ from windlass_server.share_events import (
     Roster,
     Source,
     Write,
-    deleted_error,
-    no_values_error,
+    absent_error,
 )
 
 __all__ = ["Answer", "Apply", "Effect", "Push", "Release", "Roster", "ShareCore", "Source", "Write"]
@@ -117,8 +116,7 @@ class ShareCore:
             return refusal
         state = self.blocks[event.block]
         if LEFT in state.applied[event.seg_begin : event.seg_end]:
-            error = deleted_error(block=event.block)
-            return self._and_its_mark(event, self._consume(event, Status.ERROR, error))
+            return self._and_its_mark(event, self._consume(event, Status.ERROR, absent_error([LEFT], event.block)))
         updates = max(state.updates[event.seg_begin : event.seg_end])
         if updates:
             error = UsageError(
@@ -151,7 +149,7 @@ class ShareCore:
         """Present values are asked for by someone who has closed `clock` steps; 0 never waits."""
         state = self.blocks[block]
         if not all(state.present[seg_begin:seg_end]):
-            error = self._no_values(block, seg_begin, seg_end)
+            error = absent_error(state.applied[seg_begin:seg_end], block)
             return [Answer(origin, Status.ERROR, block, seg_begin, seg_end, False, 0, error)]
         waiting = Waiting(origin, b"", 0, clock, block, seg_begin, seg_end, True)
         if self._may_read(state, waiting):
@@ -220,17 +218,14 @@ class ShareCore:
         state = self.blocks[block]
         state.present[seg_begin:seg_end] = [False] * (seg_end - seg_begin)
         effects: list[Effect] = []
-        for clock, runs in list(state.gates.items()):
+        for clock, runs in state.gates.items():
             for run in gate_runs.exactly(runs, seg_begin, seg_end):
-                effects += [Release(contribution.buffer) for contribution in run.empty()]
-                effects += self._apply_run(state, run, clock)
+                effects += [Release(c.buffer) for c in run.empty()] + self._apply_run(state, run, clock)
                 runs.remove(run)
-            if not runs:
-                del state.gates[clock]
+        state.gates = {clock: runs for clock, runs in state.gates.items() if runs}
         if not state.gates:
             self._gated.pop(block, None)
         state.applied[seg_begin:seg_end] = [LEFT] * (seg_end - seg_begin)
-        self.story.append(("dropped", block, seg_begin, seg_end))
         return effects + self._release_parked(state)
 
     def drop_origin(self, connection: Any) -> None:
@@ -262,7 +257,7 @@ class ShareCore:
             case Verdict.NEXT:
                 self.sessions.admit(session, seq)
         if needs_values and not self._is_present(event):
-            error = self._no_values(event.block, event.seg_begin, event.seg_end)
+            error = absent_error(self.blocks[event.block].applied[event.seg_begin : event.seg_end], event.block)
             return self._and_its_mark(event, self._consume(event, Status.ERROR, error))
         return None
 
@@ -276,10 +271,6 @@ class ShareCore:
         status, error = self.sessions.fate(event.session, event.seq)
         values = event.values and status in (Status.DUPLICATE, Status.LATE) and self._is_present(event)
         return [Release(event.buffer), self._answer(event, status, values=values, error=error)]
-
-    def _no_values(self, block: int, seg_begin: int, seg_end: int) -> UsageError:
-        deleted = LEFT in self.blocks[block].applied[seg_begin:seg_end]
-        return deleted_error(block=block) if deleted else no_values_error(block=block)
 
     def _is_present(self, event: Push) -> bool:
         return all(self.blocks[event.block].present[event.seg_begin : event.seg_end])

@@ -122,10 +122,12 @@ def deleted_error(**values: object) -> UsageError:
     )
 
 
-def no_values_error(**values: object) -> UsageError:
-    """What is said of a tensor that nobody has given first values."""
+def absent_error(applied: list[int], block: int) -> UsageError:
+    """What is said of segments without values, whose completed steps are `applied`."""
+    if LEFT in applied:
+        return deleted_error(block=block)
     return UsageError(
         "a tensor has no values yet",
-        **values,
+        block=block,
         next_move="Call store.init with it on every worker before pushing or pulling.",
     )
