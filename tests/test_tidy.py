@@ -93,11 +93,7 @@ class Source:
     @property
     def module(self) -> str:
         """Dotted name as it is imported, for a file of one of our packages."""
-        return (
-            ".".join(self.path.removesuffix(".py").removesuffix("/__init__").split("/")[1:])
-            if self.package
-            else ""
-        )
+        return ".".join(self.path.removesuffix(".py").removesuffix("/__init__").split("/")[1:]) if self.package else ""
 
     @property
     def is_core(self) -> bool:
@@ -207,9 +203,7 @@ def cores_without_io(sources: Sequence[Source]) -> list[str]:
     for one in (s for s in sources if s.is_core):
         for node, name in imports_of(one):
             if name.split(".")[0] in NOT_IN_CORES or name.startswith("numpy.random"):
-                found.append(
-                    one.finding(node, f"imports {name}: in a core, time and chance arrive with the event")
-                )
+                found.append(one.finding(node, f"imports {name}: in a core, time and chance arrive with the event"))
         for call, name in calls_of(one):
             if ".random." in name and name.split(".")[0] in {"np", "numpy"}:
                 found.append(one.finding(call, f"calls {name}(): in a core, chance arrives with the event"))
@@ -274,9 +268,7 @@ def honest_tests(sources: Sequence[Source]) -> list[str]:
         for node, name in imports_of(one):
             if name.split(".")[0] in {"mock", "pytest_mock"} or name.startswith("unittest.mock"):
                 found.append(
-                    one.finding(
-                        node, f"imports {name}: use the real thing, or a fake that keeps its promises"
-                    )
+                    one.finding(node, f"imports {name}: use the real thing, or a fake that keeps its promises")
                 )
         for call, name in calls_of(one):
             pause = call.args[0] if call.args else None
@@ -374,9 +366,7 @@ def unread_settings(sources: Sequence[Source]) -> list[str]:
         for node in ast.walk(one.tree)
         if isinstance(node, ast.ClassDef) and node.name.endswith(("Config", "Options", "Settings"))
         for field in node.body
-        if isinstance(field, ast.AnnAssign)
-        and isinstance(field.target, ast.Name)
-        and field.target.id not in read
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and field.target.id not in read
     ]
 
 
@@ -411,9 +401,7 @@ def test_the_repository_keeps_the_rule(check: Check, sources: list[Source]) -> N
 def test_the_ratchet_of_long_functions_is_tight(sources: list[Source]) -> None:
     lines, one, node = max(functions(sources), key=lambda found: found[0])
     tight = lines + FUNCTION_LINES_SLACK
-    assert tight >= FUNCTION_LINES_MAX, (
-        f"the longest is {one.path} {node.name} with {lines}: lower the maximum"
-    )
+    assert tight >= FUNCTION_LINES_MAX, f"the longest is {one.path} {node.name} with {lines}: lower the maximum"
 
 
 def test_exemptions_are_still_needed(sources: list[Source]) -> None:
@@ -498,10 +486,7 @@ def test_a_thread_a_descriptor_and_a_child_left_behind_are_named() -> None:
     os.close(writer)
     assert f"child process {child.pid}" in leaked
     assert "thread left-behind (daemon: False)" in leaked
-    assert (
-        sum(said.startswith((f"file descriptor {reader}:", f"file descriptor {writer}:")) for said in leaked)
-        == 2
-    )
+    assert sum(said.startswith((f"file descriptor {reader}:", f"file descriptor {writer}:")) for said in leaked) == 2
 
 
 def test_a_thread_that_ends_within_the_grace_is_no_leak() -> None:

@@ -1,7 +1,7 @@
 """This worker's share of a data set, batch by batch.
 
-The scheduler hands out positions in each epoch's order; the order is a function of (seed, epoch, length) alone, so every
-worker computes the same one (NumPy's Philox). When a worker dies, what it had not finished goes to the others.
+The scheduler hands out positions in each epoch's order; the order is a function of (seed, epoch, length) alone, so
+every worker computes the same one (NumPy's Philox). When a worker dies, what it had not finished goes to the others.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The check mode of lent buffers: were they left alone until their push was acknowledged?
 
-On with WINDLASS_CHECK_BUFFERS=1 (windlass's own tests set it): a digest of every lent array is taken when it is sent and
-compared when its ticket is waited for. It costs a pass over the values each time, so it is off by default.
+On with WINDLASS_CHECK_BUFFERS=1 (windlass's own tests set it): a digest of every lent array is taken when it is sent
+and compared when its ticket is waited for. It costs a pass over the values each time, so it is off by default.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """One worker's link to one server.
 
-Invariant: the pump's holder owns it. Answers' values go from the socket straight to the arrays that asked; shared-memory
-answers are there already when their entry arrives.
+Invariant: the pump's holder owns it. Answers' values go from the socket straight to the arrays that asked;
+shared-memory answers are there already when their entry arrives.
 """
 
 from __future__ import annotations

@@ -180,7 +180,7 @@ def _tensor(name: str, array: Array, groups: Mapping[str, Mapping[str, float]]) 
 
 
 def _take_groups(store: Store, groups: Any, names: Iterable[str] | None) -> bool:
-    """Make this worker's side of new groups (of `names`, None: of all), and declare them to the servers that hold them."""
+    """Make this worker's side of new groups (of `names`; None: all) and declare them to the servers that hold them."""
     member = store.member
     tickets = []
     fresh = False

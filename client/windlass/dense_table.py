@@ -1,15 +1,16 @@
 """A dense group as a worker sees it: from arrays by name to entries by block.
 
-Values travel as they lie. A *flat* array holds the whole group in its layout, so each block is one run. *Scattered* arrays
-(the user's own, borrowed, or taken one by one from shared memory) are gathered segment by segment; where neighbours follow
-each other in shared memory they still make one run.
+Values travel as they lie. A *flat* array holds the whole group in its layout, so each block is one run. *Scattered*
+arrays (the user's own, borrowed, or taken one by one from shared memory) are gathered segment by segment; where
+neighbours follow each other in shared memory they still make one run.
 
-Invariant: an entry's values cover whole segments, padding included; padding on the wire is zeros and padding that arrives
-goes to a sink or to memory set aside for it, never to a user's array.
+Invariant: an entry's values cover whole segments, padding included; padding on the wire is zeros and padding that
+arrives goes to a sink or to memory set aside for it, never to a user's array.
 """
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -148,7 +149,7 @@ class DenseTable:
                 self._values(block, a, b, source, _ZEROS),
                 self._values(block, a, b, out, _SINK),
             )
-            for a, b in zip(borders, borders[1:], strict=False)
+            for a, b in itertools.pairwise(borders)
         ]
 
     def _breaks(self, block: Block, begin: int, end: int, place: Place) -> set[int]:

@@ -1,10 +1,10 @@
 """The exchange: a store's declared tensors, and how a call's arrays become entries and come back.
 
-A call with the same arrays as an earlier one, lent and written in place, finds its plan ready: training loops make one call
-again and again, and for small models planning would cost more than sending.
+A call with the same arrays as an earlier one, lent and written in place, finds its plan ready: training loops make one
+call again and again, and for small models planning would cost more than sending.
 
-Invariant: a plan holds the arrays it was made for, so their identity is their memory for as long as it is kept. Arrays that are
-not lent are copied before the plan is returned. The store's lock owns it.
+Invariant: a plan holds the arrays it was made for, so their identity is their memory for as long as it is kept. Arrays
+that are not lent are copied before the plan is returned. The store's lock owns it.
 """
 
 from __future__ import annotations

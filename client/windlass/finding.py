@@ -1,7 +1,8 @@
 """Which cluster a program uses, and as whom.
 
-In this order: the argument, $WINDLASS_SCHEDULER, the cluster that `windlass up` recorded for this user, a private local one.
-A private one is refused where a launcher has left its traces: eight workers must never train eight models in silence.
+In this order: the argument, $WINDLASS_SCHEDULER, the cluster that `windlass up` recorded for this user, a private
+local one. A private one is refused where a launcher has left its traces: eight workers must never train eight models
+in silence.
 """
 
 from __future__ import annotations
@@ -154,7 +155,7 @@ def _token(address: str, environ: Mapping[str, str]) -> bytes:
     raise UsageError(
         "no token for this cluster",
         address=address,
-        WINDLASS_TOKEN_FILE="unset",
+        WINDLASS_TOKEN_FILE="unset",  # noqa: S106 - says that the variable is not set
         next_move="Set WINDLASS_TOKEN_FILE to the file that the scheduler was started with.",
     )
 

@@ -1,7 +1,7 @@
 """One process's membership of a cluster: what `connect` makes and `Cluster` and its stores use.
 
-Invariant: updates from the scheduler are taken by the watch thread alone and reach the data plane through the pump's inbox.
-The data plane goes on while the scheduler is away.
+Invariant: updates from the scheduler are taken by the watch thread alone and reach the data plane through the pump's
+inbox. The data plane goes on while the scheduler is away.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class Member:
             self.joined.beat_s,
             beats.derive_key(token, self.joined.cluster_id),
             oldest_frame_age_ms=lambda: 0,
-            clocks=lambda: self.clocks(),
+            clocks=lambda: self.clocks(),  # noqa: PLW0108 - it is replaced when the cluster is made
         )
         watch = pb.WatchRequest(member_id=self.joined.member_id, session=self.session, metrics=True)
         _MEMBERS.add(self)

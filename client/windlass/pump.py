@@ -1,12 +1,12 @@
 """The pump: moves a session's bytes both ways.
 
-Writing all requests and then reading all answers deadlocks as soon as both directions exceed the socket buffers. So whoever
-waits for a ticket takes the pump and moves bytes of all links in both directions until its own ticket is done; the thread
-that waits is the thread that works. `submit` sends inline what the sockets take. A background thread takes the pump only
-when something is open and nobody has held it for a millisecond.
+Writing all requests and then reading all answers deadlocks as soon as both directions exceed the socket buffers. So
+whoever waits for a ticket takes the pump and moves bytes of all links in both directions until its own ticket is done;
+the thread that waits is the thread that works. `submit` sends inline what the sockets take. A background thread takes
+the pump only when something is open and nobody has held it for a millisecond.
 
-Invariant: one thread at a time holds the pump (`_pumping`), and only it touches window and links. `_state` guards the inbox
-and who pumps, and is never held over a system call. Others hand their wishes in through the inbox and ring.
+Invariant: one thread at a time holds the pump (`_pumping`), and only it touches window and links. `_state` guards the
+inbox and who pumps, and is never held over a system call. Others hand their wishes in through the inbox and ring.
 """
 
 from __future__ import annotations
@@ -269,8 +269,8 @@ class Pump:
     def _run_background(self) -> None:
         """Pump when something is open and nobody has for a millisecond.
 
-        Nobody wakes this thread while the pump is in use: it looks once a millisecond, for a wake-up on every call would cost
-        more than the call.
+        Nobody wakes this thread while the pump is in use: it looks once a millisecond, for a wake-up on every call
+        would cost more than the call.
         """
         while not self._stopping:
             self._work.wait()
@@ -308,7 +308,7 @@ class Pump:
     # ---- one turn of the pump ----------------------------------------------------------------------------------------
 
     def _turn(self, wait_s: float) -> None:
-        """Take the inbox, send, then wait up to `wait_s` for a link and read what is there. The caller holds the pump."""
+        """Take the inbox, send, wait up to `wait_s` for a link, read what is there. The caller holds the pump."""
         if self._inbox:
             self._take_inbox()
         if self._down_since:

@@ -1,7 +1,8 @@
 """A store: named dense tensors with one consistency mode, as a worker uses them.
 
 Every push belongs to the worker's current step of the store. A step closes at `update`, at `push_pull`, at the end of
-`with store.step():`, and otherwise at the first `pull` after a `push`; closing sends a mark to every server of the store.
+`with store.step():`, and otherwise at the first `pull` after a `push`; closing sends a mark to every server of the
+store.
 
 Invariant: `clock` is the number of steps this worker has closed; it grows by one with each mark. A store belongs to one
 thread at a time (`_lock`), tickets may be waited for by any.
@@ -55,7 +56,8 @@ class Store:
         self._steps: deque[Ticket] = deque()
 
     def __repr__(self) -> str:
-        return f"<windlass store {self.name!r}, {self.consistency}, {len(self.exchange.where)} tensors, clock {self.clock}>"
+        count = len(self.exchange.where)
+        return f"<windlass store {self.name!r}, {self.consistency}, {count} tensors, clock {self.clock}>"
 
     @property
     def weight(self) -> float:
@@ -128,7 +130,8 @@ class Store:
         """Send gradients as part of the current step; several pushes of one step are summed.
 
         Args:
-            grads: name -> array of the tensor's shape and dtype. Arrays of `store.empty` are borrowed until the ticket is
+            grads: name -> array of the tensor's shape and dtype. Arrays of `store.empty` are borrowed until the ticket
+            is
                 done; others are copied before the call returns, unless `borrow`.
             weight: this worker's weight in the mean, the same for all pushes of a step.
             priority: higher ones overtake what has not been sent.
@@ -235,11 +238,12 @@ class Store:
     def delete(self, names: Iterable[str] | str) -> None:
         """Delete tensors, their slots with them, once the steps before this one are complete. The names are free then.
 
-        Called by one worker or by all at the same step. A worker that goes on using them gets a UsageError; under "asp" and
-        "ssp" that may be a worker which has not come to this call yet, so put a barrier before it there.
+        Called by one worker or by all at the same step. A worker that goes on using them gets a UsageError; under
+        "asp" and "ssp" that may be a worker which has not come to this call yet, so put a barrier before it there.
 
         Raises:
-            UsageError: a name is not declared, another worker deletes other tensors at this step, or this step has pushes.
+            UsageError: a name is not declared, another worker deletes other tensors at this step, or this step has
+            pushes.
         """
         with self._lock:
             self._check_writes("delete")

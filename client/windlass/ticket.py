@@ -1,7 +1,7 @@
 """Tickets: what a push or a pull returns, to be waited on.
 
-Invariant: a ticket is done once every one of its requests is finished, and stays so. Its fields are written by whoever holds
-the session's pump; readers see `done` last.
+Invariant: a ticket is done once every one of its requests is finished, and stays so. Its fields are written by whoever
+holds the session's pump; readers see `done` last.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class Pump(Protocol):
 class Ticket:
     """The promise of a push, a pull or both.
 
-    `result()` waits and returns what was asked for: the arrays of a pull, None of a push. A failed ticket that nobody waited
-    for raises at the next call on its store.
+    `result()` waits and returns what was asked for: the arrays of a pull, None of a push. A failed ticket that nobody
+    waited for raises at the next call on its store.
     """
 
     __slots__ = ("_finish", "_pump", "_value", "clock", "error", "left", "seen", "settle", "store", "what")

@@ -127,9 +127,7 @@ def stored_bytes(folder: Path) -> int:
 
 def fetched_bytes(log: str) -> int:
     """Sum of the sizes that pip printed for what it downloaded or took from its cache."""
-    sizes = re.findall(
-        r"^\s*(?:Downloading|Using cached) \S+ \(([\d.]+) (bytes|kB|MB|GB)\)", log, re.MULTILINE
-    )
+    sizes = re.findall(r"^\s*(?:Downloading|Using cached) \S+ \(([\d.]+) (bytes|kB|MB|GB)\)", log, re.MULTILINE)
     return int(sum(float(number) * UNIT_BYTES[unit] for number, unit in sizes))
 
 

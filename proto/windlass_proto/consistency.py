@@ -1,8 +1,8 @@
 """Consistency modes: when a pull may be answered and when a push is applied.
 
-    bsp     a step is applied once every worker of the roster is done with it; a pull waits for that
-    ssp:N   a push is applied on arrival; a pull waits until every worker has closed all but the last N steps
-    asp     a push is applied on arrival; a pull never waits
+bsp     a step is applied once every worker of the roster is done with it; a pull waits for that
+ssp:N   a push is applied on arrival; a pull waits until every worker has closed all but the last N steps
+asp     a push is applied on arrival; a pull never waits
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The errors of windlass, cut by whose move is next.
 
-Invariant: an error is fields (a fact, named values, a next move), and its text is made of them, so that the same class with
-the same fields arrives on the other side of a wire. `to_wire` and `from_wire_untrusted` are that crossing.
+Invariant: an error is fields (a fact, named values, a next move), and its text is made of them, so that the same class
+with the same fields arrives on the other side of a wire. `to_wire` and `from_wire_untrusted` are that crossing.
 
 Prior art: trio's errors, which are cut by what the caller can do about them.
 """

@@ -2,10 +2,11 @@
 
 Invariant: every function is pure and the same on every machine; a key never changes once its table exists.
 
-The key space is cut into `vshards` equal parts (a power of two); the top bits of a key name its part. The blocks of a dense
-group are spread evenly over the space from a start that hashes the table: any run of 1/n of the space then holds n-th of
-the blocks, give or take one. Fibonacci hashing (multiples of the golden ratio) was measured first: over 2 to 8 servers and
-3 to 60 blocks its fullest server held up to 1.48 times the mean; even spacing holds 4/3, and a group's block count is fixed.
+The key space is cut into `vshards` equal parts (a power of two); the top bits of a key name its part. The blocks of a
+dense group are spread evenly over the space from a start that hashes the table: any run of 1/n of the space then holds
+n-th of the blocks, give or take one. Fibonacci hashing (multiples of the golden ratio) was measured first: over 2 to 8
+servers and 3 to 60 blocks its fullest server held up to 1.48 times the mean; even spacing holds 4/3, and a group's
+block count is fixed.
 """
 
 from __future__ import annotations

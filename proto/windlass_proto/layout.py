@@ -5,11 +5,12 @@
     segments  0            1        2     3         4             5
 
 The group is laid out flat, tensor after tensor, each padded with zeros to 64 bytes, and cut into blocks of
-`block_elements` (the last may be shorter). A *segment* is one tensor's part of one block: the unit at which steps complete.
-All offsets are elements of the group's dtype and multiples of 64 bytes, so every slice a kernel sees is aligned.
+`block_elements` (the last may be shorter). A *segment* is one tensor's part of one block: the unit at which steps
+complete. All offsets are elements of the group's dtype and multiples of 64 bytes, so every slice a kernel sees is
+aligned.
 
-Invariant: a layout is a pure function of (table id, dtype, tensors, block_elements, vshards); client and server compute the
-same one.
+Invariant: a layout is a pure function of (table id, dtype, tensors, block_elements, vshards); client and server
+compute the same one.
 """
 
 from __future__ import annotations

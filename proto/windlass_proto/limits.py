@@ -1,6 +1,7 @@
 """Every maximum of windlass, in one place, with its arithmetic.
 
-Invariant: nothing that grows by what a peer sends is bounded anywhere else. A figure without a reason beside it is a bug.
+Invariant: nothing that grows by what a peer sends is bounded anywhere else. A figure without a reason beside it is a
+bug.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ PROTOCOL_MAX: Final = 1
 ALIGN_BYTES: Final = 64
 
 # One block of float64 is 8 MiB; a frame holds at least one, so a piece is never cut below a block.
-# Below 128 Ki elements (512 KiB of float32) an entry's fixed cost outweighs what more blocks win: 1 MiB over shared memory
-# took 1.2 ms in eight blocks and 0.5 ms in two.
+# Below 128 Ki elements (512 KiB of float32) an entry's fixed cost outweighs what more blocks win: 1 MiB over shared
+# memory took 1.2 ms in eight blocks and 0.5 ms in two.
 BLOCK_ELEMENTS_MIN: Final = 128 * KIB
 BLOCK_ELEMENTS_MAX: Final = MIB
 BLOCK_ELEMENTS_FLOOR: Final = KIB  # what a declaration may ask for; below it entries outweigh their payload

@@ -1,11 +1,11 @@
 """Memory that kernels touch: aligned, pre-touched, pooled.
 
-Invariant: every array from here starts on 64 bytes. A `BufferPool` never holds or lends more than `bytes_max`, and a buffer
-is lent to one borrower at a time. The pool owns its free lists under its own lock.
+Invariant: every array from here starts on 64 bytes. A `BufferPool` never holds or lends more than `bytes_max`, and a
+buffer is lent to one borrower at a time. The pool owns its free lists under its own lock.
 
-First touch of fresh pages costs eight times a warm write (64 MiB: 111 ms against 6 ms), so buffers are kept and lent again
-instead of being returned to the system. Sizes are powers of two from 64 KiB: at most twice what was asked for, and every
-freed buffer fits the next frame of its kind.
+First touch of fresh pages costs eight times a warm write (64 MiB: 111 ms against 6 ms), so buffers are kept and lent
+again instead of being returned to the system. Sizes are powers of two from 64 KiB: at most twice what was asked for,
+and every freed buffer fits the next frame of its kind.
 """
 
 from __future__ import annotations
@@ -39,21 +39,19 @@ _colours = itertools.cycle(range(0, 16 * _COLOUR_BYTES, _COLOUR_BYTES))
 def aligned_zeros(elements: int, dtype: npt.DTypeLike) -> npt.NDArray[np.floating]:
     """A 1-D array of zeros that starts on 64 bytes; its memory is touched.
 
-    Large arrays start at staggered offsets of a page run: weights, slots and gradients that all begin at the same offset
-    contend for the same cache sets (64 MiB with a slot: 28 GB/s against 35 to 40).
+    Large arrays start at staggered offsets of a page run: weights, slots and gradients that all begin at the same
+    offset contend for the same cache sets (64 MiB with a slot: 28 GB/s against 35 to 40).
     """
     kind = np.dtype(dtype)
     size = max(elements * kind.itemsize, 1)
     begin = next(_colours) if size >= limits.MIB else 0
-    array: npt.NDArray[np.floating] = np.frombuffer(
-        map_pages(begin + size), dtype=kind, count=elements, offset=begin
-    )
+    array: npt.NDArray[np.floating] = np.frombuffer(map_pages(begin + size), dtype=kind, count=elements, offset=begin)
     array.fill(0)
     return array
 
 
 class Buffer:
-    """A lent run of bytes: `array` is uint8, of the size asked for; give it back with `release()` or by `BufferPool.give`."""
+    """A lent run of bytes: `array` is uint8, of the size asked for; each holder calls `release()` once."""
 
     __slots__ = ("_pages", "_pool", "array", "holders")
 

@@ -71,7 +71,7 @@ class Declaration:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A distinct `Declare` call: the names it gave (less those deleted), at which step, and the rank that made it first."""
+    """A distinct `Declare` call: its names (less those deleted), its step, and the rank that made it first."""
 
     names: frozenset[str]
     step: int

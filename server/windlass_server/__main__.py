@@ -35,7 +35,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--advertise", metavar="HOST", help="name under which others reach this host")
     parser.add_argument("--socket-dir", type=Path, metavar="DIR", help="folder of the Unix socket; none without it")
     parser.add_argument("--name", default="", help="stable over restarts, e.g. server-0")
-    parser.add_argument("--pool-bytes", type=int, default=0, metavar="N", help="buffers at most; default half of memory")
+    parser.add_argument("--pool-bytes", type=int, default=0, metavar="N", help="at most; default half of memory")
     parser.add_argument("--parent-fd", type=int, metavar="FD", help="stop at the end of this pipe")
     parser.add_argument("--ready-fd", type=int, metavar="FD", help="write one JSON line here when serving")
     parser.add_argument("--insecure", action="store_true", help="allow addresses beyond this host, in clear text")

@@ -1,9 +1,9 @@
 """One worker's connection: a thread that receives, applies and answers.
 
-Invariant: the thread polls for reading, writing and its wake-up at once and blocks in nothing else, so a worker that does
-not read delays nobody, itself included. It runs cores and kernels itself: there is no hand-over between a frame's arrival
-and its answer. Answers that other connections' threads release come through `outbox`, whose lock is held only to append or
-to take everything.
+Invariant: the thread polls for reading, writing and its wake-up at once and blocks in nothing else, so a worker that
+does not read delays nobody, itself included. It runs cores and kernels itself: there is no hand-over between a frame's
+arrival and its answer. Answers that other connections' threads release come through `outbox`, whose lock is held only
+to append or to take everything.
 
 A peer that breaks the protocol loses this connection; the process and the other connections never notice.
 """
@@ -83,7 +83,7 @@ class Connection:
             _LOG.warning("link_closed session=%s reason=%r", self.session.hex()[:8], reason)
         except UnavailableError as error:
             reason = str(error)
-        except Exception:
+        except Exception:  # noqa: BLE001 - a thread's root: the process goes on
             reason = "an error of this server"
             _LOG.exception("connection_failed session=%s", self.session.hex()[:8])
         finally:
@@ -336,7 +336,7 @@ class Connection:
                 self.node.declare(spec)
             except WindlassError as refused:
                 status, error = Status.ERROR, refused
-            except Exception:
+            except Exception:  # noqa: BLE001 - a thread's root: the worker is told
                 _LOG.exception("declaration_failed table=%d", spec.layout.table_id)
                 status = Status.ERROR
                 error = UnavailableError("the server could not declare a table", table=spec.layout.table_id)

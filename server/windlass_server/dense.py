@@ -1,7 +1,7 @@
 """A dense group on this server: weights, slots, and the effects of its share cores carried out on them.
 
-Invariant: whoever touches a share's arrays or core holds its lock, and holds it over no system call on a socket. Answers
-leave from copies (a pooled snapshot, or the worker's shared memory), never from live weights.
+Invariant: whoever touches a share's arrays or core holds its lock, and holds it over no system call on a socket.
+Answers leave from copies (a pooled snapshot, or the worker's shared memory), never from live weights.
 
 One share is one vshard's blocks of the group; its lock is the unit of concurrency.
 """
@@ -38,7 +38,7 @@ class Values(NamedTuple):
 
 
 class Origin(NamedTuple):
-    """Who asked, and where the answer's values go (`out`: in the worker's shared memory; None: in the answer's frame)."""
+    """Who asked, and where values go (`out`: in the worker's shared memory; None: in the answer's frame)."""
 
     connection: Any
     tag: int
@@ -115,9 +115,7 @@ class DenseGroup:
             if block.vshard in vshards:
                 held.setdefault(block.vshard, []).append(block)
         self.shares = {vshard: Share(vshard, blocks, spec, kernels) for vshard, blocks in sorted(held.items())}
-        self.share_of_block = {
-            block.index: self.shares[vshard] for vshard, blocks in held.items() for block in blocks
-        }
+        self.share_of_block = {block.index: self.shares[vshard] for vshard, blocks in held.items() for block in blocks}
         for share in self.shares.values():
             for arrays in share.arrays.values():
                 self._reset_slots(arrays, 0, arrays.block.elements)

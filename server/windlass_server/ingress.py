@@ -1,9 +1,9 @@
 """The ingress: listeners, the preamble, and a thread per connection.
 
 Invariant: at most `limits.CONNECTIONS_MAX` connections, the one over it being refused in words, and at most
-`limits.HANDSHAKES_MAX` peers in their preamble, the one over it taking the place of the one that has been at it longest.
-Of a session's connections one reads: a later one begins when the earlier has ended. Every thread started here is joined by
-`close`. The accepting thread reads no byte of a peer, so a slow one delays nobody.
+`limits.HANDSHAKES_MAX` peers in their preamble, the one over it taking the place of the one that has been at it
+longest. Of a session's connections one reads: a later one begins when the earlier has ended. Every thread started here
+is joined by `close`. The accepting thread reads no byte of a peer, so a slow one delays nobody.
 """
 
 from __future__ import annotations

@@ -124,9 +124,7 @@ class SessionFilter:
             InvariantError: if one does not hold.
         """
         if len(self._fates) > _FATES_MAX or len(self._ended) > _ENDED_MAX:
-            raise InvariantError(
-                "what is remembered of sessions has outgrown its bound", fates=len(self._fates)
-            )
+            raise InvariantError("what is remembered of sessions has outgrown its bound", fates=len(self._fates))
         if self._ended.keys() & self.admitted.keys():
             raise InvariantError("an ended session was admitted something")
         for (session, seq), (status, _) in self._fates.items():

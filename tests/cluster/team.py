@@ -4,8 +4,8 @@
         stores = team.stores({"w": np.zeros(8, np.float32)}, SGD(lr=1.0))
         first, second = team.each(lambda worker, rank: stores[rank].update(...))
 
-What waits for peers must run in `each`, in which every worker has its own thread. `Workers` starts real processes; a team
-is for promises that need none, and costs a tenth of a second.
+What waits for peers must run in `each`, in which every worker has its own thread. `Workers` starts real processes; a
+team is for promises that need none, and costs a tenth of a second.
 """
 
 from __future__ import annotations

@@ -29,10 +29,7 @@ def test_digits_are_the_test_part_of_the_published_data_set() -> None:
     assert np.bincount(y).tolist() == OPTDIGITS_TES_COUNTS
     assert np.array_equal(x * 16, np.round(x * 16)), "grey values are sixteenths"
     packed = files("windlass.datasets").joinpath("digits.csv.gz").read_bytes()
-    assert (
-        hashlib.sha256(packed).hexdigest()
-        == "09f66e6debdee2cd2b5ae59e0d6abbb73fc2b0e0185d2e1957e9ebb51e23aa22"
-    )
+    assert hashlib.sha256(packed).hexdigest() == "09f66e6debdee2cd2b5ae59e0d6abbb73fc2b0e0185d2e1957e9ebb51e23aa22"
 
 
 def test_each_call_returns_arrays_of_the_callers_own() -> None:

@@ -84,9 +84,7 @@ def test_importing_windlass_loads_numpy_and_nothing_heavy(installed: Path, tmp_p
         "import json, sys, threading, windlass as wl; "
         "print(json.dumps([wl.__file__, wl.__version__, threading.active_count(), sorted(sys.modules)]))"
     )
-    place, version, threads, loaded = json.loads(
-        run_python("-c", program, cwd=tmp_path, pythonpath=installed)
-    )
+    place, version, threads, loaded = json.loads(run_python("-c", program, cwd=tmp_path, pythonpath=installed))
     assert Path(place).is_relative_to(installed), "the checkout was imported, not the wheel"
     assert f"windlass-{version}.dist-info" in os.listdir(installed)
     assert threads == 1

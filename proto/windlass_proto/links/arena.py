@@ -1,13 +1,13 @@
 """Shared memory between a worker and the servers on its host.
 
-A worker makes segments (`SharedSegment.create`), passes their descriptors over the unix link, and lends pieces of them as
-arrays (`ArenaHeap`). A server maps what it is given (`attach_untrusted`).
+A worker makes segments (`SharedSegment.create`), passes their descriptors over the unix link, and lends pieces of them
+as arrays (`ArenaHeap`). A server maps what it is given (`attach_untrusted`).
 
-Invariants: a segment is a memfd sealed against shrinking and growing before anyone maps it, so nobody can take pages away
-under a reader (SIGBUS); it is populated at creation and at attach (first touch of 64 MiB costs 111 ms, afterwards 6). A
-segment never grows: more memory is another segment. Every lent piece starts on 64 bytes. Only values are read in place;
-offsets and lengths travel on the socket. The heap's lists are owned by its lock; pieces come back when the last array on
-them is collected.
+Invariants: a segment is a memfd sealed against shrinking and growing before anyone maps it, so nobody can take pages
+away under a reader (SIGBUS); it is populated at creation and at attach (first touch of 64 MiB costs 111 ms, afterwards
+6). A segment never grows: more memory is another segment. Every lent piece starts on 64 bytes. Only values are read in
+place; offsets and lengths travel on the socket. The heap's lists are owned by its lock; pieces come back when the last
+array on them is collected.
 """
 
 from __future__ import annotations

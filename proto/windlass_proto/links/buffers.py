@@ -1,7 +1,7 @@
 """Socket options: buffers large enough that a frame leaves in one system call and both directions flow.
 
-Over loopback, 1 MiB each way took 2.0 ms with the kernel's first buffer sizes and 0.8 ms with these: the receive window starts at
-64 KiB and grows only while data flows for a while.
+Over loopback, 1 MiB each way took 2.0 ms with the kernel's first buffer sizes and 0.8 ms with these: the receive
+window starts at 64 KiB and grows only while data flows for a while.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ def _kernel_max(name: str) -> int:
 def enlarge(sock: socket.socket) -> None:
     """Ask for large buffers where the system grants them.
 
-    A TCP buffer that is set stays as it is: where the system would grant less than its own tuning reaches (6 MiB), TCP is left
-    to that tuning. A Unix socket has no tuning, so it takes what there is.
+    A TCP buffer that is set stays as it is: where the system would grant less than its own tuning reaches (6 MiB), TCP
+    is left to that tuning. A Unix socket has no tuning, so it takes what there is.
     """
     for option, name in ((socket.SO_SNDBUF, "wmem_max"), (socket.SO_RCVBUF, "rmem_max")):
         granted = min(_BYTES, _kernel_max(name))

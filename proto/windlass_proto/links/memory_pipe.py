@@ -1,7 +1,8 @@
 """The memory link: two joined channels inside one process.
 
-Invariant: bytes come out in the order they went in, at most `capacity` of them wait; like a non-blocking socket, a full or
-empty pipe raises BlockingIOError and a closed one reads as ended. One thread drives both ends (tests, the simulator).
+Invariant: bytes come out in the order they went in, at most `capacity` of them wait; like a non-blocking socket, a
+full or empty pipe raises BlockingIOError and a closed one reads as ended. One thread drives both ends (tests, the
+simulator).
 """
 
 from __future__ import annotations

@@ -5,8 +5,9 @@
     client -> server   HMAC("client", all before)                                                       32 bytes
     server -> client   "WLOK" or "WLNO" and an error record                                             <= 8 KiB
 
-HMAC-SHA256 over both nonces under a key derived from token and cluster id; neither nonce is chosen by one side alone, so a
-recorded preamble cannot be replayed. It authenticates the ends; integrity and secrecy of what follows are TLS's part.
+HMAC-SHA256 over both nonces under a key derived from token and cluster id; neither nonce is chosen by one side alone,
+so a recorded preamble cannot be replayed. It authenticates the ends; integrity and secrecy of what follows are TLS's
+part.
 
 Invariant: before a peer has proven the token it has made us hold at most `limits.PREAUTH_BYTES_MAX` bytes for at most
 `limits.HANDSHAKE_S` seconds. A refused peer of right token is told why; one of wrong token is told only that.

@@ -1,12 +1,12 @@
 """Frames over a non-blocking byte stream.
 
-Invariant: neither end ever blocks here: `read` and `flush` move what the channel takes or gives and return. Values go from
-the channel straight into the buffers that `place` names; only the first bytes of a frame pass through the staging buffer. A
-frame is handed out whole and, on links that need it, only after its checksum matched. One thread at a time owns a reader or
-a writer.
+Invariant: neither end ever blocks here: `read` and `flush` move what the channel takes or gives and return. Values go
+from the channel straight into the buffers that `place` names; only the first bytes of a frame pass through the staging
+buffer. A frame is handed out whole and, on links that need it, only after its checksum matched. One thread at a time
+owns a reader or a writer.
 
-The staging read is 4 KiB: header, entry table and values of a small frame come with one system call, and of a large frame at
-most 4 KiB is copied twice.
+The staging read is 4 KiB: header, entry table and values of a small frame come with one system call, and of a large
+frame at most 4 KiB is copied twice.
 """
 
 from __future__ import annotations
@@ -177,7 +177,8 @@ class FrameReader:
 
     def _finish(self) -> Frame:
         header, place = self._header, self._place
-        assert header is not None and place is not None
+        assert header is not None
+        assert place is not None
         if self.checksum and header.checksum != checksum_of(self._table, place.views):
             raise ProtocolError("a frame's checksum does not match", bytes=header.payload_bytes)
         descriptor = None
