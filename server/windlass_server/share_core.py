@@ -14,8 +14,8 @@ Invariants (checked by `validate`):
 - What has closed (`closed_min`) never falls, and no step below it is open.
 
 Contributions stay where they arrived until their step is complete and are then summed in rank order by one pass over
-all of them, so a sum's bits depend on ranks alone. (A running sum would free buffers earlier at the price of reading and
-writing the sum once more for each worker.)
+all of them, so a sum's bits depend on ranks alone. (A running sum would free buffers earlier at the price of reading
+and writing the sum once more for each worker.)
 
 What the driver owes: frames of one session come in the order of its stream, entries before their frame's mark; once a
 session's new connection has brought a frame, nothing more of its old one is handed in; a share made while a store is
@@ -111,8 +111,7 @@ class ShareCore:
 
     def init(self, event: Push) -> list[Effect]:
         """First values arrive: stored, with fresh slots, unless the tensor has been updated already."""
-        refusal = self._admit(event, needs_values=False)
-        if refusal is not None:
+        if (refusal := self._admit(event, needs_values=False)) is not None:
             return refusal
         state = self.blocks[event.block]
         if LEFT in state.applied[event.seg_begin : event.seg_end]:
@@ -149,8 +148,8 @@ class ShareCore:
         """Present values are asked for by someone who has closed `clock` steps; 0 never waits."""
         state = self.blocks[block]
         if not all(state.present[seg_begin:seg_end]):
-            error = absent_error(state.applied[seg_begin:seg_end], block)
-            return [Answer(origin, Status.ERROR, block, seg_begin, seg_end, False, 0, error)]
+            said = absent_error(state.applied[seg_begin:seg_end], block)
+            return [Answer(origin, Status.ERROR, block, seg_begin, seg_end, False, 0, said)]
         waiting = Waiting(origin, b"", 0, clock, block, seg_begin, seg_end, True)
         if self._may_read(state, waiting):
             return [self._answer_of(waiting)]
