@@ -5,7 +5,8 @@
 SHELL = /bin/sh
 PY = .venv/bin/python
 ENVIRONMENT = @sh deploy/dev/python.sh deploy/dev/environment.py
-PYTEST = $(PY) -m pytest
+# Two at a time: the tests of real processes wait more than they work.
+PYTEST = $(PY) -m pytest -n 2
 
 # A font list is built once and kept here, also where HOME cannot be written to.
 export MPLCONFIGDIR = $(CURDIR)/build/matplotlib
