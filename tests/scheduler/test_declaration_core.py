@@ -247,8 +247,8 @@ def test_blocks_are_an_eighth_within_limits(elements: int, cap: int, block: int)
 
 
 def test_padding_to_64_bytes_counts_in_the_block_size() -> None:
-    count = 8 * SMALLEST // 16
-    many = named({f"t{i}": (1,) for i in range(count + 1)})
+    count = 8 * SMALLEST // 32
+    many = named({f"t{i}": (17,) for i in range(count + 1)})  # each takes 32 elements
     assert Driven().declare(0, many[:-1]).groups[0].block_elements == SMALLEST
     assert Driven().declare(0, many).groups[0].block_elements == 2 * SMALLEST
 
