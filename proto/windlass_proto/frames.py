@@ -148,8 +148,8 @@ def table_bytes(entry_count: int) -> int:
     return (entry_count * ENTRY_BYTES + 63) & ~63
 
 
-def pack_header(header: Header) -> bytes:
-    """The 64 bytes of `header`, its crc included."""
+def pack_header(header: Header, checksum: int | None = None, number: int | None = None) -> bytes:
+    """The 64 bytes of `header`, its crc included; `checksum` and `number` stand for the header's own where given."""
     raw = HEADER.pack(
         MAGIC,
         header.kind,
@@ -160,8 +160,8 @@ def pack_header(header: Header) -> bytes:
         header.payload_bytes,
         header.generation,
         header.clock,
-        header.checksum,
-        header.number,
+        header.checksum if checksum is None else checksum,
+        header.number if number is None else number,
         0,
     )
     return raw[:60] + zlib.crc32(raw[:60]).to_bytes(4, "little")

@@ -243,7 +243,7 @@ class Connection:
             raise ProtocolError("an entry's step is out of reach", clock=entry.clock)
         op = entry.op
         out = self._out(entry, nbytes, dtype) if entry.out_arena else None
-        origin = Origin(self, entry.tag, entry.table, Op(op), out)
+        origin = Origin(self, entry.tag, entry.table, op, out)
         if op == Op.PULL:
             self.node.counters["pulls"] += 1
             clock = 0 if entry.flags & EntryFlag.NOWAIT else entry.clock
@@ -448,24 +448,27 @@ def _error_record(error: Exception) -> tuple[memoryview, int]:
 
 
 def _answer_entry(reply: Reply, offset: int, nbytes: int) -> Entry:
+    _, tag, table, op, _ = reply.origin
+    seg_begin, seg_end = reply.seg_begin, reply.seg_end
+    # By position, in wire order: nineteen names would take twice the time, once for each answer.
     return Entry(
-        op=reply.origin.op,
-        status=reply.status,
-        flags=0,
-        table=reply.origin.table,
-        block=reply.block,
-        tag=reply.origin.tag,
-        seq=0,
-        clock=0,
-        seg_begin=reply.seg_begin,
-        seg_end=reply.seg_end,
-        offset=offset,
-        nbytes=nbytes,
-        arena=0,
-        out_arena=0,
-        out_offset=0,
-        weight=0.0,
-        stamp=0,
-        vshard=0,
-        aux=reply.aux,
+        op,
+        reply.status,
+        0,
+        table,
+        reply.block,
+        tag,
+        0,
+        0,
+        seg_begin,
+        seg_end,
+        offset,
+        nbytes,
+        0,
+        0,
+        0,
+        0.0,
+        0,
+        0,
+        reply.aux,
     )

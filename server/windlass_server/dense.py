@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from windlass_proto import memory
-from windlass_proto.frames import Op, Status
+from windlass_proto.frames import Status
 from windlass_proto.group_specs import GroupSpec
 from windlass_proto.layout import Block
 from windlass_proto.memory import Buffer, BufferPool
@@ -43,7 +43,7 @@ class Origin(NamedTuple):
     connection: Any
     tag: int
     table: int
-    op: Op
+    op: int
     out: Vector | None
 
 

@@ -205,14 +205,15 @@ class ServerNode:
         Raises:
             ProtocolError: nobody could have come so far.
         """
-        groups = [group for group in list(self.groups.values()) if group.spec.store_id == store_id]
-        if not groups and store_id not in self.rosters:
-            return
-        known = self._clocks.get(store_id, CLOCK_FIRST_MAX - limits.CLOCK_AHEAD_MAX)
-        if clock > known + limits.CLOCK_AHEAD_MAX:
-            raise ProtocolError("a mark's step is out of reach", clock=clock)
-        self._clocks[store_id] = max(clock, self._clocks.get(store_id, 0))
-        self._marks.setdefault(store_id, {})[session] = (clock, leaves)
+        with self._lock:  # a group that is being declared hears of this mark from `_marks`, or is in `groups` already
+            groups = [group for group in self.groups.values() if group.spec.store_id == store_id]
+            if not groups and store_id not in self.rosters:
+                return
+            known = self._clocks.get(store_id, CLOCK_FIRST_MAX - limits.CLOCK_AHEAD_MAX)
+            if clock > known + limits.CLOCK_AHEAD_MAX:
+                raise ProtocolError("a mark's step is out of reach", clock=clock)
+            self._clocks[store_id] = max(clock, self._clocks.get(store_id, 0))
+            self._marks.setdefault(store_id, {})[session] = (clock, leaves)
         for group in groups:
             for share in group.shares.values():
                 with share.lock:

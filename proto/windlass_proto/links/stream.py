@@ -213,6 +213,9 @@ class FrameReader:
         return True
 
     def _make_room(self, size: int) -> None:
+        if self._begin == self._end and size <= len(self._staging):
+            self._begin = self._end = 0
+            return
         held = bytes(self._view[self._begin : self._end])
         if size > len(self._staging):
             self._view.release()
@@ -265,7 +268,7 @@ class FrameWriter:
     ) -> None:
         """Queue a frame. `payload` are byte views that stay unchanged until `done`; their lengths are the header's."""
         checksum = checksum_of(table, payload) if self.checksum else 0
-        head = frames.pack_header(header._replace(checksum=checksum, number=self.frames_written & 0xFFFFFFFF))
+        head = frames.pack_header(header, checksum, self.frames_written & 0xFFFFFFFF)
         first = memoryview(head + table)
         if descriptor is not None:
             self._descriptors += 1
