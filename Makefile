@@ -29,7 +29,7 @@ test:
 	@$(PYTEST) $(ARGS)
 
 test-all:
-	$(ENVIRONMENT) test
+	$(ENVIRONMENT) test-all
 	@WINDLASS_TEST_ALL=1 $(PYTEST) $(ARGS)
 
 check:

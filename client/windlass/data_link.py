@@ -60,9 +60,7 @@ def open_socket(target: Target, key: bytes, session: bytes, timeout_s: float) ->
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             buffers.notice_loss(sock)
         else:
-            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            sock.settimeout(timeout_s)
-            sock.connect(target.address)
+            sock = _unix_socket(target.address, timeout_s)
     except OSError as cause:
         raise UnavailableError(
             "a server could not be reached",
@@ -74,6 +72,17 @@ def open_socket(target: Target, key: bytes, session: bytes, timeout_s: float) ->
     try:
         preamble.greet(sock, key, session, timeout_s=timeout_s)
     except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _unix_socket(path: str, timeout_s: float) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.settimeout(timeout_s)
+        sock.connect(path)
+    except OSError:
         sock.close()
         raise
     return sock

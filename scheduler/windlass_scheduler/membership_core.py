@@ -45,12 +45,16 @@ class Address:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """How members show that they live, in seconds; `tick_s` is how often the driver promises to tick."""
+    """How members show that they live, in seconds; `tick_s` is how often the driver promises to tick.
+
+    A server's lease is long, since each parameter has one copy: to end a server that merely stood still (a paused
+    machine, a debugger) would throw away what only it holds. Its silence shows in the status after three beats.
+    """
 
     worker_beat_s: float = 1.0
     server_beat_s: float = 0.1
     worker_lease_s: float = 10.0
-    server_lease_s: float = 1.0
+    server_lease_s: float = 30.0
     tick_s: float = 0.05
 
     def beat_s(self, role: Role) -> float:
@@ -61,7 +65,7 @@ class Timing:
 
     def closed_s(self, role: Role) -> float:
         """How long after its watch stream closed a member may stay silent."""
-        return max(1.5 * self.beat_s(role), 0.3)
+        return max(1.5 * self.beat_s(role), 2.0 if role is Role.SERVER else 0.3)
 
 
 @dataclass(frozen=True, slots=True)
