@@ -269,6 +269,13 @@ class _Watch:
             self.thread.join()
 
     def _run(self) -> None:
+        try:
+            self._follow()
+        finally:
+            with self._lock:
+                self._stream = None
+
+    def _follow(self) -> None:
         backoff = _backoff_s()
         while not self._closed.is_set():
             try:
@@ -279,6 +286,10 @@ class _Watch:
                     self._on_update(update)
                 lost: WindlassError = self._lost("the scheduler closed it")
             except self._link._grpc.RpcError as error:
+                # The error is the stream itself, and its traceback refers to it. Left to the collector it would be
+                # deleted while the interpreter ends, and its `__del__` waits there for ever for a lock that gRPC's own
+                # thread held when it was stopped.
+                error.with_traceback(None)
                 refused = _refusal(error)
                 if refused is not None and not self._closed.is_set():
                     self._on_lost(refused)

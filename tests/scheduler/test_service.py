@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import socket
 import threading
 import time
@@ -437,6 +438,25 @@ def test_an_unreachable_scheduler_is_named_with_its_address_and_where_it_came_fr
             link.status()
     with pytest.raises(ClosedError):
         link.status()
+
+
+def test_a_closed_link_leaves_no_stream_to_the_collector(tmp_path: Path) -> None:
+    """gRPC's streams take a lock when they are deleted, which never comes free while the interpreter ends."""
+    import grpc
+
+    running = RunningScheduler(tmp_path / "state", servers=1)
+    gc.collect()
+    gc.disable()
+    try:
+        for end in (JoinedMember.leave, JoinedMember.die):
+            end(JoinedMember(running, server_request()))
+        left = [
+            found for found in gc.get_objects() if isinstance(found, grpc.RpcError) and isinstance(found, grpc.Call)
+        ]
+        assert not left
+    finally:
+        gc.enable()
+        running.stop()
 
 
 def test_a_cluster_is_not_reopened_with_other_vshards_or_servers(tmp_path: Path) -> None:
