@@ -7,6 +7,7 @@ scheduler compares, grants the action to one worker, and lets the others wait un
 from __future__ import annotations
 
 import contextlib
+import difflib
 import fnmatch
 import math
 from collections.abc import Iterable, Mapping
@@ -50,6 +51,7 @@ def declare(
         )
     if not arrays:
         raise UsageError("init was given no tensors", store=store.name, next_move="Pass a dict of name -> array.")
+    _check_groups(groups, {*arrays, *store.exchange.where})
     member = store.member
     request = pb.DeclareRequest(
         session=member.session,
@@ -153,29 +155,43 @@ def digest_of(arrays: Mapping[str, Array]) -> str:
     return digest.hexdigest()
 
 
+def _check_groups(groups: Mapping[str, Mapping[str, float]], names: set[str]) -> None:
+    """Each pattern matches a name declared now or before, and its options are known and finite."""
+    for pattern, options in groups.items():
+        if not isinstance(options, Mapping):
+            raise UsageError("a group's options are not a dict", group=pattern, got=repr(options)[:80])
+        unknown = set(options) - {"lr_mult", "decay_mult"}
+        if unknown:
+            raise UsageError(
+                "a group has an unknown option", option=sorted(unknown)[0], known="lr_mult, decay_mult", group=pattern
+            )
+        if not all(map(_is_finite, options.values())):
+            raise UsageError("a group's multiplier is not a finite number", group=pattern, got=dict(options))
+        if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
+            close = difflib.get_close_matches(pattern, names, 1, cutoff=0.4)
+            raise UsageError(
+                "a group's pattern matches no tensor",
+                group=pattern,
+                nearest=close[0] if close else "none",
+                next_move="Patterns are those of fnmatch: * stands for anything, and case counts.",
+            )
+
+
+def _is_finite(number: object) -> bool:
+    return isinstance(number, int | float) and math.isfinite(number)
+
+
 def _tensor(name: str, array: Array, groups: Mapping[str, Mapping[str, float]]) -> control_pb2.Tensor:
     from windlass_proto.gen import control_pb2 as pb
 
     dtype_named(array.dtype.name)
-    chosen: Mapping[str, float] = {}
-    for pattern, options in groups.items():
-        if fnmatch.fnmatchcase(name, pattern):
-            chosen = options
-            break
-    multipliers = [chosen.get("lr_mult", 1.0), chosen.get("decay_mult", 1.0)]
-    if not all(map(math.isfinite, multipliers)):
-        raise UsageError("a group's multiplier is not a finite number", tensor=name, got=dict(chosen))
-    unknown = set(chosen) - {"lr_mult", "decay_mult"}
-    if unknown:
-        raise UsageError(
-            "a group has an unknown option", option=sorted(unknown)[0], known="lr_mult, decay_mult", tensor=name
-        )
+    options = next((given for pattern, given in groups.items() if fnmatch.fnmatchcase(name, pattern)), {})
     return pb.Tensor(
         name=name,
         dtype=array.dtype.name,
         shape=array.shape,
-        lr_mult=float(chosen.get("lr_mult", 1.0)),
-        decay_mult=float(chosen.get("decay_mult", 1.0)),
+        lr_mult=float(options.get("lr_mult", 1.0)),
+        decay_mult=float(options.get("decay_mult", 1.0)),
     )
 
 

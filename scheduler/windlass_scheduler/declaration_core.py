@@ -28,6 +28,7 @@ from dataclasses import dataclass, replace
 from typing import Final, NoReturn, TypeAlias, cast
 
 from windlass_proto import limits as wire_limits
+from windlass_proto.consistency import Consistency
 from windlass_proto.errors import UnavailableError, UsageError
 from windlass_proto.layout import TensorSpec, block_elements_for, dtype_named, padded
 from windlass_scheduler import limits
@@ -204,7 +205,7 @@ class Declarations:
                 )
             return [Answer(event.waiter, store)]
         check_name("store", event.name)
-        check_consistency(event.consistency)
+        Consistency.parse(event.consistency)
         if len(self._stores) >= limits.STORES_MAX:
             raise UnavailableError("the cluster has too many stores", stores_max=limits.STORES_MAX)
         store = Store(self._counters.take("store"), event.job, event.name, event.consistency, event.rank)
@@ -444,18 +445,6 @@ def _deleted(store: Store) -> UsageError:
 def check_name(what: str, name: str) -> None:
     if not name or len(name.encode()) > wire_limits.NAME_BYTES_MAX:
         raise UsageError(f"a {what} needs a name of 1 to {wire_limits.NAME_BYTES_MAX} bytes", name=repr(name[:40]))
-
-
-def check_consistency(consistency: str) -> None:
-    """Raises UsageError unless it is a mode that this release has."""
-    mode, _, bound = consistency.partition(":")
-    if consistency in ("bsp", "asp") or (mode == "ssp" and bound.isascii() and bound.isdigit() and len(bound) < 7):
-        return
-    raise UsageError(
-        "a store asks for an unknown consistency",
-        consistency=repr(consistency[:40]),
-        known='"bsp", "asp" or "ssp:N", for example "ssp:4"',
-    )
 
 
 def _check_declare(event: Declare, store: Store) -> None:

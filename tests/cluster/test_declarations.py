@@ -182,6 +182,14 @@ def test_groups_are_name_patterns_of_which_the_first_match_counts(team: MakeTeam
     assert params["w2"][0] == 1.0 - 0.5 * 2.0 * 2.25
 
 
+def test_a_group_may_name_tensors_of_an_earlier_init(team: MakeTeam) -> None:
+    groups = {"old": {"lr_mult": 2.0}, "new": {"lr_mult": 3.0}}
+    (alone,) = team(1).stores({"old": np.zeros(2)}, SGD(lr=1.0), groups={"old": {"lr_mult": 2.0}})
+    alone.init({"new": np.zeros(2)}, SGD(lr=1.0), groups=groups)
+    params = alone.update({"old": np.ones(2), "new": np.ones(2)})
+    assert (params["old"][0], params["new"][0]) == (-2.0, -3.0)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -193,6 +201,9 @@ def test_groups_are_name_patterns_of_which_the_first_match_counts(team: MakeTeam
         ({"reduce": "max"}, "mean, sum"),
         ({"groups": {"w": {"learning_rate": 2.0}}}, "lr_mult, decay_mult"),
         ({"groups": {"w": {"lr_mult": float("nan")}}}, "finite"),
+        ({"groups": {"w": {"lr_mult": "2"}}}, "finite"),
+        ({"groups": {"w": 2.0}}, "not a dict"),
+        ({"groups": {"wieght*": {"lr_mult": 2.0}}}, "matches no tensor .group=wieght"),
         ({"optimizer": "adam"}, "optim"),
         ({"arrays": [np.zeros(2, np.float32)]}, "name"),
     ],

@@ -261,7 +261,7 @@ def test_known_modes_open_a_store(consistency: str) -> None:
 
 @pytest.mark.parametrize("consistency", ["", "ssp", "ssp:", "ssp:-1", "ssp:x", "BSP", "avg:H=16"])
 def test_unknown_modes_are_refused(consistency: str) -> None:
-    with pytest.raises(UsageError, match="unknown consistency"):
+    with pytest.raises(UsageError, match="consistency mode is not known"):
         Declarations(Counters()).step(OpenStore(1, "job", "main", consistency, 0))
 
 
