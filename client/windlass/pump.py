@@ -269,8 +269,8 @@ class Pump:
     def _run_background(self) -> None:
         """Pump when something is open and nobody has for a millisecond.
 
-        Nobody wakes this thread while the pump is in use: it looks once a millisecond, for a wake-up on every call
-        would cost more than the call.
+        Nobody wakes this thread at every call, for that would cost more than the call: it is woken by work that is
+        left behind, and looks a millisecond later.
         """
         while not self._stopping:
             self._work.wait()
@@ -291,13 +291,13 @@ class Pump:
     def _take_idle_pump(self) -> bool:
         """Take the pump if nobody holds it, wants it, or has held it within a millisecond."""
         with self._state:
-            if self._stopping or self._busy() or time.monotonic() - self._held_s < _BACKGROUND_AFTER_S:
+            if self._pumping:
+                self._work.clear()  # who holds it sets this again if work is left then
+                return False
+            if self._stopping or self._waiters > 0 or time.monotonic() - self._held_s < _BACKGROUND_AFTER_S:
                 return False
             self._pumping = True
             return True
-
-    def _busy(self) -> bool:
-        return self._pumping or self._waiters > 0
 
     def _has_work(self) -> bool:
         window = self.window
