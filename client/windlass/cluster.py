@@ -240,11 +240,10 @@ class Cluster:
 
     def status(self) -> dict[str, Any]:
         """The cluster's state as `windlass status --json` prints it."""
-        self._member.check_open()
-        from google.protobuf.json_format import MessageToDict
+        from windlass.status_fields import fields_of
 
-        found: dict[str, Any] = MessageToDict(self._member.control.status(), preserving_proto_field_name=True)
-        return found
+        self._member.check_open()
+        return fields_of(self._member.control.status())
 
     def close(self) -> None:
         """Leave in order: what was pushed is finished, nobody waits for this worker. Raises what nobody waited for."""

@@ -36,7 +36,7 @@ def test_a_detached_cluster_is_found_used_and_ended_by_down(shell: Shell) -> Non
 
     reply = json.loads(shell.windlass("status", "--json").out)
     assert reply["cluster_id"] == record["cluster_id"]
-    assert [member["role"] for member in reply["members"]] == ["ROLE_SERVER"]
+    assert [member["role"] for member in reply["members"]] == ["server"]
 
     other = shell.up("--name", "other")
     assert other["address"] != record["address"]

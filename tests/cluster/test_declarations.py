@@ -77,7 +77,7 @@ def test_what_differs_between_workers_is_refused_with_both_values_and_ranks(team
     # Rank 0 has declared once its first values are there; it then waits in `init` for rank 1.
     entering = pair.begin(lambda: pair[0].store().init(**given[0]))
     pair[1].store()
-    while not any(store["job"] == pair[1].job and "groups" in store for store in pair[1].status()["stores"]):
+    while not any(store["job"] == pair[1].job and store["groups"] for store in pair[1].status()["stores"]):
         pass
     with pytest.raises(UsageError) as refused:
         pair[1].store().init(**given[1])

@@ -44,15 +44,12 @@ def status(
 
 
 def json_of(reply: StatusReply) -> str:
-    """One line of protobuf JSON: snake_case names, every field present, 64-bit numbers as strings."""
+    """One line of JSON with every field of the reply."""
     import json
 
-    from google.protobuf import json_format
+    from windlass.status_fields import fields_of
 
-    fields = json_format.MessageToDict(
-        reply, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
-    )
-    return json.dumps(fields)
+    return json.dumps(fields_of(reply))
 
 
 def page(reply: StatusReply, found: FoundCluster) -> str:
