@@ -52,6 +52,8 @@ CREDIT_BYTES: Final = 256 * MIB
 SERVER_POOL_BYTES_MAX: Final = 4 * GIB
 # Steps a session may have closed and not yet had answered; over it the client waits.
 OPEN_STEPS_MAX: Final = 64
+# Entries of one connection not answered yet: 64 open steps of a model in 16 Ki blocks. A parked pull is half a KiB.
+OPEN_ENTRIES_MAX: Final = 1 << 20
 # A step further ahead than this is nonsense, not load.
 CLOCK_AHEAD_MAX: Final = 1 << 20
 

@@ -63,6 +63,8 @@ class Connection:
         self._outbox: deque[Reply] = deque()
         self._outbox_lock = threading.Lock()
         self._answers_bytes = 0  # of values, queued or under way
+        self._entries_taken = 0
+        self._entries_answered = 0
         self._answers_bytes_max = min(limits.CREDIT_BYTES, node.pool.bytes_max // 4)
         self._closed = False
         self._stopping = False
@@ -193,7 +195,10 @@ class Connection:
         if header.kind == Kind.REQUEST:
             buffer: Buffer | None = frame.placed
             refused = header.payload_bytes > 0 and buffer is None
+            self._entries_taken += header.entry_count
             try:
+                if self._entries_taken - self._entries_answered > limits.OPEN_ENTRIES_MAX:
+                    raise ProtocolError("a worker left too many entries open", open_max=limits.OPEN_ENTRIES_MAX)
                 for entry in frame.entries:
                     self._take_entry(entry, buffer, refused)
             finally:
@@ -350,6 +355,7 @@ class Connection:
     def post(self, reply: Reply) -> None:
         """Queue an answer for this connection; any thread may. Its thread must then be woken."""
         with self._outbox_lock:
+            self._entries_answered += 1
             if not self._closed:
                 self._outbox.append(reply)
                 if reply.snapshot is not None:

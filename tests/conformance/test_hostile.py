@@ -293,6 +293,18 @@ def test_values_that_are_not_finite_are_rejected_and_the_step_goes_on(value: flo
         sock.close()
 
 
+def test_pulls_that_wait_without_end_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    with beside_a_good_client() as (served, _, neighbour):
+        monkeypatch.setattr(limits, "OPEN_ENTRIES_MAX", 100)
+        sock = served.raw_link()
+        far = neighbour.steps + 50
+        for first in (0, 60):
+            pulls = [push_entry(neighbour.spec, 0, first + i, op=Op.PULL, clock=far, nbytes=0) for i in range(60)]
+            sock.sendall(frame(pulls))
+        assert is_closed(sock)
+        sock.close()
+
+
 def test_a_mark_from_nowhere_holds_up_no_other_store() -> None:
     with beside_a_good_client() as (served, _, neighbour):
         sock = served.raw_link()
