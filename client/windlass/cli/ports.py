@@ -48,6 +48,7 @@ def listener(port: int) -> str:
     for folder in Path("/proc").glob("[0-9]*/fd") if inodes else ():
         with contextlib.suppress(OSError):
             if any(os.readlink(entry) in inodes for entry in folder.iterdir()):
-                command = (folder.parent / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                return f"process {folder.parent.name} has it ({command.strip()[:100]})"
+                program, *arguments = (folder.parent / "cmdline").read_bytes().decode(errors="replace").split("\0")
+                command = " ".join([Path(program).name, *arguments]).strip()
+                return f"process {folder.parent.name} has it ({command[:100]})"
     return ""
