@@ -12,7 +12,6 @@ inbox and who pumps, and is never held over a system call. Others hand their wis
 from __future__ import annotations
 
 import contextlib
-import os
 import select
 import socket
 import threading
@@ -28,6 +27,7 @@ from windlass_proto import limits
 from windlass_proto.errors import ClosedError, ProtocolError, UnavailableError, WindlassError
 from windlass_proto.frames import Status
 from windlass_proto.links.arena import ArenaHeap
+from windlass_proto.links.bell import Bell
 
 _BACKGROUND_AFTER_S = 0.001
 _BACKGROUND_TURN_S = 0.05
@@ -99,7 +99,7 @@ class Pump:
         self._connecting: dict[int, threading.Thread] = {}
         self._poll = select.poll()
         self._interest: dict[int, tuple[DataLink, int]] = {}
-        self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._bell = Bell()
         self._poll.register(self._bell, select.POLLIN)
         self._stopping = False
         self._work = threading.Event()
@@ -173,7 +173,7 @@ class Pump:
         self._stopping = True
         for link in self.links.values():
             link.sock.close()
-        os.close(self._bell)
+        self._bell.close()
 
     def close(self, timeout_s: float = 5.0) -> None:
         """Send what is queued, say goodbye, close every link, join every thread. Unfinished requests fail."""
@@ -195,7 +195,7 @@ class Pump:
                 item[-1].close()  # a link that nobody took any more
         for link in self.links.values():
             link.close()
-        os.close(self._bell)
+        self._bell.close()
 
     # ---- who pumps ---------------------------------------------------------------------------------------------------
 
@@ -264,7 +264,7 @@ class Pump:
 
     def _ring(self) -> None:
         with contextlib.suppress(OSError):
-            os.eventfd_write(self._bell, 1)
+            self._bell.ring()
 
     def _run_background(self) -> None:
         """Pump when something is open and nobody has for a millisecond.
@@ -325,8 +325,8 @@ class Pump:
         if self._paused:
             wait_s = min(wait_s, _RETRY_PAUSE_S)
         for descriptor, _ in self._poll.poll(max(0, int(wait_s * 1000 + 0.999))):
-            if descriptor == self._bell:
-                os.eventfd_read(self._bell)
+            if descriptor == self._bell.fileno():
+                self._bell.hear()
                 continue
             found = self._interest.get(descriptor)
             if found is not None:

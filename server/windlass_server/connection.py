@@ -28,6 +28,7 @@ from windlass_proto.consistency import Mode
 from windlass_proto.errors import ProtocolError, UnavailableError, UsageError, WindlassError
 from windlass_proto.frames import Entry, EntryFlag, Flag, Header, Kind, Op, Status
 from windlass_proto.links import arena, preamble
+from windlass_proto.links.bell import Bell
 from windlass_proto.links.stream import Frame, FrameReader, FrameWriter, Place
 from windlass_proto.memory import Buffer
 from windlass_server.dense import DenseGroup, Origin, Reply, Share, Values, Vector
@@ -68,7 +69,7 @@ class Connection:
         self._answers_bytes_max = min(limits.CREDIT_BYTES, node.pool.bytes_max // 4)
         self._closed = False
         self._stopping = False
-        self._wakeup = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._bell = Bell()
         self._woken: set[Connection] = set()
         self.ended = threading.Event()
 
@@ -100,12 +101,11 @@ class Connection:
         """Make the thread look at its outbox."""
         with self._outbox_lock:  # else its number may be another socket's by now
             if not self._closed:
-                with contextlib.suppress(BlockingIOError):  # rung often enough
-                    os.eventfd_write(self._wakeup, 1)
+                self._bell.ring()
 
     def _serve(self) -> None:
         poll = select.poll()
-        poll.register(self._wakeup, select.POLLIN)
+        poll.register(self._bell, select.POLLIN)
         poll.register(self.sock, select.POLLIN)
         writing = more = False
         written, since = 0, 0.0
@@ -115,8 +115,8 @@ class Connection:
                 raise UnavailableError("the peer has taken none of its answers", waited_s=limits.RPC_S)
             if not writing or self._writer.bytes_written != written:
                 written, since = self._writer.bytes_written, time.monotonic()
-            if self._wakeup in events_of:
-                os.eventfd_read(self._wakeup)
+            if self._bell.fileno() in events_of:
+                self._bell.hear()
             if more or events_of.get(self.sock.fileno(), 0) & ~select.POLLOUT:
                 more = self._read_frames()
             self._send_answers()
@@ -152,8 +152,7 @@ class Connection:
         if unfinished is not None:
             unfinished.release()
         self.sock.close()
-        os.close(self._wakeup)
-        self._wakeup = -1
+        self._bell.close()
         for segment in self._segments.values():
             segment.close()
         self.ended.set()

@@ -22,6 +22,7 @@ from pathlib import Path
 from windlass_proto import limits
 from windlass_proto.errors import ProtocolError, UnavailableError, UsageError, WindlassError
 from windlass_proto.links import buffers, preamble
+from windlass_proto.links.bell import Bell
 from windlass_server.connection import Connection
 from windlass_server.dense import Reply
 from windlass_server.node import ServerNode
@@ -91,7 +92,7 @@ class Ingress:
         self._threads: set[threading.Thread] = set()
         self._greeting: dict[socket.socket, None] = {}  # in their preamble, oldest first
         self._lock = threading.Lock()
-        self._stopping = os.eventfd(0, os.EFD_CLOEXEC)
+        self._stopping = Bell()
         self._acceptor = threading.Thread(target=self._accept, name="acceptor")
         self._acceptor.start()
 
@@ -121,7 +122,7 @@ class Ingress:
 
     def close(self) -> None:
         """Stop listening, end every connection, join every thread."""
-        os.eventfd_write(self._stopping, 1)
+        self._stopping.ring()
         self._acceptor.join()
         for sock in self.listeners:
             sock.close()
@@ -135,7 +136,7 @@ class Ingress:
         for thread in threads:
             thread.join()
         self._builder.shutdown()
-        os.close(self._stopping)
+        self._stopping.close()
 
     def _accept(self) -> None:
         poll = select.poll()
@@ -146,7 +147,7 @@ class Ingress:
         by_descriptor = {sock.fileno(): sock for sock in self.listeners}
         while True:
             for descriptor, _ in poll.poll():
-                if descriptor == self._stopping:
+                if descriptor == self._stopping.fileno():
                     return
                 try:
                     sock = by_descriptor[descriptor].accept()[0]

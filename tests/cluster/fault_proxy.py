@@ -12,7 +12,6 @@ Owner of sockets and counters: the proxy's thread. `faults` may be replaced by a
 from __future__ import annotations
 
 import contextlib
-import os
 import random
 import selectors
 import socket
@@ -24,6 +23,7 @@ from dataclasses import dataclass
 from types import TracebackType
 
 from windlass_proto import frames
+from windlass_proto.links.bell import Bell
 
 _READ_BYTES = 1 << 16
 _HELD_BYTES_MAX = 1 << 20
@@ -131,7 +131,7 @@ class FaultProxy:
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._listener, selectors.EVENT_READ)
         self._directions: dict[socket.socket, _Direction] = {}
-        self._stop = os.eventfd(0, os.EFD_CLOEXEC)
+        self._stop = Bell()
         self._selector.register(self._stop, selectors.EVENT_READ)
         self._thread = threading.Thread(target=self._run, name="fault-proxy")
         self._thread.start()
@@ -153,12 +153,12 @@ class FaultProxy:
         return ""
 
     def close(self) -> None:
-        os.eventfd_write(self._stop, 1)
+        self._stop.ring()
         self._thread.join()
         for sock in [*self._directions, self._listener]:
             sock.close()
         self._selector.close()
-        os.close(self._stop)
+        self._stop.close()
 
     def __enter__(self) -> FaultProxy:
         return self
