@@ -22,9 +22,10 @@ LINE = 16  # elements of one tensor, one segment each
 
 
 class Buffer:
-    """A gradient: one value an element, and how often it was released."""
+    """A gradient: one value an element, whose it is, and how often it was released."""
 
-    def __init__(self, values: npt.NDArray[np.float32]) -> None:
+    def __init__(self, name: str, values: npt.NDArray[np.float32]) -> None:
+        self.name = name
         self.values = values
         self.released = 0
 
@@ -64,7 +65,7 @@ class Bench:
         segs: tuple[int, int] | None = None, *, connection: Any = "link", op: str = "push", **how: Any,
     ) -> None:  # fmt: skip
         begin, end = segs or (0, self.segments)
-        buffer = Buffer(np.full((end - begin) * LINE, gradient, np.float32))
+        buffer = Buffer(name, np.full((end - begin) * LINE, gradient, np.float32))
         self.buffers.append(buffer)
         event = Push((connection, name), session, seq, clock, 0, begin, end, buffer, **how)
         self.carry_out(getattr(self.core, op)(event))
