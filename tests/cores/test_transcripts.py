@@ -88,9 +88,7 @@ class Narrator(Bench):
             status = effect.status.name + (" with values" if effect.values else "")
             expected = f", expected {effect.aux}" if effect.status.name == "GAP" else ""
             reason = f": {effect.error.args[0].split(' (')[0]}" if effect.error is not None else ""
-            return (
-                f"answer {effect.origin[1]} by {effect.origin[0]}: {status}{expected}{reason}"
-            )
+            return f"answer {effect.origin[1]} by {effect.origin[0]}: {status}{expected}{reason}"
         if isinstance(effect, Write):
             return f"write {_name(effect.buffer)} to {effect.seg_begin}:{effect.seg_end}"
         assert isinstance(effect, Release)
