@@ -24,6 +24,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+LARGE_TIMEOUT_S = 600  # on a busy machine they take three minutes
 TEST_ALL = os.environ.get("WINDLASS_TEST_ALL") == "1"
 REQUIRE_ALL = os.environ.get("WINDLASS_REQUIRE_ALL") == "1"
 
@@ -117,8 +118,10 @@ def nothing_leaks(descriptors_of_libraries: None) -> Iterator[None]:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if item.get_closest_marker("large") and not TEST_ALL:
-            item.add_marker(pytest.mark.skip(reason="large: `make test-all` runs it"))
+        if item.get_closest_marker("large"):
+            item.add_marker(pytest.mark.timeout(LARGE_TIMEOUT_S))
+            if not TEST_ALL:
+                item.add_marker(pytest.mark.skip(reason="large: `make test-all` runs it"))
         for needed in item.iter_markers("needs_debian"):
             package, program = needed.args
             if shutil.which(program) is None:
