@@ -13,7 +13,7 @@ import pytest
 import windlass_rules
 from windlass_proto.errors import InvariantError, UsageError
 from windlass_proto.memory import aligned_zeros
-from windlass_proto.rule_specs import SGD, Adagrad, Adam, AdamW, RuleSpec
+from windlass_proto.rule_specs import FTRL, SGD, Adagrad, Adam, AdamW, RuleSpec, Sum
 from windlass_rules import RuleKernels
 from windlass_rules.registry import RULE_MODULES
 
@@ -168,7 +168,10 @@ def test_an_empty_gradient_changes_nothing(spec: RuleSpec, dtype: str) -> None:
 
 def test_multipliers_are_those_of_a_spec_with_multiplied_values(spec: RuleSpec, dtype: str) -> None:
     kernels = windlass_rules.build(spec, dtype)
-    multiplied = dataclasses.replace(spec, lr=spec.lr * 2.0, weight_decay=spec.weight_decay * 0.5)
+    rate = "scale" if isinstance(spec, Sum) else "lr"
+    penalty = {FTRL: "l2", Sum: None}.get(type(spec), "weight_decay")
+    changes = {rate: spec.lr * 2.0} | ({penalty: spec.weight_decay * 0.5} if penalty else {})
+    multiplied: RuleSpec = dataclasses.replace(spec, **changes)  # type: ignore[arg-type]
     for step in (1, 7):
         found = kernels.scalars(spec, step, lr_mult=2.0, decay_mult=0.5)
         assert found.dtype == dtype
@@ -196,7 +199,7 @@ def test_slots_say_their_names_and_first_values() -> None:
 def test_late_steps_have_no_bias_left_to_correct() -> None:
     spec = Adam(lr=0.5)
     scalars = windlass_rules.build(spec, "float64").scalars(spec, 10**9)
-    np.testing.assert_array_equal(scalars[4:6], [0.5, 1.0])
+    np.testing.assert_array_equal(scalars[5:7], [0.5, 1.0])
 
 
 def test_bias_corrections_are_within_rounding_of_their_powers() -> None:
@@ -204,8 +207,8 @@ def test_bias_corrections_are_within_rounding_of_their_powers() -> None:
     kernels = windlass_rules.build(spec, "float64")
     for step in (1, 2, 3, 10, 999, 12_345):
         scalars = kernels.scalars(spec, step)
-        assert scalars[4] == pytest.approx(1 / (1 - 0.9**step), rel=1e-13)
-        assert scalars[5] == pytest.approx((1 - 0.999**step) ** -0.5, rel=1e-12)
+        assert scalars[5] == pytest.approx(1 / (1 - 0.9**step), rel=1e-13)
+        assert scalars[6] == pytest.approx((1 - 0.999**step) ** -0.5, rel=1e-12)
 
 
 def test_step_0_and_another_variants_spec_are_our_own_bugs() -> None:
