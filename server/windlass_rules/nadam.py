@@ -9,12 +9,12 @@
     w = keep * w - (lr * (1 - mu(step)) / (1 - product) * grad
                     + lr * mu(step + 1) / (1 - product * mu(step + 1)) * m) / (sqrt(v) / sqrt(1 - beta2^step) + eps)
 
-Reference: T. Dozat, "Incorporating Nesterov Momentum into Adam", ICLR 2016 workshop, algorithm 2 and the
-schedule of mu in section 3.
+Reference: T. Dozat, "Incorporating Nesterov Momentum into Adam", ICLR 2016 workshop, with the
+schedule of mu proposed there.
 
 Where we differ: as torch.optim does, m uses beta1 throughout. The product is recomputed from the step (in
-cached runs of _RUN factors, so any step costs the same and a restored server needs no history), not kept
-as state; hyper-parameters changed live hold as if they always had.
+cached runs of _RUN factors, so a restored server needs no history), not kept as state, where torch has it in
+float32; hyper-parameters changed live hold as if they always had.
 """
 
 from __future__ import annotations

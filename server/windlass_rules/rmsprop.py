@@ -9,7 +9,7 @@
     momentum:  buf = momentum * buf + grad / size;  w = w - lr * buf
 
 References: T. Tieleman, G. Hinton, "Lecture 6.5: RMSprop", Neural Networks for Machine Learning, 2012;
-A. Graves, "Generating Sequences With Recurrent Neural Networks", 2013, arXiv:1308.0850, equations 38 to 45
+A. Graves, "Generating Sequences With Recurrent Neural Networks", 2013, arXiv:1308.0850, equations 38 to 41
 (centered, with momentum).
 
 Where we differ: as torch.optim does, `eps` is added to the root, where Graves has it under the root. A

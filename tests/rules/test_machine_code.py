@@ -31,14 +31,8 @@ UNDIVIDED = ROOTLESS - {"adamax"}
 def operations(name: str) -> list[str]:
     """What every loop of a variant must hold as packed instructions; max and min are those of clipping."""
     divided = [] if name in UNDIVIDED else ["div"]
-    return [
-        "mul",
-        "add" if name == "sum" else "(add|sub)",
-        "max",
-        "min",
-        *divided,
-        *([] if name in ROOTLESS else ["sqrt"]),
-    ]
+    root = [] if name in ROOTLESS else ["sqrt"]
+    return ["mul", "add" if name == "sum" else "(add|sub)", "max", "min", *divided, *root]
 
 
 def in_loops(assembly: str, mnemonic: str) -> bool:
