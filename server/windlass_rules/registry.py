@@ -112,7 +112,8 @@ class RuleKernels:
             raise InvariantError("steps of a rule are counted from 1", step=step)
         clip = math.inf if spec.clip_value is None else spec.clip_value
         numbers = self.step_numbers(spec, step, spec.lr * lr_mult, spec.weight_decay * decay_mult)
-        return np.array((clip, *numbers), dtype=self.dtype)
+        with np.errstate(over="ignore"):  # what float32 cannot hold is an infinity there
+            return np.array((clip, *numbers), dtype=self.dtype)
 
 
 def build(spec: RuleSpec, dtype: npt.DTypeLike) -> RuleKernels:

@@ -129,18 +129,32 @@ def test_a_gradient_that_is_not_a_number_leaves_a_weight_that_is_none(spec: Rule
     assert np.isnan(block.w).tolist() == [index % 5 == 3 for index in range(N)]
 
 
-@pytest.mark.parametrize("spec", [FTRL(lr=0.3, beta=0.5), FTML(lr=0.3)], ids=str)
-def test_leaders_start_at_first_values_and_a_changed_rate_moves_no_weight(spec: FTRL | FTML) -> None:
+def test_ftrl_starts_at_first_values_and_a_changed_rate_moves_no_weight() -> None:
+    spec = FTRL(lr=0.3, beta=0.5)
     kernels = windlass_rules.build(spec, "float64")
     block = Block(kernels)
     for step, rate in ((1, 0.0), (2, 0.3), (3, 0.03), (4, 0.0)):
         before = block.w.copy()
         gradient = block.g if rate == 0.3 else np.zeros_like(block.g)
-        kernels.update(
-            block.w, block.slots, 0, gradient, 1.0, kernels.scalars(dataclasses.replace(spec, lr=rate), step)
-        )
+        scalars = kernels.scalars(dataclasses.replace(spec, lr=rate), step)
+        kernels.update(block.w, block.slots, 0, gradient, 1.0, scalars)
         moved = np.abs(block.w - before)
         assert (moved > 1e-3).all() if rate == 0.3 else (moved < 1e-13).all()
+
+
+def test_ftml_leaves_weights_without_a_gradient_alone() -> None:
+    kernels = windlass_rules.build(FTML(), "float32")
+    block = Block(kernels)
+    for step in range(1, 300):
+        before = block.w.copy()
+        kernels.update(block.w, block.slots, 0, block.g, 1.0, kernels.scalars(FTML(), step))
+        assert (block.w == before).all() == (step > 1)
+        block.g[:] = 0.0
+
+
+def test_numbers_beyond_float32_are_infinite_there() -> None:
+    kernels = windlass_rules.build(SGD(lr=0.1), "float32")
+    assert kernels.scalars(SGD(lr=0.1, clip_value=1e300), 1)[0] == np.inf
 
 
 def test_l1_makes_weights_exactly_0_and_l2_does_not() -> None:
