@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.rules import spec_strategies
+from windlass import optim
 from windlass_proto.errors import ProtocolError, UsageError
 from windlass_proto.gen import rules_pb2
 from windlass_proto.rule_specs import (
@@ -213,6 +214,11 @@ def test_nesterov_needs_momentum_and_no_dampening() -> None:
 def test_integers_become_floats_so_that_equal_rules_have_equal_bytes() -> None:
     assert to_bytes(Adam(lr=1, betas=(0, 0))) == to_bytes(Adam(lr=1.0, betas=(0.0, 0.0)))
     assert repr(SGD(lr=1)) == repr(SGD(lr=1.0))
+
+
+def test_the_library_offers_every_rule() -> None:
+    assert set(optim.__all__) == {cls.__name__ for cls in RULES.values()} | {"from_name"}
+    assert all(getattr(optim, cls.__name__) is cls for cls in RULES.values())
 
 
 def test_rules_are_made_by_name() -> None:
