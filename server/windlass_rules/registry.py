@@ -110,6 +110,8 @@ class RuleKernels:
         """
         if step < 1:
             raise InvariantError("steps of a rule are counted from 1", step=step)
+        if (asked := RULE_MODULES[type(spec)].variant(spec).name) != self.variant:
+            raise InvariantError("kernels of one variant met a rule of another", kernels=self.variant, rule=asked)
         clip = math.inf if spec.clip_value is None else spec.clip_value
         numbers = self.step_numbers(spec, step, spec.lr * lr_mult, spec.weight_decay * decay_mult)
         with np.errstate(over="ignore"):  # what float32 cannot hold is an infinity there

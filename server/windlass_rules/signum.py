@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from windlass_proto.errors import InvariantError
 from windlass_proto.rule_specs import Signum
 from windlass_rules.rule import Slot, Variant, Vector, clipped
 
@@ -83,9 +82,7 @@ def _with_momentum(
             out[i] = wi
 
 
-def _plain_numbers(spec: Signum, _step: int, lr: float, weight_decay: float) -> tuple[float, ...]:
-    if spec.momentum:
-        raise InvariantError("kernels of signSGD met a rule with momentum", momentum=spec.momentum)
+def _plain_numbers(_spec: Signum, _step: int, lr: float, weight_decay: float) -> tuple[float, ...]:
     return lr, 1.0 - lr * weight_decay, 0.0
 
 
