@@ -43,8 +43,16 @@ def _weights_and_two_slots(w: Any, g: Any, m: Any, v: Any) -> None:
         w[i] ^= m[i]
 
 
+def _weights_and_three_slots(w: Any, g: Any, m: Any, v: Any, top: Any) -> None:
+    for i in range(w.size):
+        m[i] ^= g[i]
+        v[i] ^= g[i]
+        top[i] ^= g[i]
+        w[i] ^= m[i]
+
+
 def compiled_streams() -> tuple[Streams, ...]:
-    """SGD: read w, g, write w. Momentum: and read and write m. Adam: and read and write v."""
+    """SGD: read w, g, write w. Momentum: and read and write m. Adam: and read and write v. AMSGrad: and its top."""
 
     def compiled(kernel: Callable[..., None]) -> Callable[..., None]:
         fast: Callable[..., None] = numba.njit(error_model="numpy", nogil=True, boundscheck=False)(kernel)
@@ -54,6 +62,7 @@ def compiled_streams() -> tuple[Streams, ...]:
         Streams("sgd", 2, 12, compiled(_weights)),
         Streams("momentum", 3, 20, compiled(_weights_and_slot)),
         Streams("adam", 4, 28, compiled(_weights_and_two_slots)),
+        Streams("amsgrad", 5, 36, compiled(_weights_and_three_slots)),
     )
 
 

@@ -19,19 +19,50 @@ from benchmarks.processor_time import processor_seconds_alone
 from benchmarks.report import Row
 from benchmarks.served import measure
 from benchmarks.streams import StreamPass, Streams, compiled_streams
-from windlass_proto.rule_specs import SGD, Adagrad, Adam, AdamW, RuleSpec
+from windlass_proto.rule_specs import (
+    FTML,
+    FTRL,
+    SGD,
+    AdaBelief,
+    Adadelta,
+    Adagrad,
+    Adam,
+    Adamax,
+    AdamW,
+    Lion,
+    NAdam,
+    RMSprop,
+    RuleSpec,
+    Signum,
+    Sum,
+)
 from windlass_rules import registry
 
 FLOAT32_BYTES = 4
 STEP = 1000
 BEYOND_CACHES_BYTES = 64 << 20  # one stream
-RULES: tuple[tuple[str, str, RuleSpec], ...] = (  # a rule, the streams it moves, its spec
-    ("sgd", "sgd", SGD(lr=1e-3)),
-    ("momentum", "momentum", SGD(lr=1e-3, momentum=0.9)),
-    ("nesterov", "momentum", SGD(lr=1e-3, momentum=0.9, nesterov=True)),
-    ("adagrad", "momentum", Adagrad(lr=1e-3)),
-    ("adam", "adam", Adam(lr=1e-3)),
-    ("adamw", "adam", AdamW(lr=1e-3)),
+RULES: tuple[tuple[str, RuleSpec], ...] = (
+    ("sgd", SGD(lr=1e-3)),
+    ("momentum", SGD(lr=1e-3, momentum=0.9)),
+    ("nesterov", SGD(lr=1e-3, momentum=0.9, nesterov=True)),
+    ("sum", Sum()),
+    ("signsgd", Signum(momentum=0.0)),
+    ("signum", Signum()),
+    ("lion", Lion()),
+    ("adagrad", Adagrad(lr=1e-3)),
+    ("adadelta", Adadelta()),
+    ("rmsprop", RMSprop()),
+    ("rmsprop momentum", RMSprop(momentum=0.9)),
+    ("rmsprop centered", RMSprop(centered=True)),
+    ("rmsprop centered momentum", RMSprop(momentum=0.9, centered=True)),
+    ("ftrl", FTRL()),
+    ("adam", Adam(lr=1e-3)),
+    ("adamw", AdamW(lr=1e-3)),
+    ("amsgrad", Adam(lr=1e-3, amsgrad=True)),
+    ("nadam", NAdam()),
+    ("adamax", Adamax()),
+    ("adabelief", AdaBelief()),
+    ("ftml", FTML()),
 )
 GOALS = (Goal("windlass", "same streams", 0.9), Goal("windlass adam", "torch", 1.1))
 
@@ -84,9 +115,9 @@ def stream_pass(streams: Streams) -> Callable[[int], Callable[[], None]]:
 
 
 def kernels(extent: Extent) -> Iterator[Row]:
-    moved = {streams.rule: streams for streams in compiled_streams()}
-    for rule, traffic, spec in RULES:
-        streams = moved[traffic]
+    by_slots = {streams.arrays - 2: streams for streams in compiled_streams()}
+    for rule, spec in RULES:
+        streams = by_slots[len(registry.build(spec, "float32").slots)]
         with Field() as field:
             for contender in (
                 Kernel(SAME_STREAMS, stream_pass(streams)),

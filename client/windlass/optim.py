@@ -1,5 +1,37 @@
-"""Update rules that servers run, named as in `torch.optim`."""
+"""Update rules that servers run. Those that `torch.optim` has bear its names, arguments and defaults."""
 
-from windlass_proto.rule_specs import SGD, Adagrad, Adam, AdamW
+from windlass_proto.rule_specs import (
+    FTML,
+    FTRL,
+    SGD,
+    AdaBelief,
+    Adadelta,
+    Adagrad,
+    Adam,
+    Adamax,
+    AdamW,
+    Lion,
+    NAdam,
+    RMSprop,
+    Signum,
+    Sum,
+    from_name,
+)
 
-__all__ = ["SGD", "Adagrad", "Adam", "AdamW"]
+__all__ = [
+    "FTML",
+    "FTRL",
+    "SGD",
+    "AdaBelief",
+    "Adadelta",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "Adamax",
+    "Lion",
+    "NAdam",
+    "RMSprop",
+    "Signum",
+    "Sum",
+    "from_name",
+]

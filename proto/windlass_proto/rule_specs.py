@@ -4,143 +4,75 @@ Invariant: a spec that exists is valid. It checks itself when made, so whoever h
 call, from the wire, from a checkpoint) needs no check of its own. Specs are immutable; a change made live
 is another spec.
 
-Names, defaults and meaning are those of `torch.optim`; what servers do with them is in `windlass_rules`.
-A rule is data, never code and never a pickle. Prior art: MXNet sends its optimizer pickled, which hands
-the server to whoever can write to it.
+Rules that `torch.optim` has bear its names, defaults and meaning; what servers do with them is in
+`windlass_rules`. The classes lie in `momentum_specs`, `adaptive_specs` and `adam_specs`, and are imported
+from here. A rule is data, never code and never a pickle. Prior art: MXNet sends its optimizer pickled,
+which hands the server to whoever can write to it.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
+from windlass_proto.adam_specs import FTML, AdaBelief, Adam, Adamax, AdamW, NAdam
+from windlass_proto.adaptive_specs import FTRL, Adadelta, Adagrad, RMSprop
 from windlass_proto.errors import ProtocolError, UsageError
 from windlass_proto.gen import rules_pb2
+from windlass_proto.momentum_specs import SGD, Lion, Signum, Sum
+
+__all__ = [
+    "FTML",
+    "FTRL",
+    "RULES",
+    "RULE_BYTES_MAX",
+    "SGD",
+    "AdaBelief",
+    "Adadelta",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "Adamax",
+    "Lion",
+    "NAdam",
+    "RMSprop",
+    "RuleSpec",
+    "Signum",
+    "Sum",
+    "from_bytes_untrusted",
+    "from_name",
+    "rule_name",
+    "to_bytes",
+]
 
 RULE_BYTES_MAX: Final = 1024
-"""A rule travels in band with a step's marks, so it stays small; today's largest takes under 64 bytes."""
+"""A rule travels in band with a step's marks, so it stays small; today's largest takes under 80 bytes."""
 
-_BETAS: Final = (0.9, 0.999)
+RuleSpec: TypeAlias = (
+    SGD | Adagrad | Adam | AdamW | Adadelta | RMSprop | NAdam | Adamax | Signum | Lion | AdaBelief | FTRL | FTML | Sum
+)
 
-
-@dataclass(frozen=True, slots=True)
-class SGD:
-    """Stochastic gradient descent, with momentum (Polyak or Nesterov) if `momentum` is not 0.
-
-    Args:
-        lr: learning rate, >= 0.
-        momentum: share of the buffer kept each step, >= 0.
-        dampening: share of the gradient kept out of the buffer, finite.
-        weight_decay: L2 penalty added to the gradient, >= 0.
-        nesterov: look ahead along the buffer; needs momentum > 0 and dampening = 0.
-
-    Raises:
-        UsageError: if a value is not a finite number in its range, or values contradict.
-    """
-
-    lr: float
-    momentum: float = 0.0
-    dampening: float = 0.0
-    weight_decay: float = 0.0
-    nesterov: bool = False
-
-    def __post_init__(self) -> None:
-        _require_finite(self, "dampening")
-        _require_not_negative(self, "lr", "momentum", "weight_decay")
-        if not isinstance(self.nesterov, bool):
-            raise UsageError("SGD takes nesterov=True or False", nesterov=self.nesterov)
-        if self.nesterov and (self.momentum <= 0 or self.dampening != 0):
-            raise UsageError(
-                "Nesterov momentum needs momentum > 0 and dampening = 0",
-                momentum=self.momentum,
-                dampening=self.dampening,
-                next_move="Set both so, or nesterov=False.",
-            )
-
-
-@dataclass(frozen=True, slots=True)
-class Adagrad:
-    """Adagrad: each parameter's rate falls with the sum of its squared gradients.
-
-    Args:
-        lr: learning rate, >= 0.
-        lr_decay: step t uses lr / (1 + (t - 1) * lr_decay), >= 0.
-        weight_decay: L2 penalty added to the gradient, >= 0.
-        initial_accumulator_value: the sum before the first step, >= 0.
-        eps: added to the root of the sum, >= 0.
-
-    Raises:
-        UsageError: if a value is not a finite number in its range.
-    """
-
-    lr: float = 1e-2
-    lr_decay: float = 0.0
-    weight_decay: float = 0.0
-    initial_accumulator_value: float = 0.0
-    eps: float = 1e-10
-
-    def __post_init__(self) -> None:
-        _require_not_negative(self, "lr", "lr_decay", "weight_decay", "initial_accumulator_value", "eps")
-
-
-@dataclass(frozen=True, slots=True)
-class Adam:
-    """Adam, with weight decay (if any) added to the gradient.
-
-    Args:
-        lr: learning rate, >= 0.
-        betas: share of the first and of the second moment kept each step, each in [0, 1).
-        eps: added to the root of the second moment, >= 0.
-        weight_decay: L2 penalty added to the gradient, >= 0.
-
-    Raises:
-        UsageError: if a value is not a finite number in its range.
-    """
-
-    lr: float = 1e-3
-    betas: tuple[float, float] = _BETAS
-    eps: float = 1e-8
-    weight_decay: float = 0.0
-
-    def __post_init__(self) -> None:
-        _require_not_negative(self, "lr", "eps", "weight_decay")
-        _require_betas(self)
-
-
-@dataclass(frozen=True, slots=True)
-class AdamW:
-    """Adam with decoupled weight decay: the weight shrinks by lr * weight_decay, the moments never see it.
-
-    Args:
-        lr: learning rate, >= 0.
-        betas: share of the first and of the second moment kept each step, each in [0, 1).
-        eps: added to the root of the second moment, >= 0.
-        weight_decay: share of the weight lost a step, in units of lr, >= 0.
-
-    Raises:
-        UsageError: if a value is not a finite number in its range.
-    """
-
-    lr: float = 1e-3
-    betas: tuple[float, float] = _BETAS
-    eps: float = 1e-8
-    weight_decay: float = 1e-2
-
-    def __post_init__(self) -> None:
-        _require_not_negative(self, "lr", "eps", "weight_decay")
-        _require_betas(self)
-
-
-RuleSpec: TypeAlias = SGD | Adagrad | Adam | AdamW
-
-RULES: Final[Mapping[str, type[RuleSpec]]] = {"sgd": SGD, "adagrad": Adagrad, "adam": Adam, "adamw": AdamW}
+RULES: Final[Mapping[str, type[RuleSpec]]] = {
+    "sgd": SGD,
+    "adagrad": Adagrad,
+    "adam": Adam,
+    "adamw": AdamW,
+    "adadelta": Adadelta,
+    "rmsprop": RMSprop,
+    "nadam": NAdam,
+    "adamax": Adamax,
+    "signum": Signum,
+    "lion": Lion,
+    "adabelief": AdaBelief,
+    "ftrl": FTRL,
+    "ftml": FTML,
+    "sum": Sum,
+}
 """Every rule by its name: the field of the message RuleSpec, what logs and status show."""
 
 _NAMES: Final = {cls: name for name, cls in RULES.items()}
@@ -177,7 +109,7 @@ def to_bytes(spec: RuleSpec) -> bytes:
         value = getattr(spec, field.name)
         if field.name == "betas":
             rule.beta1, rule.beta2 = value
-        else:
+        elif value is not None:
             setattr(rule, field.name, value)
     return message.SerializeToString(deterministic=True)
 
@@ -214,9 +146,10 @@ def _from_rule_message(cls: type[RuleSpec], rule: Message) -> RuleSpec:
     values: dict[str, object] = {}
     for field in dataclasses.fields(cls):
         if field.name == "betas":
+            defaults: tuple[float, float] = field.default  # type: ignore[assignment]  # no rule lacks it
             values["betas"] = tuple(
                 getattr(rule, beta) if rule.HasField(beta) else default
-                for beta, default in zip(("beta1", "beta2"), _BETAS, strict=True)
+                for beta, default in zip(("beta1", "beta2"), defaults, strict=True)
             )
         elif rule.HasField(field.name):
             values[field.name] = getattr(rule, field.name)
@@ -235,47 +168,6 @@ def _refuse_unknown_fields(message: Message, what: str, **known: str) -> None:
             **known,
             next_move="Run the same release on both sides.",
         )
-
-
-def _require_finite(spec: RuleSpec, *names: str) -> None:
-    """Each named field is a finite number; an int (or a NumPy scalar) is kept as the float it equals."""
-    for name in names:
-        object.__setattr__(spec, name, _finite(spec, name, getattr(spec, name)))
-
-
-def _require_not_negative(spec: RuleSpec, *names: str) -> None:
-    _require_finite(spec, *names)
-    for name in names:
-        if getattr(spec, name) < 0:
-            raise UsageError(
-                f"{type(spec).__name__} takes {name} >= 0",
-                **{name: getattr(spec, name)},
-                next_move=f"Change {name}.",
-            )
-
-
-def _require_betas(spec: Adam | AdamW) -> None:
-    rule = type(spec).__name__
-    try:
-        beta1, beta2 = spec.betas
-    except (TypeError, ValueError) as cause:
-        raise UsageError(f"{rule} takes betas=(beta1, beta2)", betas=spec.betas) from cause
-    betas = (_finite(spec, "betas", beta1), _finite(spec, "betas", beta2))
-    if not all(0 <= beta < 1 for beta in betas):
-        raise UsageError(f"{rule} takes betas in [0, 1)", betas=spec.betas, next_move="Change betas.")
-    object.__setattr__(spec, "betas", betas)
-
-
-def _finite(spec: RuleSpec, name: str, value: object) -> float:
-    try:
-        if isinstance(value, (bool, str, bytes)):
-            raise TypeError("not a number")
-        number = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError, OverflowError) as cause:
-        raise UsageError(f"{type(spec).__name__} takes a number as {name}", **{name: repr(value)}) from cause
-    if not math.isfinite(number):
-        raise UsageError(f"{type(spec).__name__} takes a finite {name}", **{name: number}, next_move=f"Change {name}.")
-    return number
 
 
 def _did_you_mean(name: str, known: Mapping[str, object] | list[str]) -> str:

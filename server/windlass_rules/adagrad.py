@@ -1,6 +1,6 @@
 """Adagrad: each parameter's rate falls with the root of the sum of its squared gradients.
 
-    grad = gscale * g + weight_decay * w
+    grad = cut(gscale * g) + weight_decay * w
     sum  = sum + grad * grad                                (initial_accumulator_value before step 1)
     clr  = lr / (1 + (step - 1) * lr_decay)
     w    = w - clr * grad / (sqrt(sum) + eps)
@@ -17,7 +17,7 @@ from __future__ import annotations
 import numpy as np
 
 from windlass_proto.rule_specs import Adagrad
-from windlass_rules.rule import Slot, Variant, Vector
+from windlass_rules.rule import Slot, Variant, Vector, clipped
 
 
 def _adagrad(
@@ -29,7 +29,7 @@ def _adagrad(
     scalars: Vector,
     out: Vector | None = None,
 ) -> None:
-    """scalars: clr, weight_decay, eps."""
+    """scalars: clip, clr, weight_decay, eps."""
     n = g.size
     w = w[begin : begin + n]
     total = slots[0][begin : begin + n]
@@ -37,11 +37,12 @@ def _adagrad(
         raise IndexError("the range of an update leaves its block")
     if out is not None and out.size != n:
         raise IndexError("an update's out has another size than its gradient")
-    clr = scalars[0]
-    weight_decay = scalars[1]
-    eps = scalars[2]
+    clip = scalars[0]
+    clr = scalars[1]
+    weight_decay = scalars[2]
+    eps = scalars[3]
     for i in range(n):
-        grad = gscale * g[i] + weight_decay * w[i]
+        grad = min(max(gscale * g[i], -clip), clip) + weight_decay * w[i]
         si = total[i] + grad * grad
         wi = w[i] - clr * grad / (np.sqrt(si) + eps)
         total[i] = si
@@ -63,7 +64,7 @@ def oracle(
     spec: Adagrad, w: Vector, slots: tuple[Vector, ...], g: Vector, step: int
 ) -> tuple[Vector, tuple[Vector, ...]]:
     """The module's equations in NumPy, for whole arrays: the new weights and slots after 1-based `step`."""
-    grad = g + spec.weight_decay * w
+    grad = clipped(spec, g) + spec.weight_decay * w
     total = slots[0] + grad**2
     clr = spec.lr / (1 + (step - 1) * spec.lr_decay)
     return w - clr * grad / (np.sqrt(total) + spec.eps), (total,)

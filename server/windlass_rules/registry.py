@@ -7,6 +7,7 @@ takes no lock.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -17,11 +18,59 @@ import numpy.typing as npt
 from numba import types
 
 from windlass_proto.errors import InvariantError, UsageError
-from windlass_proto.rule_specs import SGD, Adagrad, Adam, AdamW, RuleSpec, rule_name
-from windlass_rules import adagrad, adam, kernel_cache, reduce, sgd
+from windlass_proto.rule_specs import (
+    FTML,
+    FTRL,
+    SGD,
+    AdaBelief,
+    Adadelta,
+    Adagrad,
+    Adam,
+    Adamax,
+    AdamW,
+    Lion,
+    NAdam,
+    RMSprop,
+    RuleSpec,
+    Signum,
+    Sum,
+    rule_name,
+)
+from windlass_rules import (
+    accumulation,
+    adabelief,
+    adadelta,
+    adagrad,
+    adam,
+    adamax,
+    ftml,
+    ftrl,
+    kernel_cache,
+    lion,
+    nadam,
+    reduce,
+    rmsprop,
+    sgd,
+    signum,
+)
 from windlass_rules.rule import Kernel, Slot, Variant, Vector
 
-RULE_MODULES: Final[dict[type[RuleSpec], Any]] = {SGD: sgd, Adagrad: adagrad, Adam: adam, AdamW: adam}
+RULE_MODULES: Final[dict[type[RuleSpec], Any]] = {
+    SGD: sgd,
+    Adagrad: adagrad,
+    Adam: adam,
+    AdamW: adam,
+    Adadelta: adadelta,
+    RMSprop: rmsprop,
+    NAdam: nadam,
+    Adamax: adamax,
+    Signum: signum,
+    Lion: lion,
+    AdaBelief: adabelief,
+    FTRL: ftrl,
+    FTML: ftml,
+    Sum: accumulation,
+}
 """The module of each rule; each has `variant(spec)` and `oracle(spec, w, slots, g, step)`."""
 
 DTYPES: Final = (np.dtype(np.float32), np.dtype(np.float64))
@@ -55,15 +104,18 @@ class RuleKernels:
     def scalars(self, spec: RuleSpec, step: int, *, lr_mult: float = 1.0, decay_mult: float = 1.0) -> Vector:
         """The numbers of 1-based `step` for tensors with these multipliers, in the kernel's order and dtype.
 
-        The kernel's docstring names them. They are computed in float64 and rounded once. `spec` may
-        differ from the one the kernels were built for in its values, not in its variant: hyper-parameters
-        change live.
+        The first is the bound of clipping, and the kernel's docstring names the others. They are computed in
+        float64 and rounded once. `spec` may differ from the one the kernels were built for in its values, not
+        in its variant: hyper-parameters change live.
         """
         if step < 1:
             raise InvariantError("steps of a rule are counted from 1", step=step)
-        return np.array(
-            self.step_numbers(spec, step, spec.lr * lr_mult, spec.weight_decay * decay_mult), dtype=self.dtype
-        )
+        if (asked := RULE_MODULES[type(spec)].variant(spec).name) != self.variant:
+            raise InvariantError("kernels of one variant met a rule of another", kernels=self.variant, rule=asked)
+        clip = math.inf if spec.clip_value is None else spec.clip_value
+        numbers = self.step_numbers(spec, step, spec.lr * lr_mult, spec.weight_decay * decay_mult)
+        with np.errstate(over="ignore"):  # what float32 cannot hold is an infinity there
+            return np.array((clip, *numbers), dtype=self.dtype)
 
 
 def build(spec: RuleSpec, dtype: npt.DTypeLike) -> RuleKernels:

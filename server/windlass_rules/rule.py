@@ -5,6 +5,11 @@ so a block may be cut anywhere and any CPU gives the same bits. Everything that 
 corrections, decayed rates) is computed once, in float64 and outside of the kernel, by `step_numbers`.
 
 Kernels are plain Python functions here. They run as they stand (slowly) and are what `kernel_cache` compiles.
+They hold no number but what comes in: a literal is a float64 to Numba, and would widen a float32 loop.
+
+`cut(x)` in a module's equations is x, cut to [-clip_value, clip_value] where the rule has one. In kernels it is
+`min(max(x, -clip), clip)` with `clip = scalars[0]`, infinite without a clip_value: x stands first, so that a NaN
+stays one (both are two packed instructions, and the bound costs no pass over memory).
 """
 
 from __future__ import annotations
@@ -23,7 +28,8 @@ Kernel: TypeAlias = Callable[..., None]
 """`kernel(w, slots, begin, g, gscale, scalars, out=None)`.
 
 Applies one step to w[begin : begin + g.size] and the same range of every slot, with the gradient
-gscale * g, and also writes the new weights to `out` (of g's size) when it is given. `g` and `scalars` may be
+gscale * g, and also writes the new weights to `out` (of g's size) when it is given. `scalars` is made by
+`RuleKernels.scalars`: the bound of clipping, then what `step_numbers` gave. `g` and `scalars` may be
 read-only. Raises IndexError, before anything is written, when the range leaves the block or a size
 differs.
 """
@@ -49,3 +55,8 @@ class Variant:
     slots: tuple[Slot, ...]
     kernel: Kernel
     step_numbers: Callable[[Any, int, float, float], tuple[float, ...]]
+
+
+def clipped(spec: Any, g: Vector) -> Vector:
+    """`g` cut to the bounds of `spec`; for oracles."""
+    return g if spec.clip_value is None else np.clip(g, -spec.clip_value, spec.clip_value)

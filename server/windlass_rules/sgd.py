@@ -1,6 +1,6 @@
 """Stochastic gradient descent, with Polyak's or Nesterov's momentum.
 
-    grad = gscale * g + weight_decay * w
+    grad = cut(gscale * g) + weight_decay * w
     buf  = momentum * buf + (1 - dampening) * grad          (buf = grad at step 1)
     w    = w - lr * grad                                    without momentum
     w    = w - lr * buf                                     with momentum
@@ -17,9 +17,8 @@ infinite already.
 
 from __future__ import annotations
 
-from windlass_proto.errors import InvariantError
 from windlass_proto.rule_specs import SGD
-from windlass_rules.rule import Slot, Variant, Vector
+from windlass_rules.rule import Slot, Variant, Vector, clipped
 
 
 def _plain(
@@ -31,17 +30,18 @@ def _plain(
     scalars: Vector,
     out: Vector | None = None,
 ) -> None:
-    """scalars: lr, weight_decay."""
+    """scalars: clip, lr, weight_decay."""
     n = g.size
     w = w[begin : begin + n]
     if begin < 0 or w.size != n:
         raise IndexError("the range of an update leaves its block")
     if out is not None and out.size != n:
         raise IndexError("an update's out has another size than its gradient")
-    lr = scalars[0]
-    weight_decay = scalars[1]
+    clip = scalars[0]
+    lr = scalars[1]
+    weight_decay = scalars[2]
     for i in range(n):
-        grad = gscale * g[i] + weight_decay * w[i]
+        grad = min(max(gscale * g[i], -clip), clip) + weight_decay * w[i]
         wi = w[i] - lr * grad
         w[i] = wi
         if out is not None:
@@ -57,7 +57,7 @@ def _with_momentum(
     scalars: Vector,
     out: Vector | None = None,
 ) -> None:
-    """scalars: lr, weight_decay, momentum, grad_into_buf, grad_share, buf_share."""
+    """scalars: clip, lr, weight_decay, momentum, grad_into_buf, grad_share, buf_share."""
     n = g.size
     w = w[begin : begin + n]
     buf = slots[0][begin : begin + n]
@@ -65,14 +65,15 @@ def _with_momentum(
         raise IndexError("the range of an update leaves its block")
     if out is not None and out.size != n:
         raise IndexError("an update's out has another size than its gradient")
-    lr = scalars[0]
-    weight_decay = scalars[1]
-    momentum = scalars[2]
-    grad_into_buf = scalars[3]
-    grad_share = scalars[4]
-    buf_share = scalars[5]
+    clip = scalars[0]
+    lr = scalars[1]
+    weight_decay = scalars[2]
+    momentum = scalars[3]
+    grad_into_buf = scalars[4]
+    grad_share = scalars[5]
+    buf_share = scalars[6]
     for i in range(n):
-        grad = gscale * g[i] + weight_decay * w[i]
+        grad = min(max(gscale * g[i], -clip), clip) + weight_decay * w[i]
         bi = momentum * buf[i] + grad_into_buf * grad
         wi = w[i] - lr * (grad_share * grad + buf_share * bi)
         buf[i] = bi
@@ -81,9 +82,7 @@ def _with_momentum(
             out[i] = wi
 
 
-def _plain_numbers(spec: SGD, _step: int, lr: float, weight_decay: float) -> tuple[float, ...]:
-    if spec.momentum:
-        raise InvariantError("kernels of SGD without momentum met a rule with it", momentum=spec.momentum)
+def _plain_numbers(_spec: SGD, _step: int, lr: float, weight_decay: float) -> tuple[float, ...]:
     return lr, weight_decay
 
 
@@ -106,7 +105,7 @@ def variant(spec: SGD) -> Variant:
 
 def oracle(spec: SGD, w: Vector, slots: tuple[Vector, ...], g: Vector, step: int) -> tuple[Vector, tuple[Vector, ...]]:
     """The module's equations in NumPy, for whole arrays: the new weights and slots after 1-based `step`."""
-    grad = g + spec.weight_decay * w
+    grad = clipped(spec, g) + spec.weight_decay * w
     if not spec.momentum:
         return w - spec.lr * grad, ()
     buf = grad if step == 1 else spec.momentum * slots[0] + (1 - spec.dampening) * grad

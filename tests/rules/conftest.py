@@ -4,7 +4,23 @@ from __future__ import annotations
 
 import pytest
 
-from windlass_proto.rule_specs import SGD, Adagrad, Adam, AdamW, RuleSpec
+from windlass_proto.rule_specs import (
+    FTML,
+    FTRL,
+    SGD,
+    AdaBelief,
+    Adadelta,
+    Adagrad,
+    Adam,
+    Adamax,
+    AdamW,
+    Lion,
+    NAdam,
+    RMSprop,
+    RuleSpec,
+    Signum,
+    Sum,
+)
 
 SPECS: list[RuleSpec] = [
     SGD(lr=0.1),
@@ -18,6 +34,37 @@ SPECS: list[RuleSpec] = [
     Adam(lr=0.02, betas=(0.8, 0.9), eps=1e-4, weight_decay=0.05),
     AdamW(),
     AdamW(lr=0.02, betas=(0.8, 0.9), eps=1e-4, weight_decay=0.5),
+    SGD(lr=0.1, weight_decay=0.05, clip_value=0.1),
+    SGD(lr=0.1, momentum=0.9, clip_value=0.1),
+    Adagrad(lr=0.1, weight_decay=0.05, clip_value=0.1),
+    Adam(lr=0.02, betas=(0.8, 0.9), eps=1e-4, amsgrad=True),
+    AdamW(lr=0.02, betas=(0.8, 0.9), eps=1e-4, weight_decay=0.5, amsgrad=True, clip_value=0.1),
+    Adadelta(),
+    Adadelta(lr=0.5, rho=0.8, eps=1e-3, weight_decay=0.05, clip_value=0.1),
+    RMSprop(),
+    RMSprop(lr=0.02, alpha=0.8, eps=1e-4, weight_decay=0.05, clip_value=0.1),
+    RMSprop(lr=0.02, alpha=0.8, eps=1e-2, centered=True, clip_value=0.1),
+    RMSprop(lr=0.02, alpha=0.8, eps=1e-4, momentum=0.9, clip_value=0.1),
+    RMSprop(lr=0.02, alpha=0.8, eps=1e-2, weight_decay=0.05, momentum=0.9, centered=True, clip_value=0.1),
+    NAdam(),
+    NAdam(lr=0.02, betas=(0.8, 0.9), eps=1e-4, weight_decay=0.05, momentum_decay=0.5, clip_value=0.1),
+    NAdam(lr=0.02, betas=(0.8, 0.9), eps=1e-4, weight_decay=0.5, decoupled_weight_decay=True),
+    Adamax(),
+    Adamax(lr=0.02, betas=(0.8, 0.9), eps=1e-4, weight_decay=0.05, clip_value=0.1),
+    Signum(),
+    Signum(momentum=0.0),
+    Signum(lr=0.02, momentum=0.8, weight_decay=0.5, clip_value=0.1),
+    Signum(lr=0.02, momentum=0.0, weight_decay=0.5, clip_value=0.1),
+    Lion(),
+    Lion(lr=0.02, betas=(0.8, 0.7), weight_decay=0.5, clip_value=0.1),
+    AdaBelief(eps=1e-8),
+    AdaBelief(lr=0.02, betas=(0.8, 0.9), eps=1e-4, weight_decay=0.05, clip_value=0.1),
+    FTRL(),
+    FTRL(lr=0.5, beta=0.3, l1=0.02, l2=0.4, clip_value=0.1),
+    FTML(),
+    FTML(lr=0.02, betas=(0.8, 0.9), eps=1e-4, weight_decay=0.05, clip_value=0.1),
+    Sum(),
+    Sum(scale=-0.5, clip_value=0.1),
 ]
 
 

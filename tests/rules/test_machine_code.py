@@ -11,7 +11,8 @@ import numba
 import numpy as np
 import pytest
 
-from windlass_proto.rule_specs import SGD, Adagrad, Adam, RuleSpec
+from tests.rules.conftest import SPECS
+from windlass_proto.rule_specs import Adam
 from windlass_rules import kernel_cache, reduce
 from windlass_rules.registry import RULE_MODULES, signatures
 
@@ -21,12 +22,17 @@ pytestmark = pytest.mark.skipif(
 )
 
 SUFFIX = {"float32": "s", "float64": "d"}
-RULES: list[tuple[RuleSpec, list[str]]] = [
-    (SGD(lr=0.1), ["mul", "add", "sub"]),
-    (SGD(lr=0.1, momentum=0.9), ["mul", "add", "sub"]),
-    (Adagrad(), ["mul", "add", "sub", "div", "sqrt"]),
-    (Adam(), ["mul", "add", "sub", "div", "sqrt"]),
-]
+
+VARIANTS = {variant.name: variant for variant in (RULE_MODULES[type(spec)].variant(spec) for spec in SPECS)}
+ROOTLESS = {"sgd", "sgd.momentum", "adamax", "signum", "signum.momentum", "lion", "sum"}
+UNDIVIDED = ROOTLESS - {"adamax"}
+
+
+def operations(name: str) -> list[str]:
+    """What every loop of a variant must hold as packed instructions; max and min are those of clipping."""
+    divided = [] if name in UNDIVIDED else ["div"]
+    root = [] if name in ROOTLESS else ["sqrt"]
+    return ["mul", "add" if name == "sum" else "(add|sub)", "max", "min", *divided, *root]
 
 
 def in_loops(assembly: str, mnemonic: str) -> bool:
@@ -48,17 +54,19 @@ def assemblies(function: Callable[..., Any], asked: list[Any]) -> list[str]:
     return [kernel.inspect_asm(signature) for signature in kernel.signatures]
 
 
-@pytest.mark.parametrize(("rule", "operations"), RULES, ids=str)
-def test_rules_work_on_packed_vectors_without_fused_operations(
-    rule: RuleSpec, operations: list[str], dtype: str
-) -> None:
-    variant = RULE_MODULES[type(rule)].variant(rule)
-    for assembly in assemblies(variant.kernel, signatures(variant, np.dtype(dtype))):
+@pytest.mark.parametrize("name", VARIANTS)
+def test_rules_work_on_packed_vectors_without_fused_operations(name: str, dtype: str) -> None:
+    for assembly in assemblies(VARIANTS[name].kernel, signatures(VARIANTS[name], np.dtype(dtype))):
         # Before AVX a packed square root costs as much as four single ones, and LLVM may keep those.
-        demanded = operations if re.search(r"\bvmulp", assembly) else [each for each in operations if each != "sqrt"]
-        for operation in demanded:
-            assert in_loops(assembly, f"v?{operation}p{SUFFIX[dtype]}"), f"no packed {operation} in a loop"
+        wide = re.search(r"\bvmulp", assembly)
+        for operation in operations(name):
+            if wide or operation != "sqrt":
+                assert in_loops(assembly, f"v?{operation}p{SUFFIX[dtype]}"), f"no packed {operation} in a loop"
         assert not re.search(r"\bvfn?m(add|sub)", assembly)
+
+
+def test_every_rule_is_among_those_whose_machine_code_is_read() -> None:
+    assert {type(spec) for spec in SPECS} == set(RULE_MODULES)
 
 
 def test_reductions_work_on_packed_vectors_without_fused_operations(dtype: str) -> None:

@@ -2,38 +2,49 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.rules import spec_strategies
+from windlass import optim
 from windlass_proto.errors import ProtocolError, UsageError
 from windlass_proto.gen import rules_pb2
 from windlass_proto.rule_specs import (
+    FTML,
+    FTRL,
     RULE_BYTES_MAX,
     RULES,
     SGD,
+    AdaBelief,
+    Adadelta,
     Adagrad,
     Adam,
     AdamW,
+    RMSprop,
     RuleSpec,
+    Signum,
+    Sum,
     from_bytes_untrusted,
     from_name,
     rule_name,
     to_bytes,
 )
 
-not_negative = st.floats(0, allow_nan=False, allow_infinity=False)
-below_1 = st.floats(0, 1, exclude_max=True)
-specs = st.one_of(
-    st.builds(SGD, not_negative, not_negative, st.floats(allow_nan=False, allow_infinity=False), not_negative),
-    st.builds(lambda lr, momentum: SGD(lr, momentum, nesterov=True), not_negative, st.floats(0, 1, exclude_min=True)),
-    st.builds(Adagrad, not_negative, not_negative, not_negative, not_negative, not_negative),
-    st.builds(Adam, not_negative, st.tuples(below_1, below_1), not_negative, not_negative),
-    st.builds(AdamW, not_negative, st.tuples(below_1, below_1), not_negative, not_negative),
-)
+specs = spec_strategies.specs(spec_strategies.WHOLE)
+
+
+def names_of(cls: Any) -> list[str]:
+    return [field.name for field in dataclasses.fields(cls)]
+
+
+def least(cls: Any) -> dict[str, Any]:
+    """What a rule cannot be made without."""
+    return {"lr": 0.1} if cls is SGD else {}
 
 
 @given(specs)
@@ -72,8 +83,8 @@ def test_the_bytes_of_a_spec_stay_what_they_were_in_earlier_releases() -> None:
             "0a2609000000000000e03f11000000000000d03f1900000000000000002100000000000000402801"
         ),
         Adagrad(): ("122d097b14ae47e17a843f11000000000000000019000000000000000021000000000000000029bbbdd7d9df7cdb3d"),
-        Adam(): ("1a2d09fca9f1d24d62503f11cdccccccccccec3f192b8716d9cef7ef3f213a8c30e28e79453e290000000000000000"),
-        AdamW(): ("222d09fca9f1d24d62503f11cdccccccccccec3f192b8716d9cef7ef3f213a8c30e28e79453e297b14ae47e17a843f"),
+        Adam(): ("1a2f09fca9f1d24d62503f11cdccccccccccec3f192b8716d9cef7ef3f213a8c30e28e79453e2900000000000000003000"),
+        AdamW(): ("222f09fca9f1d24d62503f11cdccccccccccec3f192b8716d9cef7ef3f213a8c30e28e79453e297b14ae47e17a843f3000"),
     }
     assert {spec: to_bytes(spec).hex() for spec in golden} == golden
 
@@ -82,6 +93,13 @@ def test_an_absent_hyper_parameter_has_its_default() -> None:
     message = rules_pb2.RuleSpec()
     message.adamw.beta2 = 0.5
     assert from_bytes_untrusted(message.SerializeToString()) == AdamW(betas=(0.9, 0.5))
+
+
+@pytest.mark.parametrize("name", sorted(set(RULES) - {"sgd"}))
+def test_a_rule_without_any_hyper_parameter_has_all_defaults(name: str) -> None:
+    message = rules_pb2.RuleSpec()
+    getattr(message, name).SetInParent()
+    assert from_bytes_untrusted(message.SerializeToString()) == from_name(name, {})
 
 
 def test_sgd_without_a_learning_rate_is_refused_from_the_wire() -> None:
@@ -110,26 +128,71 @@ def test_what_the_wire_must_not_bring_is_named(raw: bytes, words: str) -> None:
 
 @pytest.mark.parametrize("bad", [-1.0, math.nan, math.inf, -math.inf, "0.1", None, True, 10**400])
 @pytest.mark.parametrize(
-    ("make", "name"),
+    ("cls", "name"),
     [
-        (lambda value: SGD(lr=value), "lr"),
-        (lambda value: SGD(lr=0.1, momentum=value), "momentum"),
-        (lambda value: SGD(lr=0.1, weight_decay=value), "weight_decay"),
-        (lambda value: Adagrad(lr_decay=value), "lr_decay"),
-        (lambda value: Adagrad(initial_accumulator_value=value), "initial_accumulator_value"),
-        (lambda value: Adagrad(eps=value), "eps"),
-        (lambda value: Adam(eps=value), "eps"),
-        (lambda value: Adam(betas=(0.9, value)), "betas"),
-        (lambda value: AdamW(weight_decay=value), "weight_decay"),
-        (lambda value: AdamW(betas=(value, 0.9)), "betas"),
+        (cls, field.name)
+        for cls in RULES.values()
+        for field in dataclasses.fields(cls)
+        if field.name not in ("dampening", "scale", "betas", "clip_value") and not isinstance(field.default, bool)
     ],
 )
-def test_a_value_outside_of_its_range_is_refused_by_name(
-    make: Callable[[object], RuleSpec], name: str, bad: object
-) -> None:
+def test_a_value_outside_of_its_range_is_refused_by_name(cls: Any, name: str, bad: object) -> None:
     with pytest.raises(UsageError, match=name) as refusal:
-        make(bad)
+        cls(**(least(cls) | {name: bad}))
     assert name in refusal.value.values
+
+
+@pytest.mark.parametrize("bad", [0.0, -1.0, math.nan, math.inf, "0.1", True, 10**400])
+@pytest.mark.parametrize("cls", RULES.values())
+def test_a_bound_of_clipping_is_a_finite_number_above_0_or_none(cls: Any, bad: object) -> None:
+    assert cls(**least(cls)).clip_value is None
+    assert repr(cls(**least(cls), clip_value=2)).endswith("clip_value=2.0)")
+    with pytest.raises(UsageError, match="clip_value"):
+        cls(**least(cls), clip_value=bad)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, "0.1", None, True, 10**400])
+def test_a_value_of_either_sign_is_a_finite_number(bad: Any) -> None:
+    assert SGD(lr=0.1, dampening=-1.0).dampening == Sum(scale=-1.0).scale == -1.0
+    with pytest.raises(UsageError, match="dampening"):
+        SGD(lr=0.1, dampening=bad)
+    with pytest.raises(UsageError, match="scale"):
+        Sum(scale=bad)
+
+
+@pytest.mark.parametrize(
+    ("cls", "name"),
+    [(RMSprop, "alpha"), (Adadelta, "rho"), (Signum, "momentum")],
+)
+def test_a_share_that_is_kept_is_below_1(cls: Any, name: str) -> None:
+    with pytest.raises(UsageError, match=rf"{cls.__name__} takes {name} in \[0, 1\) \({name}=1.0\)"):
+        cls(**{name: 1.0})
+
+
+@pytest.mark.parametrize(
+    ("cls", "name"),
+    [(AdaBelief, "eps"), (Adadelta, "eps"), (FTML, "eps"), (FTRL, "beta")],
+)
+def test_what_keeps_a_divisor_from_0_is_above_0(cls: Any, name: str) -> None:
+    with pytest.raises(UsageError, match=rf"{cls.__name__} takes {name} > 0 \({name}=0.0\)"):
+        cls(**{name: 0})
+
+
+@pytest.mark.parametrize(
+    ("cls", "name"),
+    [(cls, field.name) for cls in RULES.values() for field in dataclasses.fields(cls) if field.default is False],
+)
+def test_a_switch_is_true_or_false(cls: Any, name: str) -> None:
+    with pytest.raises(UsageError, match=f"{name}=True or False"):
+        cls(**(least(cls) | {name: 1}))
+
+
+@pytest.mark.parametrize("cls", [cls for cls in RULES.values() if "betas" in names_of(cls)])
+@pytest.mark.parametrize("bad", [-1.0, 1.0, math.nan, math.inf, "0.1", None, True])
+def test_each_beta_is_a_number_in_its_range(cls: Any, bad: object) -> None:
+    for betas in ((0.9, bad), (bad, 0.9)):
+        with pytest.raises(UsageError, match="betas"):
+            cls(betas=betas)
 
 
 @pytest.mark.parametrize("betas", [(0.9,), (0.9, 0.99, 0.999), 0.9, (1.0, 0.9), (0.9, 1.0)])
@@ -153,16 +216,24 @@ def test_integers_become_floats_so_that_equal_rules_have_equal_bytes() -> None:
     assert repr(SGD(lr=1)) == repr(SGD(lr=1.0))
 
 
+def test_the_library_offers_every_rule() -> None:
+    assert set(optim.__all__) == {cls.__name__ for cls in RULES.values()} | {"from_name"}
+    assert all(getattr(optim, cls.__name__) is cls for cls in RULES.values())
+
+
 def test_rules_are_made_by_name() -> None:
     assert from_name("adamw", {"lr": 0.1}) == AdamW(lr=0.1)
-    assert [rule_name(spec) for spec in (SGD(0.1), Adagrad(), Adam(), AdamW())] == list(RULES)
+    assert [rule_name(from_name(name, {"lr": 0.1} if name == "sgd" else {})) for name in RULES] == list(RULES)
 
 
 @pytest.mark.parametrize(
     ("name", "hyper", "words"),
     [
         ("adm", {}, r"no update rule has this name \(name=adm\). Did you mean adam\?"),
-        ("zzz", {}, r"Known: sgd, adagrad, adam, adamw"),
+        ("zzz", {}, r"Known: sgd, adagrad, adam, adamw, adadelta, rmsprop,"),
+        ("rms_prop", {}, r"Did you mean rmsprop\?"),
+        ("lion", {"beta": 0.9}, r"lion has no such hyper-parameter \(given=beta\). Did you mean betas\?"),
+        ("ftrl", {"weight_decay": 0.1}, r"ftrl has no such hyper-parameter .*Known: lr, beta, l1, l2, clip_value"),
         ("adam", {"wieght_decay": 0.1}, r"given=wieght_decay\). Did you mean weight_decay\?"),
         ("adagrad", {"betas": (0.9, 0.9)}, r"adagrad has no such hyper-parameter \(given=betas\)"),
         ("sgd", {}, "no default learning rate"),

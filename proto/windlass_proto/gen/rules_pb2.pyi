@@ -6,6 +6,7 @@ Update rules as they travel: a name and typed hyper-parameters, never code.
 Every hyper-parameter has presence. A writer sets all that it knows; a reader gives an absent one the default of
 windlass_proto.rule_specs (so a field added later needs a default that keeps the old meaning) and refuses a message with
 a field it does not know (it would train with other mathematics than the sender meant). Numbers are never used again.
+clip_value is 15 in every rule; absent, gradients are not clipped.
 """
 
 from google.protobuf import descriptor as _descriptor
@@ -29,6 +30,16 @@ class RuleSpec(_message.Message):
     ADAGRAD_FIELD_NUMBER: _builtins.int
     ADAM_FIELD_NUMBER: _builtins.int
     ADAMW_FIELD_NUMBER: _builtins.int
+    ADADELTA_FIELD_NUMBER: _builtins.int
+    RMSPROP_FIELD_NUMBER: _builtins.int
+    NADAM_FIELD_NUMBER: _builtins.int
+    ADAMAX_FIELD_NUMBER: _builtins.int
+    SIGNUM_FIELD_NUMBER: _builtins.int
+    LION_FIELD_NUMBER: _builtins.int
+    ADABELIEF_FIELD_NUMBER: _builtins.int
+    FTRL_FIELD_NUMBER: _builtins.int
+    FTML_FIELD_NUMBER: _builtins.int
+    SUM_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def sgd(self) -> Global___Sgd: ...
     @_builtins.property
@@ -37,6 +48,26 @@ class RuleSpec(_message.Message):
     def adam(self) -> Global___Adam: ...
     @_builtins.property
     def adamw(self) -> Global___AdamW: ...
+    @_builtins.property
+    def adadelta(self) -> Global___Adadelta: ...
+    @_builtins.property
+    def rmsprop(self) -> Global___RmsProp: ...
+    @_builtins.property
+    def nadam(self) -> Global___NAdam: ...
+    @_builtins.property
+    def adamax(self) -> Global___Adamax: ...
+    @_builtins.property
+    def signum(self) -> Global___Signum: ...
+    @_builtins.property
+    def lion(self) -> Global___Lion: ...
+    @_builtins.property
+    def adabelief(self) -> Global___AdaBelief: ...
+    @_builtins.property
+    def ftrl(self) -> Global___Ftrl: ...
+    @_builtins.property
+    def ftml(self) -> Global___Ftml: ...
+    @_builtins.property
+    def sum(self) -> Global___Sum: ...
     def __init__(
         self,
         *,
@@ -44,12 +75,22 @@ class RuleSpec(_message.Message):
         adagrad: Global___Adagrad | None = ...,
         adam: Global___Adam | None = ...,
         adamw: Global___AdamW | None = ...,
+        adadelta: Global___Adadelta | None = ...,
+        rmsprop: Global___RmsProp | None = ...,
+        nadam: Global___NAdam | None = ...,
+        adamax: Global___Adamax | None = ...,
+        signum: Global___Signum | None = ...,
+        lion: Global___Lion | None = ...,
+        adabelief: Global___AdaBelief | None = ...,
+        ftrl: Global___Ftrl | None = ...,
+        ftml: Global___Ftml | None = ...,
+        sum: Global___Sum | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["adagrad", b"adagrad", "adam", b"adam", "adamw", b"adamw", "rule", b"rule", "sgd", b"sgd"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["adabelief", b"adabelief", "adadelta", b"adadelta", "adagrad", b"adagrad", "adam", b"adam", "adamax", b"adamax", "adamw", b"adamw", "ftml", b"ftml", "ftrl", b"ftrl", "lion", b"lion", "nadam", b"nadam", "rmsprop", b"rmsprop", "rule", b"rule", "sgd", b"sgd", "signum", b"signum", "sum", b"sum"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adagrad", b"adagrad", "adam", b"adam", "adamw", b"adamw", "rule", b"rule", "sgd", b"sgd"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adabelief", b"adabelief", "adadelta", b"adadelta", "adagrad", b"adagrad", "adam", b"adam", "adamax", b"adamax", "adamw", b"adamw", "ftml", b"ftml", "ftrl", b"ftrl", "lion", b"lion", "nadam", b"nadam", "rmsprop", b"rmsprop", "rule", b"rule", "sgd", b"sgd", "signum", b"signum", "sum", b"sum"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_rule: _TypeAlias = _typing.Literal["sgd", "adagrad", "adam", "adamw"]  # noqa: Y015
+    _WhichOneofReturnType_rule: _TypeAlias = _typing.Literal["sgd", "adagrad", "adam", "adamw", "adadelta", "rmsprop", "nadam", "adamax", "signum", "lion", "adabelief", "ftrl", "ftml", "sum"]  # noqa: Y015
     _WhichOneofArgType_rule: _TypeAlias = _typing.Literal["rule", b"rule"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_rule) -> _WhichOneofReturnType_rule | None: ...
 
@@ -64,11 +105,13 @@ class Sgd(_message.Message):
     DAMPENING_FIELD_NUMBER: _builtins.int
     WEIGHT_DECAY_FIELD_NUMBER: _builtins.int
     NESTEROV_FIELD_NUMBER: _builtins.int
+    CLIP_VALUE_FIELD_NUMBER: _builtins.int
     lr: _builtins.float
     momentum: _builtins.float
     dampening: _builtins.float
     weight_decay: _builtins.float
     nesterov: _builtins.bool
+    clip_value: _builtins.float
     def __init__(
         self,
         *,
@@ -77,11 +120,14 @@ class Sgd(_message.Message):
         dampening: _builtins.float | None = ...,
         weight_decay: _builtins.float | None = ...,
         nesterov: _builtins.bool | None = ...,
+        clip_value: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_dampening", b"_dampening", "_lr", b"_lr", "_momentum", b"_momentum", "_nesterov", b"_nesterov", "_weight_decay", b"_weight_decay", "dampening", b"dampening", "lr", b"lr", "momentum", b"momentum", "nesterov", b"nesterov", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_clip_value", b"_clip_value", "_dampening", b"_dampening", "_lr", b"_lr", "_momentum", b"_momentum", "_nesterov", b"_nesterov", "_weight_decay", b"_weight_decay", "clip_value", b"clip_value", "dampening", b"dampening", "lr", b"lr", "momentum", b"momentum", "nesterov", b"nesterov", "weight_decay", b"weight_decay"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_dampening", b"_dampening", "_lr", b"_lr", "_momentum", b"_momentum", "_nesterov", b"_nesterov", "_weight_decay", b"_weight_decay", "dampening", b"dampening", "lr", b"lr", "momentum", b"momentum", "nesterov", b"nesterov", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_clip_value", b"_clip_value", "_dampening", b"_dampening", "_lr", b"_lr", "_momentum", b"_momentum", "_nesterov", b"_nesterov", "_weight_decay", b"_weight_decay", "clip_value", b"clip_value", "dampening", b"dampening", "lr", b"lr", "momentum", b"momentum", "nesterov", b"nesterov", "weight_decay", b"weight_decay"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__clip_value: _TypeAlias = _typing.Literal["clip_value"]  # noqa: Y015
+    _WhichOneofArgType__clip_value: _TypeAlias = _typing.Literal["_clip_value", b"_clip_value"]  # noqa: Y015
     _WhichOneofReturnType__dampening: _TypeAlias = _typing.Literal["dampening"]  # noqa: Y015
     _WhichOneofArgType__dampening: _TypeAlias = _typing.Literal["_dampening", b"_dampening"]  # noqa: Y015
     _WhichOneofReturnType__lr: _TypeAlias = _typing.Literal["lr"]  # noqa: Y015
@@ -92,6 +138,8 @@ class Sgd(_message.Message):
     _WhichOneofArgType__nesterov: _TypeAlias = _typing.Literal["_nesterov", b"_nesterov"]  # noqa: Y015
     _WhichOneofReturnType__weight_decay: _TypeAlias = _typing.Literal["weight_decay"]  # noqa: Y015
     _WhichOneofArgType__weight_decay: _TypeAlias = _typing.Literal["_weight_decay", b"_weight_decay"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__clip_value) -> _WhichOneofReturnType__clip_value | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__dampening) -> _WhichOneofReturnType__dampening | None: ...
     @_typing.overload
@@ -114,11 +162,13 @@ class Adagrad(_message.Message):
     WEIGHT_DECAY_FIELD_NUMBER: _builtins.int
     INITIAL_ACCUMULATOR_VALUE_FIELD_NUMBER: _builtins.int
     EPS_FIELD_NUMBER: _builtins.int
+    CLIP_VALUE_FIELD_NUMBER: _builtins.int
     lr: _builtins.float
     lr_decay: _builtins.float
     weight_decay: _builtins.float
     initial_accumulator_value: _builtins.float
     eps: _builtins.float
+    clip_value: _builtins.float
     def __init__(
         self,
         *,
@@ -127,11 +177,14 @@ class Adagrad(_message.Message):
         weight_decay: _builtins.float | None = ...,
         initial_accumulator_value: _builtins.float | None = ...,
         eps: _builtins.float | None = ...,
+        clip_value: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_eps", b"_eps", "_initial_accumulator_value", b"_initial_accumulator_value", "_lr", b"_lr", "_lr_decay", b"_lr_decay", "_weight_decay", b"_weight_decay", "eps", b"eps", "initial_accumulator_value", b"initial_accumulator_value", "lr", b"lr", "lr_decay", b"lr_decay", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_clip_value", b"_clip_value", "_eps", b"_eps", "_initial_accumulator_value", b"_initial_accumulator_value", "_lr", b"_lr", "_lr_decay", b"_lr_decay", "_weight_decay", b"_weight_decay", "clip_value", b"clip_value", "eps", b"eps", "initial_accumulator_value", b"initial_accumulator_value", "lr", b"lr", "lr_decay", b"lr_decay", "weight_decay", b"weight_decay"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_eps", b"_eps", "_initial_accumulator_value", b"_initial_accumulator_value", "_lr", b"_lr", "_lr_decay", b"_lr_decay", "_weight_decay", b"_weight_decay", "eps", b"eps", "initial_accumulator_value", b"initial_accumulator_value", "lr", b"lr", "lr_decay", b"lr_decay", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_clip_value", b"_clip_value", "_eps", b"_eps", "_initial_accumulator_value", b"_initial_accumulator_value", "_lr", b"_lr", "_lr_decay", b"_lr_decay", "_weight_decay", b"_weight_decay", "clip_value", b"clip_value", "eps", b"eps", "initial_accumulator_value", b"initial_accumulator_value", "lr", b"lr", "lr_decay", b"lr_decay", "weight_decay", b"weight_decay"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__clip_value: _TypeAlias = _typing.Literal["clip_value"]  # noqa: Y015
+    _WhichOneofArgType__clip_value: _TypeAlias = _typing.Literal["_clip_value", b"_clip_value"]  # noqa: Y015
     _WhichOneofReturnType__eps: _TypeAlias = _typing.Literal["eps"]  # noqa: Y015
     _WhichOneofArgType__eps: _TypeAlias = _typing.Literal["_eps", b"_eps"]  # noqa: Y015
     _WhichOneofReturnType__initial_accumulator_value: _TypeAlias = _typing.Literal["initial_accumulator_value"]  # noqa: Y015
@@ -142,6 +195,8 @@ class Adagrad(_message.Message):
     _WhichOneofArgType__lr_decay: _TypeAlias = _typing.Literal["_lr_decay", b"_lr_decay"]  # noqa: Y015
     _WhichOneofReturnType__weight_decay: _TypeAlias = _typing.Literal["weight_decay"]  # noqa: Y015
     _WhichOneofArgType__weight_decay: _TypeAlias = _typing.Literal["_weight_decay", b"_weight_decay"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__clip_value) -> _WhichOneofReturnType__clip_value | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__eps) -> _WhichOneofReturnType__eps | None: ...
     @_typing.overload
@@ -164,11 +219,15 @@ class Adam(_message.Message):
     BETA2_FIELD_NUMBER: _builtins.int
     EPS_FIELD_NUMBER: _builtins.int
     WEIGHT_DECAY_FIELD_NUMBER: _builtins.int
+    AMSGRAD_FIELD_NUMBER: _builtins.int
+    CLIP_VALUE_FIELD_NUMBER: _builtins.int
     lr: _builtins.float
     beta1: _builtins.float
     beta2: _builtins.float
     eps: _builtins.float
     weight_decay: _builtins.float
+    amsgrad: _builtins.bool
+    clip_value: _builtins.float
     def __init__(
         self,
         *,
@@ -177,15 +236,21 @@ class Adam(_message.Message):
         beta2: _builtins.float | None = ...,
         eps: _builtins.float | None = ...,
         weight_decay: _builtins.float | None = ...,
+        amsgrad: _builtins.bool | None = ...,
+        clip_value: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_beta1", b"_beta1", "_beta2", b"_beta2", "_eps", b"_eps", "_lr", b"_lr", "_weight_decay", b"_weight_decay", "beta1", b"beta1", "beta2", b"beta2", "eps", b"eps", "lr", b"lr", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_amsgrad", b"_amsgrad", "_beta1", b"_beta1", "_beta2", b"_beta2", "_clip_value", b"_clip_value", "_eps", b"_eps", "_lr", b"_lr", "_weight_decay", b"_weight_decay", "amsgrad", b"amsgrad", "beta1", b"beta1", "beta2", b"beta2", "clip_value", b"clip_value", "eps", b"eps", "lr", b"lr", "weight_decay", b"weight_decay"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_beta1", b"_beta1", "_beta2", b"_beta2", "_eps", b"_eps", "_lr", b"_lr", "_weight_decay", b"_weight_decay", "beta1", b"beta1", "beta2", b"beta2", "eps", b"eps", "lr", b"lr", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_amsgrad", b"_amsgrad", "_beta1", b"_beta1", "_beta2", b"_beta2", "_clip_value", b"_clip_value", "_eps", b"_eps", "_lr", b"_lr", "_weight_decay", b"_weight_decay", "amsgrad", b"amsgrad", "beta1", b"beta1", "beta2", b"beta2", "clip_value", b"clip_value", "eps", b"eps", "lr", b"lr", "weight_decay", b"weight_decay"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__amsgrad: _TypeAlias = _typing.Literal["amsgrad"]  # noqa: Y015
+    _WhichOneofArgType__amsgrad: _TypeAlias = _typing.Literal["_amsgrad", b"_amsgrad"]  # noqa: Y015
     _WhichOneofReturnType__beta1: _TypeAlias = _typing.Literal["beta1"]  # noqa: Y015
     _WhichOneofArgType__beta1: _TypeAlias = _typing.Literal["_beta1", b"_beta1"]  # noqa: Y015
     _WhichOneofReturnType__beta2: _TypeAlias = _typing.Literal["beta2"]  # noqa: Y015
     _WhichOneofArgType__beta2: _TypeAlias = _typing.Literal["_beta2", b"_beta2"]  # noqa: Y015
+    _WhichOneofReturnType__clip_value: _TypeAlias = _typing.Literal["clip_value"]  # noqa: Y015
+    _WhichOneofArgType__clip_value: _TypeAlias = _typing.Literal["_clip_value", b"_clip_value"]  # noqa: Y015
     _WhichOneofReturnType__eps: _TypeAlias = _typing.Literal["eps"]  # noqa: Y015
     _WhichOneofArgType__eps: _TypeAlias = _typing.Literal["_eps", b"_eps"]  # noqa: Y015
     _WhichOneofReturnType__lr: _TypeAlias = _typing.Literal["lr"]  # noqa: Y015
@@ -193,9 +258,13 @@ class Adam(_message.Message):
     _WhichOneofReturnType__weight_decay: _TypeAlias = _typing.Literal["weight_decay"]  # noqa: Y015
     _WhichOneofArgType__weight_decay: _TypeAlias = _typing.Literal["_weight_decay", b"_weight_decay"]  # noqa: Y015
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__amsgrad) -> _WhichOneofReturnType__amsgrad | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__beta1) -> _WhichOneofReturnType__beta1 | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__beta2) -> _WhichOneofReturnType__beta2 | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__clip_value) -> _WhichOneofReturnType__clip_value | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__eps) -> _WhichOneofReturnType__eps | None: ...
     @_typing.overload
@@ -214,11 +283,15 @@ class AdamW(_message.Message):
     BETA2_FIELD_NUMBER: _builtins.int
     EPS_FIELD_NUMBER: _builtins.int
     WEIGHT_DECAY_FIELD_NUMBER: _builtins.int
+    AMSGRAD_FIELD_NUMBER: _builtins.int
+    CLIP_VALUE_FIELD_NUMBER: _builtins.int
     lr: _builtins.float
     beta1: _builtins.float
     beta2: _builtins.float
     eps: _builtins.float
     weight_decay: _builtins.float
+    amsgrad: _builtins.bool
+    clip_value: _builtins.float
     def __init__(
         self,
         *,
@@ -227,15 +300,265 @@ class AdamW(_message.Message):
         beta2: _builtins.float | None = ...,
         eps: _builtins.float | None = ...,
         weight_decay: _builtins.float | None = ...,
+        amsgrad: _builtins.bool | None = ...,
+        clip_value: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_beta1", b"_beta1", "_beta2", b"_beta2", "_eps", b"_eps", "_lr", b"_lr", "_weight_decay", b"_weight_decay", "beta1", b"beta1", "beta2", b"beta2", "eps", b"eps", "lr", b"lr", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_amsgrad", b"_amsgrad", "_beta1", b"_beta1", "_beta2", b"_beta2", "_clip_value", b"_clip_value", "_eps", b"_eps", "_lr", b"_lr", "_weight_decay", b"_weight_decay", "amsgrad", b"amsgrad", "beta1", b"beta1", "beta2", b"beta2", "clip_value", b"clip_value", "eps", b"eps", "lr", b"lr", "weight_decay", b"weight_decay"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_beta1", b"_beta1", "_beta2", b"_beta2", "_eps", b"_eps", "_lr", b"_lr", "_weight_decay", b"_weight_decay", "beta1", b"beta1", "beta2", b"beta2", "eps", b"eps", "lr", b"lr", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_amsgrad", b"_amsgrad", "_beta1", b"_beta1", "_beta2", b"_beta2", "_clip_value", b"_clip_value", "_eps", b"_eps", "_lr", b"_lr", "_weight_decay", b"_weight_decay", "amsgrad", b"amsgrad", "beta1", b"beta1", "beta2", b"beta2", "clip_value", b"clip_value", "eps", b"eps", "lr", b"lr", "weight_decay", b"weight_decay"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__amsgrad: _TypeAlias = _typing.Literal["amsgrad"]  # noqa: Y015
+    _WhichOneofArgType__amsgrad: _TypeAlias = _typing.Literal["_amsgrad", b"_amsgrad"]  # noqa: Y015
+    _WhichOneofReturnType__beta1: _TypeAlias = _typing.Literal["beta1"]  # noqa: Y015
+    _WhichOneofArgType__beta1: _TypeAlias = _typing.Literal["_beta1", b"_beta1"]  # noqa: Y015
+    _WhichOneofReturnType__beta2: _TypeAlias = _typing.Literal["beta2"]  # noqa: Y015
+    _WhichOneofArgType__beta2: _TypeAlias = _typing.Literal["_beta2", b"_beta2"]  # noqa: Y015
+    _WhichOneofReturnType__clip_value: _TypeAlias = _typing.Literal["clip_value"]  # noqa: Y015
+    _WhichOneofArgType__clip_value: _TypeAlias = _typing.Literal["_clip_value", b"_clip_value"]  # noqa: Y015
+    _WhichOneofReturnType__eps: _TypeAlias = _typing.Literal["eps"]  # noqa: Y015
+    _WhichOneofArgType__eps: _TypeAlias = _typing.Literal["_eps", b"_eps"]  # noqa: Y015
+    _WhichOneofReturnType__lr: _TypeAlias = _typing.Literal["lr"]  # noqa: Y015
+    _WhichOneofArgType__lr: _TypeAlias = _typing.Literal["_lr", b"_lr"]  # noqa: Y015
+    _WhichOneofReturnType__weight_decay: _TypeAlias = _typing.Literal["weight_decay"]  # noqa: Y015
+    _WhichOneofArgType__weight_decay: _TypeAlias = _typing.Literal["_weight_decay", b"_weight_decay"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__amsgrad) -> _WhichOneofReturnType__amsgrad | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__beta1) -> _WhichOneofReturnType__beta1 | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__beta2) -> _WhichOneofReturnType__beta2 | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__clip_value) -> _WhichOneofReturnType__clip_value | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__eps) -> _WhichOneofReturnType__eps | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__lr) -> _WhichOneofReturnType__lr | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__weight_decay) -> _WhichOneofReturnType__weight_decay | None: ...
+
+Global___AdamW: _TypeAlias = AdamW  # noqa: Y015
+
+@_typing.final
+class Adadelta(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LR_FIELD_NUMBER: _builtins.int
+    RHO_FIELD_NUMBER: _builtins.int
+    EPS_FIELD_NUMBER: _builtins.int
+    WEIGHT_DECAY_FIELD_NUMBER: _builtins.int
+    CLIP_VALUE_FIELD_NUMBER: _builtins.int
+    lr: _builtins.float
+    rho: _builtins.float
+    eps: _builtins.float
+    weight_decay: _builtins.float
+    clip_value: _builtins.float
+    def __init__(
+        self,
+        *,
+        lr: _builtins.float | None = ...,
+        rho: _builtins.float | None = ...,
+        eps: _builtins.float | None = ...,
+        weight_decay: _builtins.float | None = ...,
+        clip_value: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_clip_value", b"_clip_value", "_eps", b"_eps", "_lr", b"_lr", "_rho", b"_rho", "_weight_decay", b"_weight_decay", "clip_value", b"clip_value", "eps", b"eps", "lr", b"lr", "rho", b"rho", "weight_decay", b"weight_decay"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_clip_value", b"_clip_value", "_eps", b"_eps", "_lr", b"_lr", "_rho", b"_rho", "_weight_decay", b"_weight_decay", "clip_value", b"clip_value", "eps", b"eps", "lr", b"lr", "rho", b"rho", "weight_decay", b"weight_decay"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__clip_value: _TypeAlias = _typing.Literal["clip_value"]  # noqa: Y015
+    _WhichOneofArgType__clip_value: _TypeAlias = _typing.Literal["_clip_value", b"_clip_value"]  # noqa: Y015
+    _WhichOneofReturnType__eps: _TypeAlias = _typing.Literal["eps"]  # noqa: Y015
+    _WhichOneofArgType__eps: _TypeAlias = _typing.Literal["_eps", b"_eps"]  # noqa: Y015
+    _WhichOneofReturnType__lr: _TypeAlias = _typing.Literal["lr"]  # noqa: Y015
+    _WhichOneofArgType__lr: _TypeAlias = _typing.Literal["_lr", b"_lr"]  # noqa: Y015
+    _WhichOneofReturnType__rho: _TypeAlias = _typing.Literal["rho"]  # noqa: Y015
+    _WhichOneofArgType__rho: _TypeAlias = _typing.Literal["_rho", b"_rho"]  # noqa: Y015
+    _WhichOneofReturnType__weight_decay: _TypeAlias = _typing.Literal["weight_decay"]  # noqa: Y015
+    _WhichOneofArgType__weight_decay: _TypeAlias = _typing.Literal["_weight_decay", b"_weight_decay"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__clip_value) -> _WhichOneofReturnType__clip_value | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__eps) -> _WhichOneofReturnType__eps | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__lr) -> _WhichOneofReturnType__lr | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__rho) -> _WhichOneofReturnType__rho | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__weight_decay) -> _WhichOneofReturnType__weight_decay | None: ...
+
+Global___Adadelta: _TypeAlias = Adadelta  # noqa: Y015
+
+@_typing.final
+class RmsProp(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LR_FIELD_NUMBER: _builtins.int
+    ALPHA_FIELD_NUMBER: _builtins.int
+    EPS_FIELD_NUMBER: _builtins.int
+    WEIGHT_DECAY_FIELD_NUMBER: _builtins.int
+    MOMENTUM_FIELD_NUMBER: _builtins.int
+    CENTERED_FIELD_NUMBER: _builtins.int
+    CLIP_VALUE_FIELD_NUMBER: _builtins.int
+    lr: _builtins.float
+    alpha: _builtins.float
+    eps: _builtins.float
+    weight_decay: _builtins.float
+    momentum: _builtins.float
+    centered: _builtins.bool
+    clip_value: _builtins.float
+    def __init__(
+        self,
+        *,
+        lr: _builtins.float | None = ...,
+        alpha: _builtins.float | None = ...,
+        eps: _builtins.float | None = ...,
+        weight_decay: _builtins.float | None = ...,
+        momentum: _builtins.float | None = ...,
+        centered: _builtins.bool | None = ...,
+        clip_value: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_alpha", b"_alpha", "_centered", b"_centered", "_clip_value", b"_clip_value", "_eps", b"_eps", "_lr", b"_lr", "_momentum", b"_momentum", "_weight_decay", b"_weight_decay", "alpha", b"alpha", "centered", b"centered", "clip_value", b"clip_value", "eps", b"eps", "lr", b"lr", "momentum", b"momentum", "weight_decay", b"weight_decay"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_alpha", b"_alpha", "_centered", b"_centered", "_clip_value", b"_clip_value", "_eps", b"_eps", "_lr", b"_lr", "_momentum", b"_momentum", "_weight_decay", b"_weight_decay", "alpha", b"alpha", "centered", b"centered", "clip_value", b"clip_value", "eps", b"eps", "lr", b"lr", "momentum", b"momentum", "weight_decay", b"weight_decay"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__alpha: _TypeAlias = _typing.Literal["alpha"]  # noqa: Y015
+    _WhichOneofArgType__alpha: _TypeAlias = _typing.Literal["_alpha", b"_alpha"]  # noqa: Y015
+    _WhichOneofReturnType__centered: _TypeAlias = _typing.Literal["centered"]  # noqa: Y015
+    _WhichOneofArgType__centered: _TypeAlias = _typing.Literal["_centered", b"_centered"]  # noqa: Y015
+    _WhichOneofReturnType__clip_value: _TypeAlias = _typing.Literal["clip_value"]  # noqa: Y015
+    _WhichOneofArgType__clip_value: _TypeAlias = _typing.Literal["_clip_value", b"_clip_value"]  # noqa: Y015
+    _WhichOneofReturnType__eps: _TypeAlias = _typing.Literal["eps"]  # noqa: Y015
+    _WhichOneofArgType__eps: _TypeAlias = _typing.Literal["_eps", b"_eps"]  # noqa: Y015
+    _WhichOneofReturnType__lr: _TypeAlias = _typing.Literal["lr"]  # noqa: Y015
+    _WhichOneofArgType__lr: _TypeAlias = _typing.Literal["_lr", b"_lr"]  # noqa: Y015
+    _WhichOneofReturnType__momentum: _TypeAlias = _typing.Literal["momentum"]  # noqa: Y015
+    _WhichOneofArgType__momentum: _TypeAlias = _typing.Literal["_momentum", b"_momentum"]  # noqa: Y015
+    _WhichOneofReturnType__weight_decay: _TypeAlias = _typing.Literal["weight_decay"]  # noqa: Y015
+    _WhichOneofArgType__weight_decay: _TypeAlias = _typing.Literal["_weight_decay", b"_weight_decay"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__alpha) -> _WhichOneofReturnType__alpha | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__centered) -> _WhichOneofReturnType__centered | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__clip_value) -> _WhichOneofReturnType__clip_value | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__eps) -> _WhichOneofReturnType__eps | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__lr) -> _WhichOneofReturnType__lr | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__momentum) -> _WhichOneofReturnType__momentum | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__weight_decay) -> _WhichOneofReturnType__weight_decay | None: ...
+
+Global___RmsProp: _TypeAlias = RmsProp  # noqa: Y015
+
+@_typing.final
+class NAdam(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LR_FIELD_NUMBER: _builtins.int
+    BETA1_FIELD_NUMBER: _builtins.int
+    BETA2_FIELD_NUMBER: _builtins.int
+    EPS_FIELD_NUMBER: _builtins.int
+    WEIGHT_DECAY_FIELD_NUMBER: _builtins.int
+    MOMENTUM_DECAY_FIELD_NUMBER: _builtins.int
+    DECOUPLED_WEIGHT_DECAY_FIELD_NUMBER: _builtins.int
+    CLIP_VALUE_FIELD_NUMBER: _builtins.int
+    lr: _builtins.float
+    beta1: _builtins.float
+    beta2: _builtins.float
+    eps: _builtins.float
+    weight_decay: _builtins.float
+    momentum_decay: _builtins.float
+    decoupled_weight_decay: _builtins.bool
+    clip_value: _builtins.float
+    def __init__(
+        self,
+        *,
+        lr: _builtins.float | None = ...,
+        beta1: _builtins.float | None = ...,
+        beta2: _builtins.float | None = ...,
+        eps: _builtins.float | None = ...,
+        weight_decay: _builtins.float | None = ...,
+        momentum_decay: _builtins.float | None = ...,
+        decoupled_weight_decay: _builtins.bool | None = ...,
+        clip_value: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_beta1", b"_beta1", "_beta2", b"_beta2", "_clip_value", b"_clip_value", "_decoupled_weight_decay", b"_decoupled_weight_decay", "_eps", b"_eps", "_lr", b"_lr", "_momentum_decay", b"_momentum_decay", "_weight_decay", b"_weight_decay", "beta1", b"beta1", "beta2", b"beta2", "clip_value", b"clip_value", "decoupled_weight_decay", b"decoupled_weight_decay", "eps", b"eps", "lr", b"lr", "momentum_decay", b"momentum_decay", "weight_decay", b"weight_decay"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_beta1", b"_beta1", "_beta2", b"_beta2", "_clip_value", b"_clip_value", "_decoupled_weight_decay", b"_decoupled_weight_decay", "_eps", b"_eps", "_lr", b"_lr", "_momentum_decay", b"_momentum_decay", "_weight_decay", b"_weight_decay", "beta1", b"beta1", "beta2", b"beta2", "clip_value", b"clip_value", "decoupled_weight_decay", b"decoupled_weight_decay", "eps", b"eps", "lr", b"lr", "momentum_decay", b"momentum_decay", "weight_decay", b"weight_decay"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__beta1: _TypeAlias = _typing.Literal["beta1"]  # noqa: Y015
     _WhichOneofArgType__beta1: _TypeAlias = _typing.Literal["_beta1", b"_beta1"]  # noqa: Y015
     _WhichOneofReturnType__beta2: _TypeAlias = _typing.Literal["beta2"]  # noqa: Y015
     _WhichOneofArgType__beta2: _TypeAlias = _typing.Literal["_beta2", b"_beta2"]  # noqa: Y015
+    _WhichOneofReturnType__clip_value: _TypeAlias = _typing.Literal["clip_value"]  # noqa: Y015
+    _WhichOneofArgType__clip_value: _TypeAlias = _typing.Literal["_clip_value", b"_clip_value"]  # noqa: Y015
+    _WhichOneofReturnType__decoupled_weight_decay: _TypeAlias = _typing.Literal["decoupled_weight_decay"]  # noqa: Y015
+    _WhichOneofArgType__decoupled_weight_decay: _TypeAlias = _typing.Literal["_decoupled_weight_decay", b"_decoupled_weight_decay"]  # noqa: Y015
+    _WhichOneofReturnType__eps: _TypeAlias = _typing.Literal["eps"]  # noqa: Y015
+    _WhichOneofArgType__eps: _TypeAlias = _typing.Literal["_eps", b"_eps"]  # noqa: Y015
+    _WhichOneofReturnType__lr: _TypeAlias = _typing.Literal["lr"]  # noqa: Y015
+    _WhichOneofArgType__lr: _TypeAlias = _typing.Literal["_lr", b"_lr"]  # noqa: Y015
+    _WhichOneofReturnType__momentum_decay: _TypeAlias = _typing.Literal["momentum_decay"]  # noqa: Y015
+    _WhichOneofArgType__momentum_decay: _TypeAlias = _typing.Literal["_momentum_decay", b"_momentum_decay"]  # noqa: Y015
+    _WhichOneofReturnType__weight_decay: _TypeAlias = _typing.Literal["weight_decay"]  # noqa: Y015
+    _WhichOneofArgType__weight_decay: _TypeAlias = _typing.Literal["_weight_decay", b"_weight_decay"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__beta1) -> _WhichOneofReturnType__beta1 | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__beta2) -> _WhichOneofReturnType__beta2 | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__clip_value) -> _WhichOneofReturnType__clip_value | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__decoupled_weight_decay) -> _WhichOneofReturnType__decoupled_weight_decay | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__eps) -> _WhichOneofReturnType__eps | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__lr) -> _WhichOneofReturnType__lr | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__momentum_decay) -> _WhichOneofReturnType__momentum_decay | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__weight_decay) -> _WhichOneofReturnType__weight_decay | None: ...
+
+Global___NAdam: _TypeAlias = NAdam  # noqa: Y015
+
+@_typing.final
+class Adamax(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LR_FIELD_NUMBER: _builtins.int
+    BETA1_FIELD_NUMBER: _builtins.int
+    BETA2_FIELD_NUMBER: _builtins.int
+    EPS_FIELD_NUMBER: _builtins.int
+    WEIGHT_DECAY_FIELD_NUMBER: _builtins.int
+    CLIP_VALUE_FIELD_NUMBER: _builtins.int
+    lr: _builtins.float
+    beta1: _builtins.float
+    beta2: _builtins.float
+    eps: _builtins.float
+    weight_decay: _builtins.float
+    clip_value: _builtins.float
+    def __init__(
+        self,
+        *,
+        lr: _builtins.float | None = ...,
+        beta1: _builtins.float | None = ...,
+        beta2: _builtins.float | None = ...,
+        eps: _builtins.float | None = ...,
+        weight_decay: _builtins.float | None = ...,
+        clip_value: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_beta1", b"_beta1", "_beta2", b"_beta2", "_clip_value", b"_clip_value", "_eps", b"_eps", "_lr", b"_lr", "_weight_decay", b"_weight_decay", "beta1", b"beta1", "beta2", b"beta2", "clip_value", b"clip_value", "eps", b"eps", "lr", b"lr", "weight_decay", b"weight_decay"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_beta1", b"_beta1", "_beta2", b"_beta2", "_clip_value", b"_clip_value", "_eps", b"_eps", "_lr", b"_lr", "_weight_decay", b"_weight_decay", "beta1", b"beta1", "beta2", b"beta2", "clip_value", b"clip_value", "eps", b"eps", "lr", b"lr", "weight_decay", b"weight_decay"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__beta1: _TypeAlias = _typing.Literal["beta1"]  # noqa: Y015
+    _WhichOneofArgType__beta1: _TypeAlias = _typing.Literal["_beta1", b"_beta1"]  # noqa: Y015
+    _WhichOneofReturnType__beta2: _TypeAlias = _typing.Literal["beta2"]  # noqa: Y015
+    _WhichOneofArgType__beta2: _TypeAlias = _typing.Literal["_beta2", b"_beta2"]  # noqa: Y015
+    _WhichOneofReturnType__clip_value: _TypeAlias = _typing.Literal["clip_value"]  # noqa: Y015
+    _WhichOneofArgType__clip_value: _TypeAlias = _typing.Literal["_clip_value", b"_clip_value"]  # noqa: Y015
     _WhichOneofReturnType__eps: _TypeAlias = _typing.Literal["eps"]  # noqa: Y015
     _WhichOneofArgType__eps: _TypeAlias = _typing.Literal["_eps", b"_eps"]  # noqa: Y015
     _WhichOneofReturnType__lr: _TypeAlias = _typing.Literal["lr"]  # noqa: Y015
@@ -247,10 +570,298 @@ class AdamW(_message.Message):
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__beta2) -> _WhichOneofReturnType__beta2 | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__clip_value) -> _WhichOneofReturnType__clip_value | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__eps) -> _WhichOneofReturnType__eps | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__lr) -> _WhichOneofReturnType__lr | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__weight_decay) -> _WhichOneofReturnType__weight_decay | None: ...
 
-Global___AdamW: _TypeAlias = AdamW  # noqa: Y015
+Global___Adamax: _TypeAlias = Adamax  # noqa: Y015
+
+@_typing.final
+class Signum(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LR_FIELD_NUMBER: _builtins.int
+    MOMENTUM_FIELD_NUMBER: _builtins.int
+    WEIGHT_DECAY_FIELD_NUMBER: _builtins.int
+    CLIP_VALUE_FIELD_NUMBER: _builtins.int
+    lr: _builtins.float
+    momentum: _builtins.float
+    weight_decay: _builtins.float
+    clip_value: _builtins.float
+    def __init__(
+        self,
+        *,
+        lr: _builtins.float | None = ...,
+        momentum: _builtins.float | None = ...,
+        weight_decay: _builtins.float | None = ...,
+        clip_value: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_clip_value", b"_clip_value", "_lr", b"_lr", "_momentum", b"_momentum", "_weight_decay", b"_weight_decay", "clip_value", b"clip_value", "lr", b"lr", "momentum", b"momentum", "weight_decay", b"weight_decay"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_clip_value", b"_clip_value", "_lr", b"_lr", "_momentum", b"_momentum", "_weight_decay", b"_weight_decay", "clip_value", b"clip_value", "lr", b"lr", "momentum", b"momentum", "weight_decay", b"weight_decay"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__clip_value: _TypeAlias = _typing.Literal["clip_value"]  # noqa: Y015
+    _WhichOneofArgType__clip_value: _TypeAlias = _typing.Literal["_clip_value", b"_clip_value"]  # noqa: Y015
+    _WhichOneofReturnType__lr: _TypeAlias = _typing.Literal["lr"]  # noqa: Y015
+    _WhichOneofArgType__lr: _TypeAlias = _typing.Literal["_lr", b"_lr"]  # noqa: Y015
+    _WhichOneofReturnType__momentum: _TypeAlias = _typing.Literal["momentum"]  # noqa: Y015
+    _WhichOneofArgType__momentum: _TypeAlias = _typing.Literal["_momentum", b"_momentum"]  # noqa: Y015
+    _WhichOneofReturnType__weight_decay: _TypeAlias = _typing.Literal["weight_decay"]  # noqa: Y015
+    _WhichOneofArgType__weight_decay: _TypeAlias = _typing.Literal["_weight_decay", b"_weight_decay"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__clip_value) -> _WhichOneofReturnType__clip_value | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__lr) -> _WhichOneofReturnType__lr | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__momentum) -> _WhichOneofReturnType__momentum | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__weight_decay) -> _WhichOneofReturnType__weight_decay | None: ...
+
+Global___Signum: _TypeAlias = Signum  # noqa: Y015
+
+@_typing.final
+class Lion(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LR_FIELD_NUMBER: _builtins.int
+    BETA1_FIELD_NUMBER: _builtins.int
+    BETA2_FIELD_NUMBER: _builtins.int
+    WEIGHT_DECAY_FIELD_NUMBER: _builtins.int
+    CLIP_VALUE_FIELD_NUMBER: _builtins.int
+    lr: _builtins.float
+    beta1: _builtins.float
+    beta2: _builtins.float
+    weight_decay: _builtins.float
+    clip_value: _builtins.float
+    def __init__(
+        self,
+        *,
+        lr: _builtins.float | None = ...,
+        beta1: _builtins.float | None = ...,
+        beta2: _builtins.float | None = ...,
+        weight_decay: _builtins.float | None = ...,
+        clip_value: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_beta1", b"_beta1", "_beta2", b"_beta2", "_clip_value", b"_clip_value", "_lr", b"_lr", "_weight_decay", b"_weight_decay", "beta1", b"beta1", "beta2", b"beta2", "clip_value", b"clip_value", "lr", b"lr", "weight_decay", b"weight_decay"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_beta1", b"_beta1", "_beta2", b"_beta2", "_clip_value", b"_clip_value", "_lr", b"_lr", "_weight_decay", b"_weight_decay", "beta1", b"beta1", "beta2", b"beta2", "clip_value", b"clip_value", "lr", b"lr", "weight_decay", b"weight_decay"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__beta1: _TypeAlias = _typing.Literal["beta1"]  # noqa: Y015
+    _WhichOneofArgType__beta1: _TypeAlias = _typing.Literal["_beta1", b"_beta1"]  # noqa: Y015
+    _WhichOneofReturnType__beta2: _TypeAlias = _typing.Literal["beta2"]  # noqa: Y015
+    _WhichOneofArgType__beta2: _TypeAlias = _typing.Literal["_beta2", b"_beta2"]  # noqa: Y015
+    _WhichOneofReturnType__clip_value: _TypeAlias = _typing.Literal["clip_value"]  # noqa: Y015
+    _WhichOneofArgType__clip_value: _TypeAlias = _typing.Literal["_clip_value", b"_clip_value"]  # noqa: Y015
+    _WhichOneofReturnType__lr: _TypeAlias = _typing.Literal["lr"]  # noqa: Y015
+    _WhichOneofArgType__lr: _TypeAlias = _typing.Literal["_lr", b"_lr"]  # noqa: Y015
+    _WhichOneofReturnType__weight_decay: _TypeAlias = _typing.Literal["weight_decay"]  # noqa: Y015
+    _WhichOneofArgType__weight_decay: _TypeAlias = _typing.Literal["_weight_decay", b"_weight_decay"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__beta1) -> _WhichOneofReturnType__beta1 | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__beta2) -> _WhichOneofReturnType__beta2 | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__clip_value) -> _WhichOneofReturnType__clip_value | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__lr) -> _WhichOneofReturnType__lr | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__weight_decay) -> _WhichOneofReturnType__weight_decay | None: ...
+
+Global___Lion: _TypeAlias = Lion  # noqa: Y015
+
+@_typing.final
+class AdaBelief(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LR_FIELD_NUMBER: _builtins.int
+    BETA1_FIELD_NUMBER: _builtins.int
+    BETA2_FIELD_NUMBER: _builtins.int
+    EPS_FIELD_NUMBER: _builtins.int
+    WEIGHT_DECAY_FIELD_NUMBER: _builtins.int
+    CLIP_VALUE_FIELD_NUMBER: _builtins.int
+    lr: _builtins.float
+    beta1: _builtins.float
+    beta2: _builtins.float
+    eps: _builtins.float
+    weight_decay: _builtins.float
+    clip_value: _builtins.float
+    def __init__(
+        self,
+        *,
+        lr: _builtins.float | None = ...,
+        beta1: _builtins.float | None = ...,
+        beta2: _builtins.float | None = ...,
+        eps: _builtins.float | None = ...,
+        weight_decay: _builtins.float | None = ...,
+        clip_value: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_beta1", b"_beta1", "_beta2", b"_beta2", "_clip_value", b"_clip_value", "_eps", b"_eps", "_lr", b"_lr", "_weight_decay", b"_weight_decay", "beta1", b"beta1", "beta2", b"beta2", "clip_value", b"clip_value", "eps", b"eps", "lr", b"lr", "weight_decay", b"weight_decay"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_beta1", b"_beta1", "_beta2", b"_beta2", "_clip_value", b"_clip_value", "_eps", b"_eps", "_lr", b"_lr", "_weight_decay", b"_weight_decay", "beta1", b"beta1", "beta2", b"beta2", "clip_value", b"clip_value", "eps", b"eps", "lr", b"lr", "weight_decay", b"weight_decay"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__beta1: _TypeAlias = _typing.Literal["beta1"]  # noqa: Y015
+    _WhichOneofArgType__beta1: _TypeAlias = _typing.Literal["_beta1", b"_beta1"]  # noqa: Y015
+    _WhichOneofReturnType__beta2: _TypeAlias = _typing.Literal["beta2"]  # noqa: Y015
+    _WhichOneofArgType__beta2: _TypeAlias = _typing.Literal["_beta2", b"_beta2"]  # noqa: Y015
+    _WhichOneofReturnType__clip_value: _TypeAlias = _typing.Literal["clip_value"]  # noqa: Y015
+    _WhichOneofArgType__clip_value: _TypeAlias = _typing.Literal["_clip_value", b"_clip_value"]  # noqa: Y015
+    _WhichOneofReturnType__eps: _TypeAlias = _typing.Literal["eps"]  # noqa: Y015
+    _WhichOneofArgType__eps: _TypeAlias = _typing.Literal["_eps", b"_eps"]  # noqa: Y015
+    _WhichOneofReturnType__lr: _TypeAlias = _typing.Literal["lr"]  # noqa: Y015
+    _WhichOneofArgType__lr: _TypeAlias = _typing.Literal["_lr", b"_lr"]  # noqa: Y015
+    _WhichOneofReturnType__weight_decay: _TypeAlias = _typing.Literal["weight_decay"]  # noqa: Y015
+    _WhichOneofArgType__weight_decay: _TypeAlias = _typing.Literal["_weight_decay", b"_weight_decay"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__beta1) -> _WhichOneofReturnType__beta1 | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__beta2) -> _WhichOneofReturnType__beta2 | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__clip_value) -> _WhichOneofReturnType__clip_value | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__eps) -> _WhichOneofReturnType__eps | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__lr) -> _WhichOneofReturnType__lr | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__weight_decay) -> _WhichOneofReturnType__weight_decay | None: ...
+
+Global___AdaBelief: _TypeAlias = AdaBelief  # noqa: Y015
+
+@_typing.final
+class Ftrl(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LR_FIELD_NUMBER: _builtins.int
+    BETA_FIELD_NUMBER: _builtins.int
+    L1_FIELD_NUMBER: _builtins.int
+    L2_FIELD_NUMBER: _builtins.int
+    CLIP_VALUE_FIELD_NUMBER: _builtins.int
+    lr: _builtins.float
+    beta: _builtins.float
+    l1: _builtins.float
+    l2: _builtins.float
+    clip_value: _builtins.float
+    def __init__(
+        self,
+        *,
+        lr: _builtins.float | None = ...,
+        beta: _builtins.float | None = ...,
+        l1: _builtins.float | None = ...,
+        l2: _builtins.float | None = ...,
+        clip_value: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_beta", b"_beta", "_clip_value", b"_clip_value", "_l1", b"_l1", "_l2", b"_l2", "_lr", b"_lr", "beta", b"beta", "clip_value", b"clip_value", "l1", b"l1", "l2", b"l2", "lr", b"lr"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_beta", b"_beta", "_clip_value", b"_clip_value", "_l1", b"_l1", "_l2", b"_l2", "_lr", b"_lr", "beta", b"beta", "clip_value", b"clip_value", "l1", b"l1", "l2", b"l2", "lr", b"lr"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__beta: _TypeAlias = _typing.Literal["beta"]  # noqa: Y015
+    _WhichOneofArgType__beta: _TypeAlias = _typing.Literal["_beta", b"_beta"]  # noqa: Y015
+    _WhichOneofReturnType__clip_value: _TypeAlias = _typing.Literal["clip_value"]  # noqa: Y015
+    _WhichOneofArgType__clip_value: _TypeAlias = _typing.Literal["_clip_value", b"_clip_value"]  # noqa: Y015
+    _WhichOneofReturnType__l1: _TypeAlias = _typing.Literal["l1"]  # noqa: Y015
+    _WhichOneofArgType__l1: _TypeAlias = _typing.Literal["_l1", b"_l1"]  # noqa: Y015
+    _WhichOneofReturnType__l2: _TypeAlias = _typing.Literal["l2"]  # noqa: Y015
+    _WhichOneofArgType__l2: _TypeAlias = _typing.Literal["_l2", b"_l2"]  # noqa: Y015
+    _WhichOneofReturnType__lr: _TypeAlias = _typing.Literal["lr"]  # noqa: Y015
+    _WhichOneofArgType__lr: _TypeAlias = _typing.Literal["_lr", b"_lr"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__beta) -> _WhichOneofReturnType__beta | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__clip_value) -> _WhichOneofReturnType__clip_value | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__l1) -> _WhichOneofReturnType__l1 | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__l2) -> _WhichOneofReturnType__l2 | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__lr) -> _WhichOneofReturnType__lr | None: ...
+
+Global___Ftrl: _TypeAlias = Ftrl  # noqa: Y015
+
+@_typing.final
+class Ftml(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LR_FIELD_NUMBER: _builtins.int
+    BETA1_FIELD_NUMBER: _builtins.int
+    BETA2_FIELD_NUMBER: _builtins.int
+    EPS_FIELD_NUMBER: _builtins.int
+    WEIGHT_DECAY_FIELD_NUMBER: _builtins.int
+    CLIP_VALUE_FIELD_NUMBER: _builtins.int
+    lr: _builtins.float
+    beta1: _builtins.float
+    beta2: _builtins.float
+    eps: _builtins.float
+    weight_decay: _builtins.float
+    clip_value: _builtins.float
+    def __init__(
+        self,
+        *,
+        lr: _builtins.float | None = ...,
+        beta1: _builtins.float | None = ...,
+        beta2: _builtins.float | None = ...,
+        eps: _builtins.float | None = ...,
+        weight_decay: _builtins.float | None = ...,
+        clip_value: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_beta1", b"_beta1", "_beta2", b"_beta2", "_clip_value", b"_clip_value", "_eps", b"_eps", "_lr", b"_lr", "_weight_decay", b"_weight_decay", "beta1", b"beta1", "beta2", b"beta2", "clip_value", b"clip_value", "eps", b"eps", "lr", b"lr", "weight_decay", b"weight_decay"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_beta1", b"_beta1", "_beta2", b"_beta2", "_clip_value", b"_clip_value", "_eps", b"_eps", "_lr", b"_lr", "_weight_decay", b"_weight_decay", "beta1", b"beta1", "beta2", b"beta2", "clip_value", b"clip_value", "eps", b"eps", "lr", b"lr", "weight_decay", b"weight_decay"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__beta1: _TypeAlias = _typing.Literal["beta1"]  # noqa: Y015
+    _WhichOneofArgType__beta1: _TypeAlias = _typing.Literal["_beta1", b"_beta1"]  # noqa: Y015
+    _WhichOneofReturnType__beta2: _TypeAlias = _typing.Literal["beta2"]  # noqa: Y015
+    _WhichOneofArgType__beta2: _TypeAlias = _typing.Literal["_beta2", b"_beta2"]  # noqa: Y015
+    _WhichOneofReturnType__clip_value: _TypeAlias = _typing.Literal["clip_value"]  # noqa: Y015
+    _WhichOneofArgType__clip_value: _TypeAlias = _typing.Literal["_clip_value", b"_clip_value"]  # noqa: Y015
+    _WhichOneofReturnType__eps: _TypeAlias = _typing.Literal["eps"]  # noqa: Y015
+    _WhichOneofArgType__eps: _TypeAlias = _typing.Literal["_eps", b"_eps"]  # noqa: Y015
+    _WhichOneofReturnType__lr: _TypeAlias = _typing.Literal["lr"]  # noqa: Y015
+    _WhichOneofArgType__lr: _TypeAlias = _typing.Literal["_lr", b"_lr"]  # noqa: Y015
+    _WhichOneofReturnType__weight_decay: _TypeAlias = _typing.Literal["weight_decay"]  # noqa: Y015
+    _WhichOneofArgType__weight_decay: _TypeAlias = _typing.Literal["_weight_decay", b"_weight_decay"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__beta1) -> _WhichOneofReturnType__beta1 | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__beta2) -> _WhichOneofReturnType__beta2 | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__clip_value) -> _WhichOneofReturnType__clip_value | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__eps) -> _WhichOneofReturnType__eps | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__lr) -> _WhichOneofReturnType__lr | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__weight_decay) -> _WhichOneofReturnType__weight_decay | None: ...
+
+Global___Ftml: _TypeAlias = Ftml  # noqa: Y015
+
+@_typing.final
+class Sum(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SCALE_FIELD_NUMBER: _builtins.int
+    CLIP_VALUE_FIELD_NUMBER: _builtins.int
+    scale: _builtins.float
+    clip_value: _builtins.float
+    def __init__(
+        self,
+        *,
+        scale: _builtins.float | None = ...,
+        clip_value: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_clip_value", b"_clip_value", "_scale", b"_scale", "clip_value", b"clip_value", "scale", b"scale"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_clip_value", b"_clip_value", "_scale", b"_scale", "clip_value", b"clip_value", "scale", b"scale"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__clip_value: _TypeAlias = _typing.Literal["clip_value"]  # noqa: Y015
+    _WhichOneofArgType__clip_value: _TypeAlias = _typing.Literal["_clip_value", b"_clip_value"]  # noqa: Y015
+    _WhichOneofReturnType__scale: _TypeAlias = _typing.Literal["scale"]  # noqa: Y015
+    _WhichOneofArgType__scale: _TypeAlias = _typing.Literal["_scale", b"_scale"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__clip_value) -> _WhichOneofReturnType__clip_value | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__scale) -> _WhichOneofReturnType__scale | None: ...
+
+Global___Sum: _TypeAlias = Sum  # noqa: Y015

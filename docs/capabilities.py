@@ -1,0 +1,83 @@
+"""Write `docs/capabilities.md`: what each update rule can do, read from the registry of rules.
+
+    python docs/capabilities.py          # from the root, with the packages importable
+
+A test compares the file with `table()`, so a new rule or a new variant of one is in it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from windlass_proto.errors import UsageError
+from windlass_proto.rule_specs import RULES, SGD, RuleSpec
+from windlass_rules.registry import DTYPES, RULE_MODULES
+from windlass_rules.rule import Variant
+
+PAGE = Path(__file__).with_suffix(".md")
+
+HEAD = """\
+# What each update rule can do
+
+Made by `python docs/capabilities.py` from the registry in `server/windlass_rules`; edit that.
+
+`wl.optim` has every rule. *State* is what a server keeps beside the weights, one vector of the weights' dtype a name.
+Every rule takes `clip_value`, and every tensor its multipliers of rate and decay.
+
+"""
+
+FOOT = """
+*Cut over servers*: a tensor may be cut anywhere, and the pieces lie on any servers, with the bits of one piece. *Same
+bits on any CPU*: kernels are IEEE `+ - * / sqrt`, comparisons and selections alone, nothing fused or reordered, and no
+number of a step comes from libm. Both are tested for every row (`tests/rules`).
+"""
+
+
+def candidates(cls: Any) -> Iterator[tuple[str, RuleSpec]]:
+    """The rule with each of its switches off and on, fewest first, and what was switched in words."""
+    names = [field.name for field in dataclasses.fields(cls) if field.default is False or field.name == "momentum"]
+    for count in range(len(names) + 1):
+        for chosen in itertools.combinations(names, count):
+            values = {name: 0.9 if name == "momentum" else True for name in chosen}
+            values |= {"momentum": 0.0} if "momentum" in names and "momentum" not in chosen else {}
+            words = ", ".join("momentum > 0" if name == "momentum" else f"{name}=True" for name in chosen)
+            try:
+                yield words, cls(**({"lr": 0.1} if cls is SGD else {}), **values)
+            except UsageError:  # switches that contradict each other
+                continue
+
+
+def variants(cls: Any) -> dict[str, tuple[str, Variant]]:
+    """Each kernel of a rule, with the fewest switches that choose it."""
+    found: dict[str, tuple[str, Variant]] = {}
+    for words, spec in candidates(cls):
+        variant = RULE_MODULES[cls].variant(spec)
+        found.setdefault(variant.name, (words, variant))
+    return found
+
+
+def table() -> str:
+    """The page."""
+    dtypes = [dtype.name for dtype in DTYPES]
+    columns = [
+        "rule",
+        "with",
+        *(f"dense {name}" for name in dtypes),
+        "state",
+        "cut over servers",
+        "same bits on any CPU",
+    ]
+    rows = [columns, ["---"] * len(columns)]
+    for cls in RULES.values():
+        for words, variant in variants(cls).values():
+            state = ", ".join(slot.name for slot in variant.slots) or "none"
+            rows.append([f"`{cls.__name__}`", words, *("yes" for _ in dtypes), state, "yes", "yes"])
+    return HEAD + "".join(f"| {' | '.join(row)} |\n".replace("|  |", "| |") for row in rows) + FOOT
+
+
+if __name__ == "__main__":
+    PAGE.write_text(table(), encoding="utf-8")

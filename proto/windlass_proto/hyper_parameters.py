@@ -1,0 +1,90 @@
+"""Checks of a rule's hyper-parameters: each makes the value a float (or a bool) or refuses it by name.
+
+A spec calls them from `__post_init__`, so that one that exists is valid; an int or a NumPy scalar is kept as
+the float it equals, so that equal rules have equal bytes. What every rule has in common (`lr`,
+`weight_decay`, `clip_value`) is checked in one place, `require_shared`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+from windlass_proto.errors import UsageError
+
+
+def require_shared(spec: Any) -> None:
+    """The learning rate and weight decay, where the rule has them, are >= 0; `clip_value` is None or > 0."""
+    named = [field.name for field in dataclasses.fields(spec)]
+    require_not_negative(spec, *(name for name in ("lr", "weight_decay") if name in named))
+    if spec.clip_value is not None:
+        require_positive(spec, "clip_value")
+
+
+def require_finite(spec: Any, *names: str) -> None:
+    """Each named field is a finite number."""
+    for name in names:
+        object.__setattr__(spec, name, _finite(spec, name, getattr(spec, name)))
+
+
+def require_not_negative(spec: Any, *names: str) -> None:
+    """Each named field is a finite number >= 0."""
+    require_finite(spec, *names)
+    for name in names:
+        if getattr(spec, name) < 0:
+            raise _refusal(spec, name, f"{name} >= 0")
+
+
+def require_positive(spec: Any, *names: str) -> None:
+    """Each named field is a finite number > 0."""
+    require_finite(spec, *names)
+    for name in names:
+        if getattr(spec, name) <= 0:
+            raise _refusal(spec, name, f"{name} > 0")
+
+
+def require_share(spec: Any, *names: str) -> None:
+    """Each named field is a number in [0, 1): the part of a running mean that a step keeps."""
+    require_finite(spec, *names)
+    for name in names:
+        if not 0 <= getattr(spec, name) < 1:
+            raise _refusal(spec, name, f"{name} in [0, 1)")
+
+
+def require_flag(spec: Any, *names: str) -> None:
+    """Each named field is True or False."""
+    for name in names:
+        if not isinstance(getattr(spec, name), bool):
+            raise UsageError(f"{type(spec).__name__} takes {name}=True or False", **{name: repr(getattr(spec, name))})
+
+
+def require_betas(spec: Any) -> None:
+    """`betas` is a pair of numbers in [0, 1)."""
+    rule = type(spec).__name__
+    try:
+        beta1, beta2 = spec.betas
+    except (TypeError, ValueError) as cause:
+        raise UsageError(f"{rule} takes betas=(beta1, beta2)", betas=spec.betas) from cause
+    betas = (_finite(spec, "betas", beta1), _finite(spec, "betas", beta2))
+    if not all(0 <= beta < 1 for beta in betas):
+        raise _refusal(spec, "betas", "betas in [0, 1)")
+    object.__setattr__(spec, "betas", betas)
+
+
+def _refusal(spec: Any, name: str, wanted: str) -> UsageError:
+    return UsageError(
+        f"{type(spec).__name__} takes {wanted}", **{name: getattr(spec, name)}, next_move=f"Change {name}."
+    )
+
+
+def _finite(spec: Any, name: str, value: object) -> float:
+    try:
+        if isinstance(value, (bool, str, bytes)):
+            raise TypeError("not a number")
+        number = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError) as cause:
+        raise UsageError(f"{type(spec).__name__} takes a number as {name}", **{name: repr(value)}) from cause
+    if not math.isfinite(number):
+        raise UsageError(f"{type(spec).__name__} takes a finite {name}", **{name: number}, next_move=f"Change {name}.")
+    return number

@@ -1,0 +1,133 @@
+"""Rules that keep at most a running sum of gradients: SGD, Signum, Lion and plain accumulation.
+
+Invariant: as in `rule_specs`, a spec that exists is valid and never changes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from windlass_proto.errors import UsageError
+from windlass_proto.hyper_parameters import (
+    require_betas,
+    require_finite,
+    require_flag,
+    require_not_negative,
+    require_share,
+    require_shared,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class SGD:
+    """Stochastic gradient descent, with momentum (Polyak or Nesterov) if `momentum` is not 0.
+
+    Args:
+        lr: learning rate, >= 0.
+        momentum: share of the buffer kept each step, >= 0.
+        dampening: share of the gradient kept out of the buffer, finite.
+        weight_decay: L2 penalty added to the gradient, >= 0.
+        nesterov: look ahead along the buffer; needs momentum > 0 and dampening = 0.
+        clip_value: the gradient is cut to [-clip_value, clip_value] before weight decay; None: it is not.
+
+    Raises:
+        UsageError: if a value is not a finite number in its range, or values contradict.
+    """
+
+    lr: float
+    momentum: float = 0.0
+    dampening: float = 0.0
+    weight_decay: float = 0.0
+    nesterov: bool = False
+    clip_value: float | None = None
+
+    def __post_init__(self) -> None:
+        require_shared(self)
+        require_finite(self, "dampening")
+        require_not_negative(self, "momentum")
+        require_flag(self, "nesterov")
+        if self.nesterov and (self.momentum <= 0 or self.dampening != 0):
+            raise UsageError(
+                "Nesterov momentum needs momentum > 0 and dampening = 0",
+                momentum=self.momentum,
+                dampening=self.dampening,
+                next_move="Set both so, or nesterov=False.",
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Signum:
+    """A step of size lr along the sign of the momentum; without momentum this is signSGD.
+
+    Args:
+        lr: size of every step, >= 0.
+        momentum: share of the running mean of gradients kept each step, in [0, 1).
+        weight_decay: share of the weight lost a step, in units of lr, >= 0 (decoupled).
+        clip_value: the gradient is cut to [-clip_value, clip_value] before it enters the mean; None: it is not.
+
+    Raises:
+        UsageError: if a value is not a finite number in its range.
+    """
+
+    lr: float = 1e-2
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    clip_value: float | None = None
+
+    def __post_init__(self) -> None:
+        require_shared(self)
+        require_share(self, "momentum")
+
+
+@dataclass(frozen=True, slots=True)
+class Lion:
+    """A step of size lr along the sign of a mean of momentum and gradient, with decoupled weight decay.
+
+    Args:
+        lr: size of every step, >= 0; a third to a tenth of what AdamW takes.
+        betas: share of the momentum in the step's direction, and share of it kept each step, in [0, 1).
+        weight_decay: share of the weight lost a step, in units of lr, >= 0.
+        clip_value: the gradient is cut to [-clip_value, clip_value] before it is used; None: it is not.
+
+    Raises:
+        UsageError: if a value is not a finite number in its range.
+    """
+
+    lr: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = 0.0
+    clip_value: float | None = None
+
+    def __post_init__(self) -> None:
+        require_shared(self)
+        require_betas(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Sum:
+    """What is pushed is added: w = w + scale * gradient. For counters, statistics and means of weights.
+
+    Args:
+        scale: what a pushed value is multiplied by, finite; a tensor's lr_mult multiplies it once more.
+        clip_value: what is pushed is cut to [-clip_value, clip_value] before scale; None: it is not.
+
+    Raises:
+        UsageError: if a value is not a finite number in its range.
+    """
+
+    scale: float = 1.0
+    clip_value: float | None = None
+
+    def __post_init__(self) -> None:
+        require_shared(self)
+        require_finite(self, "scale")
+
+    @property
+    def lr(self) -> float:
+        """What a tensor's lr_mult multiplies."""
+        return self.scale
+
+    @property
+    def weight_decay(self) -> float:
+        """None: decay_mult changes nothing."""
+        return 0.0
