@@ -23,9 +23,19 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 
 from windlass_proto.errors import ProtocolError, UsageError
 from windlass_proto.gen import rules_pb2
+from windlass_proto.schedules import Rate, Schedule, from_message_untrusted, to_message
 
 RULE_BYTES_MAX: Final = 1024
-"""A rule travels in band with a step's marks, so it stays small; today's largest takes under 64 bytes."""
+"""A rule travels in band with a step's marks, so it stays small; without a schedule it takes under 64 bytes."""
+
+SCHEDULED: Final = ("lr", "weight_decay")
+"""Hyper-parameters that may be a schedule instead of a number."""
+
+SWITCHES: Final = ("momentum", "clip_value")
+"""Where a rule has them, other kernels run with them at 0 (or None) than otherwise."""
+
+ONLY_AT_FIRST: Final = ("initial_accumulator_value",)
+"""What fills slots before the first step, and counts for nothing later."""
 
 _BETAS: Final = (0.9, 0.999)
 
@@ -35,7 +45,7 @@ class SGD:
     """Stochastic gradient descent, with momentum (Polyak or Nesterov) if `momentum` is not 0.
 
     Args:
-        lr: learning rate, >= 0.
+        lr: learning rate, >= 0, or a schedule of it.
         momentum: share of the buffer kept each step, >= 0.
         dampening: share of the gradient kept out of the buffer, finite.
         weight_decay: L2 penalty added to the gradient, >= 0.
@@ -45,10 +55,10 @@ class SGD:
         UsageError: if a value is not a finite number in its range, or values contradict.
     """
 
-    lr: float
+    lr: Rate
     momentum: float = 0.0
     dampening: float = 0.0
-    weight_decay: float = 0.0
+    weight_decay: Rate = 0.0
     nesterov: bool = False
 
     def __post_init__(self) -> None:
@@ -70,7 +80,7 @@ class Adagrad:
     """Adagrad: each parameter's rate falls with the sum of its squared gradients.
 
     Args:
-        lr: learning rate, >= 0.
+        lr: learning rate, >= 0, or a schedule of it.
         lr_decay: step t uses lr / (1 + (t - 1) * lr_decay), >= 0.
         weight_decay: L2 penalty added to the gradient, >= 0.
         initial_accumulator_value: the sum before the first step, >= 0.
@@ -80,9 +90,9 @@ class Adagrad:
         UsageError: if a value is not a finite number in its range.
     """
 
-    lr: float = 1e-2
+    lr: Rate = 1e-2
     lr_decay: float = 0.0
-    weight_decay: float = 0.0
+    weight_decay: Rate = 0.0
     initial_accumulator_value: float = 0.0
     eps: float = 1e-10
 
@@ -95,7 +105,7 @@ class Adam:
     """Adam, with weight decay (if any) added to the gradient.
 
     Args:
-        lr: learning rate, >= 0.
+        lr: learning rate, >= 0, or a schedule of it.
         betas: share of the first and of the second moment kept each step, each in [0, 1).
         eps: added to the root of the second moment, >= 0.
         weight_decay: L2 penalty added to the gradient, >= 0.
@@ -104,10 +114,10 @@ class Adam:
         UsageError: if a value is not a finite number in its range.
     """
 
-    lr: float = 1e-3
+    lr: Rate = 1e-3
     betas: tuple[float, float] = _BETAS
     eps: float = 1e-8
-    weight_decay: float = 0.0
+    weight_decay: Rate = 0.0
 
     def __post_init__(self) -> None:
         _require_not_negative(self, "lr", "eps", "weight_decay")
@@ -119,7 +129,7 @@ class AdamW:
     """Adam with decoupled weight decay: the weight shrinks by lr * weight_decay, the moments never see it.
 
     Args:
-        lr: learning rate, >= 0.
+        lr: learning rate, >= 0, or a schedule of it.
         betas: share of the first and of the second moment kept each step, each in [0, 1).
         eps: added to the root of the second moment, >= 0.
         weight_decay: share of the weight lost a step, in units of lr, >= 0.
@@ -128,10 +138,10 @@ class AdamW:
         UsageError: if a value is not a finite number in its range.
     """
 
-    lr: float = 1e-3
+    lr: Rate = 1e-3
     betas: tuple[float, float] = _BETAS
     eps: float = 1e-8
-    weight_decay: float = 1e-2
+    weight_decay: Rate = 1e-2
 
     def __post_init__(self) -> None:
         _require_not_negative(self, "lr", "eps", "weight_decay")
@@ -169,17 +179,56 @@ def from_name(name: str, hyper_parameters: Mapping[str, object]) -> RuleSpec:
     return cls(**hyper_parameters)  # type: ignore[arg-type]  # a spec checks its own values
 
 
+def is_scheduled(spec: RuleSpec) -> bool:
+    """Does a hyper-parameter of `spec` follow a schedule?"""
+    return any(isinstance(getattr(spec, name, None), Schedule) for name in SCHEDULED)
+
+
+def changed(spec: RuleSpec, values: Mapping[str, object]) -> RuleSpec:
+    """`spec` with other numbers, as a live change makes it: the same kernel goes on with the same slots.
+
+    Raises:
+        UsageError: its rule has no such hyper-parameter, a value is not valid, or another kernel would be needed.
+    """
+    name, known = rule_name(spec), [field.name for field in dataclasses.fields(spec)]
+    for given in values:
+        if given not in known:
+            raise UsageError(f"{name} has no such hyper-parameter", given=given, next_move=_did_you_mean(given, known))
+        before, after = getattr(spec, given), values[given]
+        switched = isinstance(before, bool) or (given in SWITCHES and bool(before) != bool(after))
+        if switched or given in ONLY_AT_FIRST:
+            raise UsageError(
+                f"{given} of {name} cannot be changed while training",
+                declared=before,
+                asked=after,
+                next_move="Declare the tensors with it: their slots are made for what was declared.",
+            )
+    return dataclasses.replace(spec, **values)  # type: ignore[arg-type]  # a spec checks its own values
+
+
 def to_bytes(spec: RuleSpec) -> bytes:
-    """The message RuleSpec of `spec`; equal specs give equal bytes. At most RULE_BYTES_MAX."""
+    """The message RuleSpec of `spec`; equal specs give equal bytes.
+
+    Raises:
+        UsageError: its schedules take more than RULE_BYTES_MAX.
+    """
     message = rules_pb2.RuleSpec()
     rule = getattr(message, rule_name(spec))
     for field in dataclasses.fields(spec):
         value = getattr(spec, field.name)
         if field.name == "betas":
             rule.beta1, rule.beta2 = value
+        elif isinstance(value, Schedule):
+            getattr(message, f"{field.name}_schedule").CopyFrom(to_message(value))
         else:
             setattr(rule, field.name, value)
-    return message.SerializeToString(deterministic=True)
+    rule.SetInParent()
+    raw = message.SerializeToString(deterministic=True)
+    if len(raw) > RULE_BYTES_MAX:
+        raise UsageError(
+            "an update rule is too long", bytes=len(raw), bytes_max=RULE_BYTES_MAX, next_move="Shorten its schedules."
+        )
+    return raw
 
 
 def from_bytes_untrusted(raw: bytes) -> RuleSpec:
@@ -205,13 +254,23 @@ def from_bytes_untrusted(raw: bytes) -> RuleSpec:
     rule: Message = getattr(message, name)
     _refuse_unknown_fields(rule, name, known=", ".join(field.name for field in rule.DESCRIPTOR.fields))
     try:
-        return _from_rule_message(RULES[name], rule)
+        return _from_rule_message(RULES[name], rule, _scheduled_untrusted(message, rule))
     except UsageError as cause:
         raise ProtocolError("an update rule holds values that no rule may have", reason=cause) from cause
 
 
-def _from_rule_message(cls: type[RuleSpec], rule: Message) -> RuleSpec:
-    values: dict[str, object] = {}
+def _scheduled_untrusted(message: rules_pb2.RuleSpec, rule: Message) -> dict[str, object]:
+    """The schedules that stand in place of numbers."""
+    found: dict[str, object] = {}
+    for name in SCHEDULED:
+        if message.HasField(f"{name}_schedule"):  # type: ignore[arg-type]  # one of two literals
+            if name not in rule.DESCRIPTOR.fields_by_name or rule.HasField(name):
+                raise ProtocolError("an update rule has a schedule besides a number, or for nothing", name=name)
+            found[name] = from_message_untrusted(getattr(message, f"{name}_schedule"))
+    return found
+
+
+def _from_rule_message(cls: type[RuleSpec], rule: Message, values: dict[str, object]) -> RuleSpec:
     for field in dataclasses.fields(cls):
         if field.name == "betas":
             values["betas"] = tuple(
@@ -246,7 +305,7 @@ def _require_finite(spec: RuleSpec, *names: str) -> None:
 def _require_not_negative(spec: RuleSpec, *names: str) -> None:
     _require_finite(spec, *names)
     for name in names:
-        if getattr(spec, name) < 0:
+        if type(getattr(spec, name)) is float and getattr(spec, name) < 0:
             raise UsageError(
                 f"{type(spec).__name__} takes {name} >= 0",
                 **{name: getattr(spec, name)},
@@ -266,13 +325,18 @@ def _require_betas(spec: Adam | AdamW) -> None:
     object.__setattr__(spec, "betas", betas)
 
 
-def _finite(spec: RuleSpec, name: str, value: object) -> float:
+def _finite(spec: RuleSpec, name: str, value: object) -> Rate:
+    if isinstance(value, Schedule) and name in SCHEDULED:
+        return value
     try:
         if isinstance(value, (bool, str, bytes)):
             raise TypeError("not a number")
         number = float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError) as cause:
-        raise UsageError(f"{type(spec).__name__} takes a number as {name}", **{name: repr(value)}) from cause
+        or_schedule = " or a schedule" if name in SCHEDULED else ""
+        raise UsageError(
+            f"{type(spec).__name__} takes a number{or_schedule} as {name}", **{name: repr(value)}
+        ) from cause
     if not math.isfinite(number):
         raise UsageError(f"{type(spec).__name__} takes a finite {name}", **{name: number}, next_move=f"Change {name}.")
     return number

@@ -18,6 +18,7 @@ from numba import types
 
 from windlass_proto.errors import InvariantError, UsageError
 from windlass_proto.rule_specs import SGD, Adagrad, Adam, AdamW, RuleSpec, rule_name
+from windlass_proto.schedules import number_at
 from windlass_rules import adagrad, adam, kernel_cache, reduce, sgd
 from windlass_rules.rule import Kernel, Slot, Variant, Vector
 
@@ -52,8 +53,12 @@ class RuleKernels:
     update_out: Kernel = field(repr=False)
     step_numbers: Callable[[Any, int, float, float], tuple[float, ...]] = field(repr=False)
 
-    def scalars(self, spec: RuleSpec, step: int, *, lr_mult: float = 1.0, decay_mult: float = 1.0) -> Vector:
+    def scalars(
+        self, spec: RuleSpec, step: int, *, lr_mult: float = 1.0, decay_mult: float = 1.0, clock: int = 0
+    ) -> Vector:
         """The numbers of 1-based `step` for tensors with these multipliers, in the kernel's order and dtype.
+
+        `step` counts the tensor's updates, `clock` the steps of training: schedules follow the clock.
 
         The kernel's docstring names them. They are computed in float64 and rounded once. `spec` may
         differ from the one the kernels were built for in its values, not in its variant: hyper-parameters
@@ -61,9 +66,8 @@ class RuleKernels:
         """
         if step < 1:
             raise InvariantError("steps of a rule are counted from 1", step=step)
-        return np.array(
-            self.step_numbers(spec, step, spec.lr * lr_mult, spec.weight_decay * decay_mult), dtype=self.dtype
-        )
+        lr, weight_decay = number_at(spec.lr, clock), number_at(spec.weight_decay, clock)
+        return np.array(self.step_numbers(spec, step, lr * lr_mult, weight_decay * decay_mult), dtype=self.dtype)
 
 
 def build(spec: RuleSpec, dtype: npt.DTypeLike) -> RuleKernels:
