@@ -23,6 +23,7 @@ import numpy.typing as npt
 from windlass.data_link import Target
 from windlass.dense_table import DenseTable
 from windlass.finding import Patience
+from windlass.live_rules import LiveRules
 from windlass.pump import Pump
 from windlass.ticket import Ticket
 from windlass_proto import limits
@@ -67,6 +68,7 @@ class Member:
         self.on_event: Callable[[str, str, float], None] | None = None
         self.routing: control_pb2.Routing | None = None
         self.rosters: dict[int, Any] = {}
+        self._live: dict[int, LiveRules] = {}
         self.heap: arena.ArenaHeap | None = None
         self.all_shared = False
         self.peers: dict[int, str] = {}
@@ -140,6 +142,10 @@ class Member:
             self.routing = routing
             self._routed.notify_all()
 
+    def live(self, store_id: int) -> LiveRules:
+        """What was changed live in a store of this job."""
+        return self._live.setdefault(store_id, LiveRules())
+
     # ---- memory ------------------------------------------------------------------------------------------------------
 
     def own(self, array: npt.NDArray[Any]) -> None:
@@ -164,6 +170,8 @@ class Member:
             self.rosters[update.roster.store_id] = update.roster
             for peer in update.roster.members:
                 self.peers[peer.rank] = peer.host
+        elif what == "rule":
+            self.live(update.rule.store_id).learn(update.rule.record)
         elif what == "metrics" and self.on_metrics is not None:
             self.on_metrics(update.metrics)
         elif what == "event" and self.on_event is not None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from tests.sim.cluster import Parts
 from tests.sim.server import Server
-from windlass.window_core import WRITES, Request, WindowCore
+from windlass.window_core import WRITES, Request, Stamp, WindowCore
 from windlass_proto.frames import Status
 from windlass_server.gate_runs import GateRun
 from windlass_server.session_filter import SessionFilter, Verdict
@@ -49,7 +49,9 @@ class HighestSeq(SessionFilter):
 class NoMark(WindowCore):
     """Closing a step sends nothing."""
 
-    def close_step(self, store: int, clock: int, servers: Iterable[int], *, leaves: bool = False) -> None:
+    def close_step(
+        self, store: int, clock: int, servers: Iterable[int], *, leaves: bool = False, stamp: Stamp | None = None
+    ) -> None:
         """Sends no mark."""
 
 

@@ -180,7 +180,8 @@ class Worker:
     def _entry(self, request: Request) -> tuple[Entry, Values | None]:
         entry = Entry(
             request.op, 0, request.flags, request.share[0], request.block, request.tag, request.seq, request.clock,
-            request.seg_begin, request.seg_end, 0, 0, 0, 0, 0, request.weight, request.stamp, request.share[1], 0,
+            request.seg_begin, request.seg_end, 0, 0, 0, 0, 0, request.weight,
+            request.stamp.version if request.stamp is not None else 0, request.share[1], 0,
         )  # fmt: skip
         if request.op != Op.PULL:
             told = repr(entry).encode() + (b"" if request.payload is None else request.payload.tobytes())
