@@ -176,7 +176,8 @@ def test_later_inits_compare_with_what_was_declared_and_live_values_stay(
     late.init({"w": ones(0)}, SGD(lr=1.0))
     assert "store model: set live, from step 0 on: lr=0.5" in capfd.readouterr().err
     assert late.update({"w": ones()})["w"][0] == -0.5
-    late.init({"v": ones(0)}, SGD(lr=1.0))
+    everyone = [*stores, late]
+    pair.each(lambda _, rank: everyone[rank].init({"v": ones(0)}, SGD(lr=1.0)))
     assert late.update({"v": ones()})["v"][0] == -1.0, "what is declared later is as declared"
 
 
