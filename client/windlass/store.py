@@ -273,7 +273,8 @@ class Store:
             hyper_parameters: numbers of their rule, or schedules for lr and weight_decay.
 
         Returns:
-            The first step that it holds from: this one, or a later one that an earlier change holds from.
+            The first step that it holds from: this one, or (not under "asp") a later one that an earlier change holds
+            from.
 
         Raises:
             UsageError: the rule has no such number, a value is not valid, this step has pushes, or another worker sets
@@ -290,7 +291,7 @@ class Store:
                 )
             since = declare.set_rules(self, names, hyper_parameters)
             self._stamped = -1
-            return since
+            return self.clock if self.consistency == "asp" else since
 
     def next_call(self, action: str) -> int:
         """Counts the calls of `action` at this step, from 1: every worker's n-th is the same action."""
