@@ -26,6 +26,7 @@ from windlass_proto.errors import UnavailableError, UsageError
 from windlass_proto.frames import Op
 from windlass_proto.layout import dtype_named
 from windlass_proto.rule_specs import RuleSpec
+from windlass_proto.schedules import Plateau, Rate
 
 if TYPE_CHECKING:
     from windlass.store import Store
@@ -53,6 +54,8 @@ def declare(
     if not arrays:
         raise UsageError("init was given no tensors", store=store.name, next_move="Pass a dict of name -> array.")
     _check_groups(groups, {*arrays, *store.exchange.where})
+    if not store.exchange.where.keys() >= arrays.keys():
+        _check_mixture(store, optimizer)
     member = store.member
     request = pb.DeclareRequest(
         session=member.session,
@@ -90,11 +93,16 @@ def agree(store: Store, action: str, names: list[str], digest: str, text: str) -
     return reply.action_id if reply.granted else None
 
 
-def set_rules(store: Store, names: str, hyper_parameters: Mapping[str, Any]) -> int:
-    """Change hyper-parameters of the tensors that `names` matches; the first step it holds from."""
+def set_rules(store: Store, names: str, hyper_parameters: Mapping[str, Any], key: str = "") -> int:
+    """Change hyper-parameters of the tensors that `names` matches; the first step it holds from.
+
+    `key` tells a change that worker 0 makes of itself from the calls of all.
+    """
     if not hyper_parameters:
         raise UsageError("set was given no hyper-parameters", store=store.name, next_move="Pass lr=..., for example.")
     chosen = _matching(store, names)
+    if names != "*" and any(isinstance(lr, Plateau) for lr in [*live_rates(store), hyper_parameters.get("lr")]):
+        raise _mixed(store)
     change = rule_records.change_of(names, max(store.exchange.tables), hyper_parameters)
     live = store.member.live(store.store_id)
     present = live.newest()
@@ -103,9 +111,35 @@ def set_rules(store: Store, names: str, hyper_parameters: Mapping[str, Any]) -> 
         rule = present.rule_of(table_id, name, store.exchange.rules[table_id])
         rule_specs.changed(rule, dict(change.values))
     text = change.in_words()
-    reply = _ask(store, "set", (), _digest_of_names([names, text]), text[:500], rule_records.change_to_bytes(change))
+    raw = rule_records.change_to_bytes(change)
+    reply = _ask(store, "set", (), _digest_of_names([names, text]), text[:500], raw, key)
     live.learn(reply.record)
     return int(reply.result)
+
+
+def live_rates(store: Store) -> list[Rate]:
+    """The different lr of a store's tensors, as they are live; None for a rule that has none."""
+    present = store.member.live(store.store_id).newest()
+    rules = [
+        present.rule_of(table_id, name, store.exchange.rules[table_id])
+        for name, (table_id, _) in store.exchange.where.items()
+    ]
+    return list(dict.fromkeys(getattr(rule, "lr", None) for rule in rules))
+
+
+def _check_mixture(store: Store, optimizer: RuleSpec) -> None:
+    """Worker 0 lowers a plateau for all tensors of a store at once, so no other lr may be beside it."""
+    rates = {isinstance(lr, Plateau) for lr in [*live_rates(store), getattr(optimizer, "lr", None)]}
+    if len(rates) > 1:
+        raise _mixed(store)
+
+
+def _mixed(store: Store) -> UsageError:
+    return UsageError(
+        "a plateau is for all tensors of a store, with no other lr beside it",
+        store=store.name,
+        next_move="Declare the other tensors in a store of their own.",
+    )
 
 
 def _matching(store: Store, pattern: object) -> list[str]:
@@ -139,7 +173,7 @@ def _say_live_values(store: Store) -> None:
 
 
 def _ask(
-    store: Store, action: str, names: Iterable[str], digest: str, text: str, change: bytes = b""
+    store: Store, action: str, names: Iterable[str], digest: str, text: str, change: bytes = b"", key: str = ""
 ) -> control_pb2.AgreeReply:
     from windlass_proto.gen import control_pb2 as pb
 
@@ -149,7 +183,7 @@ def _ask(
         store_id=store.store_id,
         step=store.clock,
         action=action,
-        key=f"call {store.next_call(action)}",
+        key=key or f"call {store.next_call(action)}",
         digest=digest,
         text=text,
         names=names,

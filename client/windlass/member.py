@@ -6,6 +6,7 @@ inbox. The data plane goes on while the scheduler is away.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import secrets
@@ -24,11 +25,13 @@ from windlass.data_link import Target
 from windlass.dense_table import DenseTable
 from windlass.finding import Patience
 from windlass.live_rules import LiveRules
+from windlass.plateau import PlateauWatch
 from windlass.pump import Pump
 from windlass.ticket import Ticket
 from windlass_proto import limits
 from windlass_proto.errors import ClosedError, UnavailableError, UsageError, WindlassError
 from windlass_proto.links import arena, preamble
+from windlass_proto.schedules import Plateau
 
 if TYPE_CHECKING:
     from windlass_proto.control_link import Beater, ControlLink
@@ -69,6 +72,7 @@ class Member:
         self.routing: control_pb2.Routing | None = None
         self.rosters: dict[int, Any] = {}
         self._live: dict[int, LiveRules] = {}
+        self._watches: dict[int, PlateauWatch] = {}
         self.heap: arena.ArenaHeap | None = None
         self.all_shared = False
         self.peers: dict[int, str] = {}
@@ -145,6 +149,24 @@ class Member:
     def live(self, store_id: int) -> LiveRules:
         """What was changed live in a store of this job."""
         return self._live.setdefault(store_id, LiveRules())
+
+    def watch(self, store_id: int, plateau: Plateau | None) -> PlateauWatch | None:
+        """In worker 0: the watch over a store's plateau, a new one where another metric or manner is asked for.
+
+        What was due until now has been seen to.
+        """
+        if plateau is None or self.joined.rank != 0 or self.observes:
+            self._watches.pop(store_id, None)
+            return None
+        known = self._watches.get(store_id)
+        if known is None or dataclasses.replace(known.plateau, lr=plateau.lr) != plateau:
+            known = self._watches[store_id] = PlateauWatch(plateau)
+        known.lowered(plateau)
+        return known
+
+    def watches(self) -> list[PlateauWatch]:
+        """Those that merged metrics are for."""
+        return list(self._watches.values())
 
     # ---- memory ------------------------------------------------------------------------------------------------------
 

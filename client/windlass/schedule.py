@@ -9,10 +9,22 @@ from windlass_proto.schedules import (
     Cosine,
     InverseSqrt,
     MultiStep,
+    Plateau,
     Polynomial,
     Schedule,
     Step,
     WarmUp,
 )
 
-__all__ = ["Chain", "Constant", "Cosine", "InverseSqrt", "MultiStep", "Polynomial", "Schedule", "Step", "WarmUp"]
+__all__ = [
+    "Chain",
+    "Constant",
+    "Cosine",
+    "InverseSqrt",
+    "MultiStep",
+    "Plateau",
+    "Polynomial",
+    "Schedule",
+    "Step",
+    "WarmUp",
+]

@@ -22,14 +22,16 @@ from windlass import declare
 from windlass.arrays import Array, as_numpy, family_of
 from windlass.data_link import InArena, InFrame, refusal_of
 from windlass.exchange import Exchange, Plan
+from windlass.plateau import PlateauWatch
 from windlass.pump import Mark
 from windlass.ticket import Ticket
 from windlass.window_core import Request, Stamp
 from windlass_proto import limits, memory, rule_records
-from windlass_proto.errors import UsageError, WindlassError
+from windlass_proto.errors import UnavailableError, UsageError, WindlassError
 from windlass_proto.frames import Op, Status
 from windlass_proto.rule_records import RuleRecord
 from windlass_proto.rule_specs import RuleSpec
+from windlass_proto.schedules import Plateau
 
 if TYPE_CHECKING:
     from windlass.member import Member
@@ -58,6 +60,7 @@ class Store:
         self._live = member.live(store_id)
         self._stamp: Stamp | None = None
         self._stamped = -1  # the step that `_stamp` was chosen for
+        self._plateau: PlateauWatch | None = None
 
     def __repr__(self) -> str:
         count = len(self.exchange.where)
@@ -100,6 +103,7 @@ class Store:
             given = {name: as_numpy(name, value) for name, value in arrays.items()}
             self.exchange.family = family_of(next(iter(arrays.values()), None))
             fresh = declare.declare(self, given, optimizer, groups or {}, reduce)
+            self._watch_plateau()
             plan = self.exchange.params_plan(list(given))
             ticket, requests = self._ticket(Op.PULL, plan, clock=0 if fresh else self.clock)
             self.member.pump.submit(requests)
@@ -291,6 +295,7 @@ class Store:
                 )
             since = declare.set_rules(self, names, hyper_parameters)
             self._stamped = -1
+            self._watch_plateau()
             return self.clock if self.consistency == "asp" else since
 
     def next_call(self, action: str) -> int:
@@ -404,6 +409,22 @@ class Store:
         self._pushed = False
         return mark
 
+    def _watch_plateau(self) -> None:
+        """Worker 0 lowers the lr of tensors that follow a plateau: one a store, that of the first such tensor."""
+        plateau = next((lr for lr in declare.live_rates(self) if isinstance(lr, Plateau)), None)
+        self._plateau = self.member.watch(self.store_id, plateau)
+
+    def _lower_lr(self) -> None:
+        """Between two steps: what the metrics called for. While the scheduler is away it has to wait for the next."""
+        self._watch_plateau()
+        if self._plateau is None:
+            return
+        present = self._plateau.plateau
+        with contextlib.suppress(UnavailableError):
+            if present.lowered() != present:
+                declare.set_rules(self, "*", {"lr": present.lowered()}, key="plateau")
+        self._watch_plateau()
+
     def _record(self) -> RuleRecord:
         """The hyper-parameters that this worker's present step is for."""
         return self._live.newest() if self.consistency == "asp" else self._live.at(self.clock)
@@ -411,6 +432,8 @@ class Store:
     def _step_stamp(self) -> Stamp | None:
         """The stamp of the present step: one for all it pushes and for its mark, whatever comes meanwhile."""
         if self._stamped != self.clock:
+            if self._plateau is not None and self._plateau.due and self._depth == 0:
+                self._lower_lr()
             self._stamped = self.clock
             version = self._stamp.version if self._stamp is not None else 0
             if self._live.records and (record := self._record()).version > version:

@@ -23,6 +23,7 @@ from typing import Any, Final, TypeAlias
 from google.protobuf.message import Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
+from windlass_proto import limits
 from windlass_proto.errors import ProtocolError, UsageError
 from windlass_proto.gen import rules_pb2
 
@@ -201,7 +202,40 @@ class Chain:
         return self.parts[-1][0].value(clock)
 
 
-Schedule: TypeAlias = Constant | Step | MultiStep | Polynomial | Cosine | InverseSqrt | WarmUp | Chain
+@dataclass(frozen=True, slots=True)
+class Plateau:
+    """lr, until a logged metric has not got better for `patience` values: then worker 0 sets lr * factor, and so on.
+
+    Values are those of `cluster.log`, merged over workers. Better is less by more than `threshold` of the best one, or
+    more where `rises`; lr stays at or above `end`. It stands for itself: no other schedule may hold it.
+    """
+
+    lr: float
+    metric: str
+    factor: float = 0.1
+    patience: int = 10
+    threshold: float = 1e-4
+    end: float = 0.0
+    rises: bool = False
+
+    def __post_init__(self) -> None:
+        _require_numbers(self, "lr", "factor", "threshold", "end")
+        _require_steps(self, "patience", least=0)
+        metric: object = self.metric
+        if not (isinstance(metric, str) and 1 <= len(metric.encode()) <= limits.NAME_BYTES_MAX):
+            raise UsageError("Plateau takes the name of a logged metric", metric=repr(metric)[:80])
+        if self.factor >= 1 or self.rises not in (True, False):
+            raise UsageError("Plateau takes factor < 1, rises=True or False", factor=self.factor, rises=self.rises)
+
+    def value(self, clock: int) -> float:
+        return self.lr
+
+    def lowered(self) -> Plateau:
+        """The next one, equal to this one at `end`."""
+        return dataclasses.replace(self, lr=min(self.lr, max(self.lr * self.factor, self.end)))
+
+
+Schedule: TypeAlias = Constant | Step | MultiStep | Polynomial | Cosine | InverseSqrt | WarmUp | Chain | Plateau
 
 SCHEDULES: Final[dict[str, type[Schedule]]] = {
     "constant": Constant,
@@ -212,6 +246,7 @@ SCHEDULES: Final[dict[str, type[Schedule]]] = {
     "inverse_sqrt": InverseSqrt,
     "warm_up": WarmUp,
     "chain": Chain,
+    "plateau": Plateau,
 }
 """Every schedule by the field of its message."""
 
@@ -385,9 +420,11 @@ def _sequence(schedule: Any, name: str) -> list[Any]:
 
 
 def _require_schedule(schedule: Any, name: str, value: object) -> None:
-    if not isinstance(value, Schedule):
+    if not isinstance(value, Schedule) or isinstance(value, Plateau):
         raise UsageError(
-            f"{_class(schedule)} takes schedules as {name}", got=repr(value)[:80], next_move="wl.schedule.Constant(lr)."
+            f"{_class(schedule)} takes schedules of the step as {name}",
+            got=repr(value)[:80],
+            next_move="wl.schedule.Constant(lr).",
         )
 
 

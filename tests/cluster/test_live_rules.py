@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -124,7 +125,6 @@ def test_under_asp_all_workers_follow(team: MakeTeam) -> None:
 
 def learned(store: Store, lr: float) -> None:
     """Wait until the worker has heard of it."""
-    import threading
 
     tick = threading.Event()
     for _ in range(1000):
@@ -250,3 +250,43 @@ def test_weights_are_equal_bit_for_bit_over_many_changes(team: MakeTeam, consist
         for name in NAMES:
             assert first[name].tobytes() == second[name].tobytes()
             assert len(np.unique(first[name])) == 1, "both servers, every block"
+
+
+# ---- plateau -------------------------------------------------------------------------------------------------------
+
+
+def test_worker_0_lowers_lr_when_a_logged_metric_stands_still(team: MakeTeam) -> None:
+    pair = team()
+    plateau = wl.schedule.Plateau(1.0, metric="error", factor=0.5, patience=2, end=0.25)
+    stores = pair.stores(model(), SGD(lr=plateau))
+    rates: list[float] = []
+
+    def train(worker: wl.Cluster, rank: int) -> list[set[float]]:
+        seen = []
+        for clock in range(400):
+            seen.append(step(stores[rank]))
+            worker.log(step=clock, error=1.0)
+            rate = stores[rank].specs()["t0"]["rule"].lr.lr
+            if rank == 0 and rate not in rates:
+                rates.append(rate)
+            worker.barrier("step")
+            if worker.broadcast(rates[-1:] if rank == 0 else None) == [0.25]:
+                break
+            pause.wait(0.02)
+        return seen
+
+    pause = threading.Event()
+    first, second = pair.each(train)
+    assert first == second, "both saw the same weights after each step, on every server one value"
+    assert all(len(values) == 1 for values in first)
+    assert rates == [1.0, 0.5, 0.25], "and not below its end"
+
+
+def test_a_plateau_stands_alone_in_its_store(team: MakeTeam) -> None:
+    (alone,) = team(1).stores({"w": ones(0), "b": ones(0)}, SGD(lr=wl.schedule.Plateau(1.0, "loss")))
+    with pytest.raises(UsageError, match="a plateau is for all tensors"):
+        alone.set("b", lr=0.5)
+    with pytest.raises(UsageError, match="a plateau is for all tensors"):
+        alone.init({"v": ones(0)}, SGD(lr=1.0))
+    assert alone.set(lr=0.5) == 0
+    assert alone.update({"w": ones(), "b": ones()})["b"][0] == -0.5

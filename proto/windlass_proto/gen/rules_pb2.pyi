@@ -281,6 +281,7 @@ class Schedule(_message.Message):
     INVERSE_SQRT_FIELD_NUMBER: _builtins.int
     WARM_UP_FIELD_NUMBER: _builtins.int
     CHAIN_FIELD_NUMBER: _builtins.int
+    PLATEAU_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def constant(self) -> Global___ConstantSchedule: ...
     @_builtins.property
@@ -297,6 +298,8 @@ class Schedule(_message.Message):
     def warm_up(self) -> Global___WarmUpSchedule: ...
     @_builtins.property
     def chain(self) -> Global___ChainSchedule: ...
+    @_builtins.property
+    def plateau(self) -> Global___PlateauSchedule: ...
     def __init__(
         self,
         *,
@@ -308,12 +311,13 @@ class Schedule(_message.Message):
         inverse_sqrt: Global___InverseSqrtSchedule | None = ...,
         warm_up: Global___WarmUpSchedule | None = ...,
         chain: Global___ChainSchedule | None = ...,
+        plateau: Global___PlateauSchedule | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["chain", b"chain", "constant", b"constant", "cosine", b"cosine", "inverse_sqrt", b"inverse_sqrt", "multi_step", b"multi_step", "polynomial", b"polynomial", "schedule", b"schedule", "step", b"step", "warm_up", b"warm_up"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chain", b"chain", "constant", b"constant", "cosine", b"cosine", "inverse_sqrt", b"inverse_sqrt", "multi_step", b"multi_step", "plateau", b"plateau", "polynomial", b"polynomial", "schedule", b"schedule", "step", b"step", "warm_up", b"warm_up"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chain", b"chain", "constant", b"constant", "cosine", b"cosine", "inverse_sqrt", b"inverse_sqrt", "multi_step", b"multi_step", "polynomial", b"polynomial", "schedule", b"schedule", "step", b"step", "warm_up", b"warm_up"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chain", b"chain", "constant", b"constant", "cosine", b"cosine", "inverse_sqrt", b"inverse_sqrt", "multi_step", b"multi_step", "plateau", b"plateau", "polynomial", b"polynomial", "schedule", b"schedule", "step", b"step", "warm_up", b"warm_up"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_schedule: _TypeAlias = _typing.Literal["constant", "step", "multi_step", "polynomial", "cosine", "inverse_sqrt", "warm_up", "chain"]  # noqa: Y015
+    _WhichOneofReturnType_schedule: _TypeAlias = _typing.Literal["constant", "step", "multi_step", "polynomial", "cosine", "inverse_sqrt", "warm_up", "chain", "plateau"]  # noqa: Y015
     _WhichOneofArgType_schedule: _TypeAlias = _typing.Literal["schedule", b"schedule"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_schedule) -> _WhichOneofReturnType_schedule | None: ...
 
@@ -576,6 +580,72 @@ class ChainSchedule(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ChainSchedule: _TypeAlias = ChainSchedule  # noqa: Y015
+
+@_typing.final
+class PlateauSchedule(_message.Message):
+    """Servers see lr; worker 0 lowers it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LR_FIELD_NUMBER: _builtins.int
+    METRIC_FIELD_NUMBER: _builtins.int
+    FACTOR_FIELD_NUMBER: _builtins.int
+    PATIENCE_FIELD_NUMBER: _builtins.int
+    THRESHOLD_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    RISES_FIELD_NUMBER: _builtins.int
+    lr: _builtins.float
+    metric: _builtins.str
+    factor: _builtins.float
+    patience: _builtins.int
+    threshold: _builtins.float
+    end: _builtins.float
+    rises: _builtins.bool
+    def __init__(
+        self,
+        *,
+        lr: _builtins.float | None = ...,
+        metric: _builtins.str | None = ...,
+        factor: _builtins.float | None = ...,
+        patience: _builtins.int | None = ...,
+        threshold: _builtins.float | None = ...,
+        end: _builtins.float | None = ...,
+        rises: _builtins.bool | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_end", b"_end", "_factor", b"_factor", "_lr", b"_lr", "_metric", b"_metric", "_patience", b"_patience", "_rises", b"_rises", "_threshold", b"_threshold", "end", b"end", "factor", b"factor", "lr", b"lr", "metric", b"metric", "patience", b"patience", "rises", b"rises", "threshold", b"threshold"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_end", b"_end", "_factor", b"_factor", "_lr", b"_lr", "_metric", b"_metric", "_patience", b"_patience", "_rises", b"_rises", "_threshold", b"_threshold", "end", b"end", "factor", b"factor", "lr", b"lr", "metric", b"metric", "patience", b"patience", "rises", b"rises", "threshold", b"threshold"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__end: _TypeAlias = _typing.Literal["end"]  # noqa: Y015
+    _WhichOneofArgType__end: _TypeAlias = _typing.Literal["_end", b"_end"]  # noqa: Y015
+    _WhichOneofReturnType__factor: _TypeAlias = _typing.Literal["factor"]  # noqa: Y015
+    _WhichOneofArgType__factor: _TypeAlias = _typing.Literal["_factor", b"_factor"]  # noqa: Y015
+    _WhichOneofReturnType__lr: _TypeAlias = _typing.Literal["lr"]  # noqa: Y015
+    _WhichOneofArgType__lr: _TypeAlias = _typing.Literal["_lr", b"_lr"]  # noqa: Y015
+    _WhichOneofReturnType__metric: _TypeAlias = _typing.Literal["metric"]  # noqa: Y015
+    _WhichOneofArgType__metric: _TypeAlias = _typing.Literal["_metric", b"_metric"]  # noqa: Y015
+    _WhichOneofReturnType__patience: _TypeAlias = _typing.Literal["patience"]  # noqa: Y015
+    _WhichOneofArgType__patience: _TypeAlias = _typing.Literal["_patience", b"_patience"]  # noqa: Y015
+    _WhichOneofReturnType__rises: _TypeAlias = _typing.Literal["rises"]  # noqa: Y015
+    _WhichOneofArgType__rises: _TypeAlias = _typing.Literal["_rises", b"_rises"]  # noqa: Y015
+    _WhichOneofReturnType__threshold: _TypeAlias = _typing.Literal["threshold"]  # noqa: Y015
+    _WhichOneofArgType__threshold: _TypeAlias = _typing.Literal["_threshold", b"_threshold"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__end) -> _WhichOneofReturnType__end | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__factor) -> _WhichOneofReturnType__factor | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__lr) -> _WhichOneofReturnType__lr | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__metric) -> _WhichOneofReturnType__metric | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__patience) -> _WhichOneofReturnType__patience | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__rises) -> _WhichOneofReturnType__rises | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__threshold) -> _WhichOneofReturnType__threshold | None: ...
+
+Global___PlateauSchedule: _TypeAlias = PlateauSchedule  # noqa: Y015
 
 @_typing.final
 class ChainPart(_message.Message):
