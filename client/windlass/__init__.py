@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from windlass._version import __version__
 
 if TYPE_CHECKING:
-    from windlass import optim
+    from windlass import optim, schedule
     from windlass.cluster import Cluster, connect
     from windlass.store import Store
     from windlass.ticket import Ticket, wait
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 _ERRORS = "windlass_proto.errors"
 _WHERE = {
     "optim": "",
+    "schedule": "",
     "datasets": "",
     "Cluster": "windlass.cluster",
     "connect": "windlass.cluster",
@@ -70,6 +71,7 @@ __all__ = [
     "__version__",
     "connect",
     "optim",
+    "schedule",
     "wait",
 ]
 

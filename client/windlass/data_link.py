@@ -251,7 +251,7 @@ def _entry(request: Request, offset: int, nbytes: int, segment_id: int, *, share
         out_arena,
         out_offset,
         request.weight,
-        request.stamp,
+        request.stamp.version if request.stamp is not None else 0,
         request.share[1],
         0,
     )

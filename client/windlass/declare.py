@@ -10,6 +10,7 @@ import contextlib
 import difflib
 import fnmatch
 import math
+import sys
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -20,11 +21,12 @@ from windlass.data_link import InFrame
 from windlass.dense_table import DenseTable
 from windlass.ticket import Ticket
 from windlass.window_core import Request
-from windlass_proto import group_specs, rule_specs
+from windlass_proto import group_specs, rule_records, rule_specs
 from windlass_proto.errors import UnavailableError, UsageError
 from windlass_proto.frames import Op
 from windlass_proto.layout import dtype_named
 from windlass_proto.rule_specs import RuleSpec
+from windlass_proto.schedules import Plateau, Rate
 
 if TYPE_CHECKING:
     from windlass.store import Store
@@ -52,6 +54,8 @@ def declare(
     if not arrays:
         raise UsageError("init was given no tensors", store=store.name, next_move="Pass a dict of name -> array.")
     _check_groups(groups, {*arrays, *store.exchange.where})
+    if not store.exchange.where.keys() >= arrays.keys():
+        _check_mixture(store, optimizer)
     member = store.member
     request = pb.DeclareRequest(
         session=member.session,
@@ -64,6 +68,7 @@ def declare(
     fresh = False
     while True:
         reply = member.control.declare(request)
+        member.live(store.store_id).learn(reply.record)
         fresh = _take_groups(store, reply.groups, arrays) or fresh
         if reply.sealed:
             break
@@ -77,12 +82,99 @@ def declare(
         entered = member.ask_peers(member.control.enter_roster, entering, f"init of store {store.name}")
         store.entered = True
         store.clock = entered.join_clock
+        _say_live_values(store)
         return False
     return fresh
 
 
 def agree(store: Store, action: str, names: list[str], digest: str, text: str) -> int | None:
     """Ask to carry out `action` at this step: its id if this worker is to do it, None once another has done it."""
+    reply = _ask(store, action, names if action == "delete" else (), digest, text)
+    return reply.action_id if reply.granted else None
+
+
+def set_rules(store: Store, names: str, hyper_parameters: Mapping[str, Any], key: str = "") -> int:
+    """Change hyper-parameters of the tensors that `names` matches; the first step it holds from.
+
+    `key` tells a change that worker 0 makes of itself from the calls of all.
+    """
+    if not hyper_parameters:
+        raise UsageError("set was given no hyper-parameters", store=store.name, next_move="Pass lr=..., for example.")
+    chosen = _matching(store, names)
+    if names != "*" and any(isinstance(lr, Plateau) for lr in [*live_rates(store), hyper_parameters.get("lr")]):
+        raise _mixed(store)
+    change = rule_records.change_of(names, max(store.exchange.tables), hyper_parameters)
+    live = store.member.live(store.store_id)
+    present = live.newest()
+    for name in chosen:
+        table_id, _ = store.exchange.place(name)
+        rule = present.rule_of(table_id, name, store.exchange.rules[table_id])
+        rule_specs.changed(rule, dict(change.values))
+    text = change.in_words()
+    raw = rule_records.change_to_bytes(change)
+    reply = _ask(store, "set", (), _digest_of_names([names, text]), text[:500], raw, key)
+    live.learn(reply.record)
+    return int(reply.result)
+
+
+def live_rates(store: Store) -> list[Rate]:
+    """The different lr of a store's tensors, as they are live; None for a rule that has none."""
+    present = store.member.live(store.store_id).newest()
+    rules = [
+        present.rule_of(table_id, name, store.exchange.rules[table_id])
+        for name, (table_id, _) in store.exchange.where.items()
+    ]
+    return list(dict.fromkeys(getattr(rule, "lr", None) for rule in rules))
+
+
+def _check_mixture(store: Store, optimizer: RuleSpec) -> None:
+    """Worker 0 lowers a plateau for all tensors of a store at once, so no other lr may be beside it."""
+    rates = {isinstance(lr, Plateau) for lr in [*live_rates(store), getattr(optimizer, "lr", None)]}
+    if len(rates) > 1:
+        raise _mixed(store)
+
+
+def _mixed(store: Store) -> UsageError:
+    return UsageError(
+        "a plateau is for all tensors of a store, with no other lr beside it",
+        store=store.name,
+        next_move="Declare the other tensors in a store of their own.",
+    )
+
+
+def _matching(store: Store, pattern: object) -> list[str]:
+    """The declared tensors that a pattern names."""
+    known = list(store.exchange.where)
+    if not store.entered or not isinstance(pattern, str):
+        raise UsageError(
+            "set was called before init" if isinstance(pattern, str) else "a name pattern is not a string",
+            store=store.name,
+            names=repr(pattern)[:80],
+            next_move="Declare tensors first; names is a pattern such as 'b*'.",
+        )
+    found = [name for name in known if fnmatch.fnmatchcase(name, pattern)]
+    if not found:
+        close = difflib.get_close_matches(pattern, known, 1, cutoff=0.4)
+        raise UsageError(
+            "a name pattern matches no tensor",
+            store=store.name,
+            names=pattern,
+            nearest=close[0] if close else "none",
+            next_move="Patterns are those of fnmatch: * stands for anything, and case counts.",
+        )
+    return found
+
+
+def _say_live_values(store: Store) -> None:
+    """Who joins a store whose hyper-parameters were changed live is told so: what it declares is not what it gets."""
+    record = store.member.live(store.store_id).newest()
+    if record.version:
+        sys.stderr.write(f"windlass: store {store.name}: set live, from step {record.since} on: {record.in_words()}\n")
+
+
+def _ask(
+    store: Store, action: str, names: Iterable[str], digest: str, text: str, change: bytes = b"", key: str = ""
+) -> control_pb2.AgreeReply:
     from windlass_proto.gen import control_pb2 as pb
 
     member = store.member
@@ -91,13 +183,13 @@ def agree(store: Store, action: str, names: list[str], digest: str, text: str) -
         store_id=store.store_id,
         step=store.clock,
         action=action,
-        key=f"call {store.next_call(action)}",
+        key=key or f"call {store.next_call(action)}",
         digest=digest,
         text=text,
-        names=names if action == "delete" else (),
+        names=names,
+        change=change,
     )
-    reply = member.ask_peers(member.control.agree, asking, f"{action} in store {store.name}")
-    return reply.action_id if reply.granted else None
+    return member.ask_peers(member.control.agree, asking, f"{action} in store {store.name}")
 
 
 def agreed(store: Store, action_id: int) -> None:
@@ -129,6 +221,7 @@ def observe(store: Store) -> None:
 
     member = store.member
     reply = member.control.declare(pb.DeclareRequest(session=member.session, store_id=store.store_id))
+    member.live(store.store_id).learn(reply.record)
     _take_groups(store, reply.groups, None)
 
 

@@ -21,6 +21,7 @@ from windlass.data_link import bytes_of
 from windlass.dense_table import DenseTable, Flat, Place, Span, not_finite, tensors_between
 from windlass_proto.errors import UsageError
 from windlass_proto.frames import Op, Status
+from windlass_proto.rule_records import RuleRecord
 from windlass_proto.rule_specs import RuleSpec
 
 if TYPE_CHECKING:
@@ -106,15 +107,15 @@ class Exchange:
             )
         return found
 
-    def specs(self) -> dict[str, dict[str, Any]]:
-        """name -> shape, dtype and rule."""
+    def specs(self, record: RuleRecord) -> dict[str, dict[str, Any]]:
+        """name -> shape, dtype and rule under `record`."""
         found = {}
         for name, (table_id, number) in self.where.items():
             layout = self.tables[table_id].layout
             found[name] = {
                 "shape": layout.tensors[number].shape,
                 "dtype": layout.dtype_name,
-                "rule": self.rules[table_id],
+                "rule": record.rule_of(table_id, name, self.rules[table_id]),
             }
         return found
 

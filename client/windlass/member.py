@@ -6,6 +6,7 @@ inbox. The data plane goes on while the scheduler is away.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import secrets
@@ -23,11 +24,14 @@ import numpy.typing as npt
 from windlass.data_link import Target
 from windlass.dense_table import DenseTable
 from windlass.finding import Patience
+from windlass.live_rules import LiveRules
+from windlass.plateau import PlateauWatch
 from windlass.pump import Pump
 from windlass.ticket import Ticket
 from windlass_proto import limits
 from windlass_proto.errors import ClosedError, UnavailableError, UsageError, WindlassError
 from windlass_proto.links import arena, preamble
+from windlass_proto.schedules import Plateau
 
 if TYPE_CHECKING:
     from windlass_proto.control_link import Beater, ControlLink
@@ -67,6 +71,8 @@ class Member:
         self.on_event: Callable[[str, str, float], None] | None = None
         self.routing: control_pb2.Routing | None = None
         self.rosters: dict[int, Any] = {}
+        self._live: dict[int, LiveRules] = {}
+        self._watches: dict[int, PlateauWatch] = {}
         self.heap: arena.ArenaHeap | None = None
         self.all_shared = False
         self.peers: dict[int, str] = {}
@@ -140,6 +146,28 @@ class Member:
             self.routing = routing
             self._routed.notify_all()
 
+    def live(self, store_id: int) -> LiveRules:
+        """What was changed live in a store of this job."""
+        return self._live.setdefault(store_id, LiveRules())
+
+    def watch(self, store_id: int, plateau: Plateau | None) -> PlateauWatch | None:
+        """In worker 0: the watch over a store's plateau, a new one where another metric or manner is asked for.
+
+        What was due until now has been seen to.
+        """
+        if plateau is None or self.joined.rank != 0 or self.observes:
+            self._watches.pop(store_id, None)
+            return None
+        known = self._watches.get(store_id)
+        if known is None or dataclasses.replace(known.plateau, lr=plateau.lr) != plateau:
+            known = self._watches[store_id] = PlateauWatch(plateau)
+        known.lowered(plateau)
+        return known
+
+    def watches(self) -> list[PlateauWatch]:
+        """Those that merged metrics are for."""
+        return list(self._watches.values())
+
     # ---- memory ------------------------------------------------------------------------------------------------------
 
     def own(self, array: npt.NDArray[Any]) -> None:
@@ -164,6 +192,8 @@ class Member:
             self.rosters[update.roster.store_id] = update.roster
             for peer in update.roster.members:
                 self.peers[peer.rank] = peer.host
+        elif what == "rule":
+            self.live(update.rule.store_id).learn(update.rule.record)
         elif what == "metrics" and self.on_metrics is not None:
             self.on_metrics(update.metrics)
         elif what == "event" and self.on_event is not None:

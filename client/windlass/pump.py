@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from windlass.data_link import DataLink, Target, error_of, open_socket, refusal_of
 from windlass.ticket import Ticket
-from windlass.window_core import Finished, Request, WindowCore
+from windlass.window_core import Finished, Request, Stamp, WindowCore
 from windlass_proto import limits
 from windlass_proto.errors import ClosedError, ProtocolError, UnavailableError, WindlassError
 from windlass_proto.frames import Status
@@ -44,6 +44,7 @@ class Mark(NamedTuple):
     clock: int
     servers: tuple[int, ...]
     leaves: bool = False
+    stamp: Stamp | None = None
 
 
 class _Submission(NamedTuple):
@@ -339,8 +340,8 @@ class Pump:
                 for request in item.requests:
                     self.window.submit(request)
                 if item.mark is not None:
-                    store, clock, servers, leaves = item.mark
-                    self.window.close_step(store, clock, servers, leaves=leaves)
+                    store, clock, servers, leaves, stamp = item.mark
+                    self.window.close_step(store, clock, servers, leaves=leaves, stamp=stamp)
             elif isinstance(item, WindlassError):
                 self._fail(item)
             elif type(item) is _Routing:

@@ -20,15 +20,18 @@ import numpy as np
 
 from windlass import declare
 from windlass.arrays import Array, as_numpy, family_of
-from windlass.data_link import InArena, refusal_of
+from windlass.data_link import InArena, InFrame, refusal_of
 from windlass.exchange import Exchange, Plan
+from windlass.plateau import PlateauWatch
 from windlass.pump import Mark
 from windlass.ticket import Ticket
-from windlass.window_core import Request
-from windlass_proto import limits, memory
-from windlass_proto.errors import UsageError, WindlassError
+from windlass.window_core import Request, Stamp
+from windlass_proto import limits, memory, rule_records
+from windlass_proto.errors import UnavailableError, UsageError, WindlassError
 from windlass_proto.frames import Op, Status
+from windlass_proto.rule_records import RuleRecord
 from windlass_proto.rule_specs import RuleSpec
+from windlass_proto.schedules import Plateau
 
 if TYPE_CHECKING:
     from windlass.member import Member
@@ -54,6 +57,10 @@ class Store:
         self._weight: float | None = None
         self._failed: deque[Ticket] = deque(maxlen=16)
         self._steps: deque[Ticket] = deque()
+        self._live = member.live(store_id)
+        self._stamp: Stamp | None = None
+        self._stamped = -1  # the step that `_stamp` was chosen for
+        self._plateau: PlateauWatch | None = None
 
     def __repr__(self) -> str:
         count = len(self.exchange.where)
@@ -96,6 +103,7 @@ class Store:
             given = {name: as_numpy(name, value) for name, value in arrays.items()}
             self.exchange.family = family_of(next(iter(arrays.values()), None))
             fresh = declare.declare(self, given, optimizer, groups or {}, reduce)
+            self._watch_plateau()
             plan = self.exchange.params_plan(list(given))
             ticket, requests = self._ticket(Op.PULL, plan, clock=0 if fresh else self.clock)
             self.member.pump.submit(requests)
@@ -103,8 +111,8 @@ class Store:
         return params
 
     def specs(self) -> dict[str, dict[str, Any]]:
-        """name -> shape, dtype and rule of every declared tensor."""
-        return self.exchange.specs()
+        """name -> shape, dtype and rule of every declared tensor, with the hyper-parameters of the present step."""
+        return self.exchange.specs(self._record())
 
     def empty(self, shape: int | tuple[int, ...], dtype: Any = np.float32) -> Array:
         """An array that the servers on this host can read in place: pushes of it are not copied.
@@ -257,6 +265,39 @@ class Store:
                 )
             declare.delete(self, chosen)
 
+    def set(self, names: str = "*", **hyper_parameters: Any) -> int:
+        """Change hyper-parameters of the update rule while training, e.g. `store.set(lr=1e-4)`.
+
+        Called by one worker or by all with equal values at the same step: the n-th `set` of a step is one action. Every
+        worker of the job follows: under "bsp" and "ssp" from the step returned on, under "asp", where steps have
+        nothing in common, with its next push. A schedule given here counts the same steps as one declared.
+
+        Args:
+            names: name pattern (as in fnmatch) of the tensors; what is declared later is as declared.
+            hyper_parameters: numbers of their rule, or schedules for lr and weight_decay.
+
+        Returns:
+            The first step that it holds from: this one, or (not under "asp") a later one that an earlier change holds
+            from.
+
+        Raises:
+            UsageError: the rule has no such number, a value is not valid, this step has pushes, or another worker sets
+            something else at this step; both are named.
+        """
+        with self._lock:
+            self._check_writes("set")
+            if self._pushed:
+                raise UsageError(
+                    "hyper-parameters were to be set inside a step",
+                    store=self.name,
+                    step=self.clock,
+                    next_move="A step has one version of them: set them before its first push.",
+                )
+            since = declare.set_rules(self, names, hyper_parameters)
+            self._stamped = -1
+            self._watch_plateau()
+            return self.clock if self.consistency == "asp" else since
+
     def next_call(self, action: str) -> int:
         """Counts the calls of `action` at this step, from 1: every worker's n-th is the same action."""
         step, calls = self._actions.get(action, (-1, 0))
@@ -285,7 +326,8 @@ class Store:
         """Say the last clock: nobody waits for this worker's further steps."""
         if self.entered and self.exchange.tables:
             self.member.pump.submit(
-                [], Mark(self.store_id, max(0, self.clock - 1), self.exchange.servers(), leaves=True)
+                [],
+                Mark(self.store_id, max(0, self.clock - 1), self.exchange.servers(), leaves=True, stamp=self._stamp),
             )
 
     def check_waitable(self, ticket: Ticket) -> None:
@@ -362,10 +404,42 @@ class Store:
             )
 
     def _close_step(self) -> Mark:
-        mark = Mark(self.store_id, self.clock, self.exchange.servers())
+        mark = Mark(self.store_id, self.clock, self.exchange.servers(), stamp=self._step_stamp())
         self.clock += 1
         self._pushed = False
         return mark
+
+    def _watch_plateau(self) -> None:
+        """Worker 0 lowers the lr of tensors that follow a plateau: one a store, that of the first such tensor."""
+        plateau = next((lr for lr in declare.live_rates(self) if isinstance(lr, Plateau)), None)
+        self._plateau = self.member.watch(self.store_id, plateau)
+
+    def _lower_lr(self) -> None:
+        """Between two steps: what the metrics called for. While the scheduler is away it has to wait for the next."""
+        self._watch_plateau()
+        if self._plateau is None:
+            return
+        present = self._plateau.plateau
+        with contextlib.suppress(UnavailableError):
+            if present.lowered() != present:
+                declare.set_rules(self, "*", {"lr": present.lowered()}, key="plateau")
+        self._watch_plateau()
+
+    def _record(self) -> RuleRecord:
+        """The hyper-parameters that this worker's present step is for."""
+        return self._live.newest() if self.consistency == "asp" else self._live.at(self.clock)
+
+    def _step_stamp(self) -> Stamp | None:
+        """The stamp of the present step: one for all it pushes and for its mark, whatever comes meanwhile."""
+        if self._stamped != self.clock:
+            if self._plateau is not None and self._plateau.due and self._depth == 0:
+                self._lower_lr()
+            self._stamped = self.clock
+            version = self._stamp.version if self._stamp is not None else 0
+            if self._live.records and (record := self._record()).version > version:
+                raw = rule_records.to_bytes(record)
+                self._stamp = Stamp(record.version, self.clock, InFrame((memoryview(raw),), len(raw)), len(raw))
+        return self._stamp
 
     def _bound_open_steps(self, ticket: Ticket) -> None:
         self._steps.append(ticket)
@@ -399,6 +473,7 @@ class Store:
         if not plan.entries:
             self.on_done(ticket)
         weight, free = self.weight, self.member.all_shared
+        stamp = self._step_stamp() if op in (Op.PUSH, Op.PUSH_PULL) else None
         requests = [
             Request(
                 op,
@@ -413,6 +488,7 @@ class Store:
                 nbytes=0 if payload is None or (free and type(payload) is InArena) else payload.nbytes,
                 out=out,
                 weight=weight,
+                stamp=stamp,
                 last=last,
                 nowait=nowait,
                 priority=priority,

@@ -9,6 +9,7 @@ Invariants (checked by `validate`):
   bytes, same place in its share's order.
 - Every closed step's mark reaches every server with a share of its store, after the step's entries; a mark
   is repeated after a reconnect (marks are monotonic, so repeats are harmless).
+- A stamp's record, and those of the session's stamps before it, go over a link ahead of what is stamped with it.
 - A request finishes exactly once.
 - Bytes on their way to a server stay within `credit_bytes`, except that one frame may always be under way,
   and that the oldest step under way may always be completed: its answers may need all of it.
@@ -29,7 +30,22 @@ from windlass_proto.errors import InvariantError, ProtocolError
 from windlass_proto.frames import Entry, EntryFlag, Flag, Op, Status
 
 _STATUSES: Final = {int(status): status for status in Status}
+STAMPS_KEPT: Final = 128
+"""Of a store: twice the steps that may be open. Stamps that are on their way are held by their requests."""
+
 WRITES: Final = frozenset({Op.PUSH, Op.PUSH_PULL, Op.INIT, Op.ASSIGN})
+
+
+class Stamp(NamedTuple):
+    """A version of a store's hyper-parameters, with the first step of this session that is stamped with it.
+
+    `payload` is its record, the driver's own as those of requests; `nbytes` its length.
+    """
+
+    version: int
+    clock: int
+    payload: Any
+    nbytes: int
 
 
 class Request:
@@ -77,7 +93,7 @@ class Request:
         nbytes: int = 0,
         out: Any = None,
         weight: float = 1.0,
-        stamp: int = 0,
+        stamp: Stamp | None = None,
         last: bool = True,
         nowait: bool = False,
         priority: int = 0,
@@ -132,6 +148,7 @@ class _Mark:
     store: int
     clock: int
     leaves: bool
+    stamp: Stamp | None = None
 
 
 @dataclass(slots=True)
@@ -147,6 +164,7 @@ class _Lane:
     last_marks: dict[int, _Mark] = field(default_factory=dict)
     waiting: dict[tuple[int, int], int] = field(default_factory=dict)  # (store, clock) -> entries not sent yet
     flying: dict[tuple[int, int], int] = field(default_factory=dict)  # (store, clock) -> entries in flight
+    told: dict[int, int] = field(default_factory=dict)  # store -> the newest version whose record went over this link
 
     def launch(self, request: Request) -> None:
         self.inflight[request.tag] = request
@@ -180,6 +198,7 @@ class WindowCore:
         self.frame_bytes = frame_bytes
         self.lanes: dict[int, _Lane] = {}
         self.seqs: dict[tuple[int, int], int] = {}
+        self.stamps: dict[int, list[Stamp]] = {}  # store -> those given, in order
         self._returned: dict[tuple[int, int], dict[int, Request]] = {}  # share -> seq -> what came back
         self._unanswered: dict[tuple[int, int], dict[int, Request]] = {}  # share -> seq -> what was sent
         self._fenced: list[Request] = []
@@ -192,17 +211,31 @@ class WindowCore:
         """Queue a request; returns the server it goes to."""
         self._orders += 1
         request.order = self._orders
+        self._note_stamp(request.store, request.stamp)
         self._queue(request)
         return request.server
 
-    def close_step(self, store: int, clock: int, servers: Iterable[int], *, leaves: bool = False) -> None:
-        """Send the mark of `clock` to `servers` once the entries of its step have gone there."""
-        mark = _Mark(store, clock, leaves)
+    def close_step(
+        self, store: int, clock: int, servers: Iterable[int], *, leaves: bool = False, stamp: Stamp | None = None
+    ) -> None:
+        """Send the mark of `clock` to `servers` once the entries of its step have gone there.
+
+        `stamp` is that of the step, which each of them is told ahead of the mark, also where nothing was pushed.
+        """
+        mark = _Mark(store, clock, leaves, stamp)
+        self._note_stamp(store, stamp)
         for server in servers:
             lane = self._lane(server)
             if self._is_due(lane, mark):  # it says what older ones would
                 lane.marks = deque(m for m in lane.marks if m.store != store)
             lane.marks.append(mark)
+
+    def _note_stamp(self, store: int, stamp: Stamp | None) -> None:
+        if stamp is not None:
+            given = self.stamps.setdefault(store, [])
+            if not given or given[-1].version < stamp.version:
+                given.append(stamp)
+                del given[:-STAMPS_KEPT]
 
     # ---- the wire ------------------------------------------------------------------------------------------
 
@@ -224,15 +257,32 @@ class WindowCore:
             return None
         store = requests[0].store if requests else mark.store if mark else 0
         flags = 0
+        if self.stamps:
+            requests = [*self._records_ahead(lane, store, requests, mark), *requests]
         if mark is not None:
             flags = Flag.MARK | (Flag.LEAVE if mark.leaves else 0)
         return OutFrame(store, flags, mark.clock if mark else 0, self.generation, requests)
+
+    def _records_ahead(self, lane: _Lane, store: int, requests: list[Request], mark: _Mark | None) -> list[Request]:
+        """The records that go ahead of a frame: of all stamps that this link was not told, up to the newest in it."""
+        told = lane.told.get(store, 0)
+        needed = {r.stamp.version: r.stamp for r in requests if r.stamp is not None and r.stamp.version > told}
+        if mark is not None and mark.stamp is not None and mark.stamp.version > told:
+            needed[mark.stamp.version] = mark.stamp
+        if not needed:
+            return []
+        newest = lane.told[store] = max(needed)
+        needed |= {s.version: s for s in self.stamps[store] if told < s.version < newest}
+        return [
+            Request(Op.SET_RULE, store, (store, 0), 0, 0, 0, clock=s.clock, payload=s.payload, nbytes=s.nbytes, stamp=s)
+            for _, s in sorted(needed.items())
+        ]
 
     def _take(self, lane: _Lane) -> list[Request]:
         """Requests of one store that fit a frame and the credit."""
         taken: list[Request] = []
         nbytes = 0
-        while len(taken) < limits.FRAME_ENTRIES_MAX:
+        while len(taken) < limits.FRAME_ENTRIES_MAX - STAMPS_KEPT:
             request = self._head(lane)
             if request is None:
                 break
@@ -323,7 +373,9 @@ class WindowCore:
         if status is Status.GAP and self._is_lost(request, answer.aux):
             self._settle(lane, request)
             return Finished(request, status, answer)
-        if status in (Status.GAP, Status.RETRY):
+        if status is Status.UNKNOWN_STAMP:
+            lane.told.pop(request.store, None)  # its record goes ahead of it once more
+        if status in (Status.GAP, Status.RETRY, Status.UNKNOWN_STAMP):
             self._return(lane, request)
             return None
         if status is Status.FENCED:
@@ -384,7 +436,7 @@ class WindowCore:
             if next(iter(returned.values())).server == server:
                 back += self._returned.pop(share).values()
         lane.again = deque(sorted(back, key=lambda request: request.wire))
-        lane.inflight, lane.inflight_bytes, lane.flying = {}, 0, {}
+        lane.inflight, lane.inflight_bytes, lane.flying, lane.told = {}, 0, {}, {}
         self._repeat_marks(lane)
 
     def set_routing(self, server_of: Callable[[int], int], generation: int) -> None:

@@ -14,6 +14,7 @@ from windlass_proto.hyper_parameters import (
     require_positive,
     require_shared,
 )
+from windlass_proto.schedules import Rate
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +22,7 @@ class Adam:
     """Adam, with weight decay (if any) added to the gradient.
 
     Args:
-        lr: learning rate, >= 0.
+        lr: learning rate, >= 0, or a schedule of it.
         betas: share of the first and of the second moment kept each step, each in [0, 1).
         eps: added to the root of the second moment, >= 0.
         weight_decay: L2 penalty added to the gradient, >= 0.
@@ -32,10 +33,10 @@ class Adam:
         UsageError: if a value is not a finite number in its range.
     """
 
-    lr: float = 1e-3
+    lr: Rate = 1e-3
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
-    weight_decay: float = 0.0
+    weight_decay: Rate = 0.0
     amsgrad: bool = False
     clip_value: float | None = None
 
@@ -51,7 +52,7 @@ class AdamW:
     """Adam with decoupled weight decay: the weight shrinks by lr * weight_decay, the moments never see it.
 
     Args:
-        lr: learning rate, >= 0.
+        lr: learning rate, >= 0, or a schedule of it.
         betas: share of the first and of the second moment kept each step, each in [0, 1).
         eps: added to the root of the second moment, >= 0.
         weight_decay: share of the weight lost a step, in units of lr, >= 0.
@@ -62,10 +63,10 @@ class AdamW:
         UsageError: if a value is not a finite number in its range.
     """
 
-    lr: float = 1e-3
+    lr: Rate = 1e-3
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
-    weight_decay: float = 1e-2
+    weight_decay: Rate = 1e-2
     amsgrad: bool = False
     clip_value: float | None = None
 
@@ -81,7 +82,7 @@ class NAdam:
     """Adam with Nesterov's momentum, whose share grows over the first steps.
 
     Args:
-        lr: learning rate, >= 0.
+        lr: learning rate, >= 0, or a schedule of it.
         betas: share of the first and of the second moment kept each step, each in [0, 1).
         eps: added to the root of the second moment, >= 0.
         weight_decay: L2 penalty added to the gradient, or decoupled as in AdamW, >= 0.
@@ -93,10 +94,10 @@ class NAdam:
         UsageError: if a value is not a finite number in its range.
     """
 
-    lr: float = 2e-3
+    lr: Rate = 2e-3
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
-    weight_decay: float = 0.0
+    weight_decay: Rate = 0.0
     momentum_decay: float = 4e-3
     decoupled_weight_decay: bool = False
     clip_value: float | None = None
@@ -113,7 +114,7 @@ class Adamax:
     """Adam with a decaying maximum of the gradient's size in place of the second moment's root.
 
     Args:
-        lr: learning rate, >= 0.
+        lr: learning rate, >= 0, or a schedule of it.
         betas: share of the mean and of the maximum kept each step, each in [0, 1).
         eps: added to the gradient's size, >= 0.
         weight_decay: L2 penalty added to the gradient, >= 0.
@@ -123,10 +124,10 @@ class Adamax:
         UsageError: if a value is not a finite number in its range.
     """
 
-    lr: float = 2e-3
+    lr: Rate = 2e-3
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
-    weight_decay: float = 0.0
+    weight_decay: Rate = 0.0
     clip_value: float | None = None
 
     def __post_init__(self) -> None:
@@ -140,7 +141,7 @@ class AdaBelief:
     """Adam that divides by how far gradients lie from their running mean, not by their size.
 
     Args:
-        lr: learning rate, >= 0.
+        lr: learning rate, >= 0, or a schedule of it.
         betas: share of the mean and of the mean squared distance kept each step, each in [0, 1).
         eps: added to the distance each step and to its root, > 0.
         weight_decay: L2 penalty added to the gradient, >= 0.
@@ -150,10 +151,10 @@ class AdaBelief:
         UsageError: if a value is not a finite number in its range.
     """
 
-    lr: float = 1e-3
+    lr: Rate = 1e-3
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-16
-    weight_decay: float = 0.0
+    weight_decay: Rate = 0.0
     clip_value: float | None = None
 
     def __post_init__(self) -> None:
@@ -167,7 +168,7 @@ class FTML:
     """Follow the moving leader: FTRL that forgets, with Adam's rates.
 
     Args:
-        lr: learning rate, >= 0.
+        lr: learning rate, >= 0, or a schedule of it.
         betas: share of earlier steps and of the second moment kept each step, each in [0, 1).
         eps: added to the root of the second moment, > 0.
         weight_decay: L2 penalty added to the gradient, >= 0.
@@ -177,10 +178,10 @@ class FTML:
         UsageError: if a value is not a finite number in its range.
     """
 
-    lr: float = 2.5e-3
+    lr: Rate = 2.5e-3
     betas: tuple[float, float] = (0.6, 0.999)
     eps: float = 1e-8
-    weight_decay: float = 0.0
+    weight_decay: Rate = 0.0
     clip_value: float | None = None
 
     def __post_init__(self) -> None:

@@ -14,6 +14,7 @@ from windlass_proto.hyper_parameters import (
     require_share,
     require_shared,
 )
+from windlass_proto.schedules import Rate
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +22,7 @@ class Adagrad:
     """Adagrad: each parameter's rate falls with the sum of its squared gradients.
 
     Args:
-        lr: learning rate, >= 0.
+        lr: learning rate, >= 0, or a schedule of it.
         lr_decay: step t uses lr / (1 + (t - 1) * lr_decay), >= 0.
         weight_decay: L2 penalty added to the gradient, >= 0.
         initial_accumulator_value: the sum before the first step, >= 0.
@@ -32,9 +33,9 @@ class Adagrad:
         UsageError: if a value is not a finite number in its range.
     """
 
-    lr: float = 1e-2
+    lr: Rate = 1e-2
     lr_decay: float = 0.0
-    weight_decay: float = 0.0
+    weight_decay: Rate = 0.0
     initial_accumulator_value: float = 0.0
     eps: float = 1e-10
     clip_value: float | None = None
@@ -59,10 +60,10 @@ class Adadelta:
         UsageError: if a value is not a finite number in its range.
     """
 
-    lr: float = 1.0
+    lr: Rate = 1.0
     rho: float = 0.9
     eps: float = 1e-6
-    weight_decay: float = 0.0
+    weight_decay: Rate = 0.0
     clip_value: float | None = None
 
     def __post_init__(self) -> None:
@@ -76,7 +77,7 @@ class RMSprop:
     """RMSprop: gradients divided by the root of a running mean of their squares.
 
     Args:
-        lr: learning rate, >= 0.
+        lr: learning rate, >= 0, or a schedule of it.
         alpha: share of the mean of squares kept each step, in [0, 1).
         eps: added to the root, >= 0.
         weight_decay: L2 penalty added to the gradient, >= 0.
@@ -88,10 +89,10 @@ class RMSprop:
         UsageError: if a value is not a finite number in its range.
     """
 
-    lr: float = 1e-2
+    lr: Rate = 1e-2
     alpha: float = 0.99
     eps: float = 1e-8
-    weight_decay: float = 0.0
+    weight_decay: Rate = 0.0
     momentum: float = 0.0
     centered: bool = False
     clip_value: float | None = None
@@ -118,7 +119,7 @@ class FTRL:
         UsageError: if a value is not a finite number in its range.
     """
 
-    lr: float = 0.1
+    lr: Rate = 0.1
     beta: float = 1.0
     l1: float = 0.0
     l2: float = 0.0

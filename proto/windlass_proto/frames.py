@@ -85,6 +85,7 @@ class Status(IntEnum):
     LATE = 6  # its step was complete without it: consumed, not applied
     ERROR = 7  # the payload holds an error record
     UNKNOWN = 8  # the table is not declared here
+    UNKNOWN_STAMP = 9  # the version it is stamped with is not known here: its record first, then it again
 
 
 class EntryFlag(IntEnum):
@@ -114,7 +115,11 @@ class Entry(NamedTuple):
 
     offset, nbytes: where the values lie in the payload (arena 0) or in shared-memory segment `arena`.
     out_arena, out_offset: where in shared memory the answer's values go (out_arena 0: into the answer's payload).
-    aux: the expected seq of a gap; the version of an answer; the clock a rule record counts from.
+    stamp: with which version of the store's hyper-parameters a gradient is to be applied; 0: as declared.
+    aux: the expected seq of a gap; the version of an answer.
+
+    SET_RULE holds a rule record, ahead of what is stamped with it: `table` is its store, `clock` the sender's first
+    step with that stamp. It is not answered.
     """
 
     op: int

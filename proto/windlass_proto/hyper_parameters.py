@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, Final
 
 from windlass_proto.errors import UsageError
+from windlass_proto.schedules import Schedule
+
+SCHEDULED: Final = ("lr", "weight_decay")
+"""Hyper-parameters that may be a schedule instead of a number."""
 
 
 def require_shared(spec: Any) -> None:
-    """The learning rate and weight decay, where the rule has them, are >= 0; `clip_value` is None or > 0."""
+    """Learning rate and weight decay, where the rule has them, are >= 0 or schedules; `clip_value` is None or > 0."""
     named = [field.name for field in dataclasses.fields(spec)]
     require_not_negative(spec, *(name for name in ("lr", "weight_decay") if name in named))
     if spec.clip_value is not None:
@@ -23,16 +27,16 @@ def require_shared(spec: Any) -> None:
 
 
 def require_finite(spec: Any, *names: str) -> None:
-    """Each named field is a finite number."""
+    """Each named field is a finite number, or a schedule where one may be."""
     for name in names:
         object.__setattr__(spec, name, _finite(spec, name, getattr(spec, name)))
 
 
 def require_not_negative(spec: Any, *names: str) -> None:
-    """Each named field is a finite number >= 0."""
+    """Each named field is a finite number >= 0, or a schedule where one may be."""
     require_finite(spec, *names)
     for name in names:
-        if getattr(spec, name) < 0:
+        if type(getattr(spec, name)) is float and getattr(spec, name) < 0:
             raise _refusal(spec, name, f"{name} >= 0")
 
 
@@ -78,13 +82,17 @@ def _refusal(spec: Any, name: str, wanted: str) -> UsageError:
     )
 
 
-def _finite(spec: Any, name: str, value: object) -> float:
+def _finite(spec: Any, name: str, value: object) -> Any:
+    if isinstance(value, Schedule) and name in SCHEDULED:
+        return value
     try:
         if isinstance(value, (bool, str, bytes)):
             raise TypeError("not a number")
         number = float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError) as cause:
-        raise UsageError(f"{type(spec).__name__} takes a number as {name}", **{name: repr(value)}) from cause
+        or_schedule = " or a schedule" if name in SCHEDULED else ""
+        wanted = f"{type(spec).__name__} takes a number{or_schedule} as {name}"
+        raise UsageError(wanted, **{name: repr(value)}) from cause
     if not math.isfinite(number):
         raise UsageError(f"{type(spec).__name__} takes a finite {name}", **{name: number}, next_move=f"Change {name}.")
     return number

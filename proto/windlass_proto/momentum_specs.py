@@ -16,6 +16,7 @@ from windlass_proto.hyper_parameters import (
     require_share,
     require_shared,
 )
+from windlass_proto.schedules import Rate
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +24,7 @@ class SGD:
     """Stochastic gradient descent, with momentum (Polyak or Nesterov) if `momentum` is not 0.
 
     Args:
-        lr: learning rate, >= 0.
+        lr: learning rate, >= 0, or a schedule of it.
         momentum: share of the buffer kept each step, >= 0.
         dampening: share of the gradient kept out of the buffer, finite.
         weight_decay: L2 penalty added to the gradient, >= 0.
@@ -34,10 +35,10 @@ class SGD:
         UsageError: if a value is not a finite number in its range, or values contradict.
     """
 
-    lr: float
+    lr: Rate
     momentum: float = 0.0
     dampening: float = 0.0
-    weight_decay: float = 0.0
+    weight_decay: Rate = 0.0
     nesterov: bool = False
     clip_value: float | None = None
 
@@ -60,7 +61,7 @@ class Signum:
     """A step of size lr along the sign of the momentum; without momentum this is signSGD.
 
     Args:
-        lr: size of every step, >= 0.
+        lr: size of every step, or a schedule of it, >= 0.
         momentum: share of the running mean of gradients kept each step, in [0, 1).
         weight_decay: share of the weight lost a step, in units of lr, >= 0 (decoupled).
         clip_value: the gradient is cut to [-clip_value, clip_value] before it enters the mean; None: it is not.
@@ -69,9 +70,9 @@ class Signum:
         UsageError: if a value is not a finite number in its range.
     """
 
-    lr: float = 1e-2
+    lr: Rate = 1e-2
     momentum: float = 0.9
-    weight_decay: float = 0.0
+    weight_decay: Rate = 0.0
     clip_value: float | None = None
 
     def __post_init__(self) -> None:
@@ -84,7 +85,7 @@ class Lion:
     """A step of size lr along the sign of a mean of momentum and gradient, with decoupled weight decay.
 
     Args:
-        lr: size of every step, >= 0; a third to a tenth of what AdamW takes.
+        lr: size of every step, or a schedule of it, >= 0; a third to a tenth of what AdamW takes.
         betas: share of the momentum in the step's direction, and share of it kept each step, in [0, 1).
         weight_decay: share of the weight lost a step, in units of lr, >= 0.
         clip_value: the gradient is cut to [-clip_value, clip_value] before it is used; None: it is not.
@@ -93,9 +94,9 @@ class Lion:
         UsageError: if a value is not a finite number in its range.
     """
 
-    lr: float = 1e-4
+    lr: Rate = 1e-4
     betas: tuple[float, float] = (0.9, 0.99)
-    weight_decay: float = 0.0
+    weight_decay: Rate = 0.0
     clip_value: float | None = None
 
     def __post_init__(self) -> None:

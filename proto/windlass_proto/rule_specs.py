@@ -24,6 +24,7 @@ from windlass_proto.adam_specs import FTML, AdaBelief, Adam, Adamax, AdamW, NAda
 from windlass_proto.adaptive_specs import FTRL, Adadelta, Adagrad, RMSprop
 from windlass_proto.errors import ProtocolError, UsageError
 from windlass_proto.gen import rules_pb2
+from windlass_proto.hyper_parameters import SCHEDULED
 from windlass_proto.momentum_specs import SGD, Lion, Signum, Sum
 
 __all__ = [
@@ -50,8 +51,16 @@ __all__ = [
     "to_bytes",
 ]
 
+from windlass_proto.schedules import Schedule, from_message_untrusted, to_message
+
 RULE_BYTES_MAX: Final = 1024
-"""A rule travels in band with a step's marks, so it stays small; today's largest takes under 80 bytes."""
+"""A rule travels in band with a step's marks, so it stays small; without a schedule it takes under 80 bytes."""
+
+SWITCHES: Final = ("momentum",)
+"""Where a rule has them, other kernels run with them at 0 than otherwise."""
+
+ONLY_AT_FIRST: Final = ("initial_accumulator_value",)
+"""What fills slots before the first step, and counts for nothing later."""
 
 RuleSpec: TypeAlias = (
     SGD | Adagrad | Adam | AdamW | Adadelta | RMSprop | NAdam | Adamax | Signum | Lion | AdaBelief | FTRL | FTML | Sum
@@ -101,17 +110,56 @@ def from_name(name: str, hyper_parameters: Mapping[str, object]) -> RuleSpec:
     return cls(**hyper_parameters)  # type: ignore[arg-type]  # a spec checks its own values
 
 
+def is_scheduled(spec: RuleSpec) -> bool:
+    """Does a hyper-parameter of `spec` follow a schedule?"""
+    return any(isinstance(getattr(spec, name, None), Schedule) for name in SCHEDULED)
+
+
+def changed(spec: RuleSpec, values: Mapping[str, object]) -> RuleSpec:
+    """`spec` with other numbers, as a live change makes it: the same kernel goes on with the same slots.
+
+    Raises:
+        UsageError: its rule has no such hyper-parameter, a value is not valid, or another kernel would be needed.
+    """
+    name, known = rule_name(spec), [field.name for field in dataclasses.fields(spec)]
+    for given in values:
+        if given not in known:
+            raise UsageError(f"{name} has no such hyper-parameter", given=given, next_move=_did_you_mean(given, known))
+        before, after = getattr(spec, given), values[given]
+        switched = isinstance(before, bool) or (given in SWITCHES and bool(before) != bool(after))
+        if switched or given in ONLY_AT_FIRST:
+            raise UsageError(
+                f"{given} of {name} cannot be changed while training",
+                declared=before,
+                asked=after,
+                next_move="Declare the tensors with it: their slots are made for what was declared.",
+            )
+    return dataclasses.replace(spec, **values)  # type: ignore[arg-type]  # a spec checks its own values
+
+
 def to_bytes(spec: RuleSpec) -> bytes:
-    """The message RuleSpec of `spec`; equal specs give equal bytes. At most RULE_BYTES_MAX."""
+    """The message RuleSpec of `spec`; equal specs give equal bytes.
+
+    Raises:
+        UsageError: its schedules take more than RULE_BYTES_MAX.
+    """
     message = rules_pb2.RuleSpec()
     rule = getattr(message, rule_name(spec))
     for field in dataclasses.fields(spec):
         value = getattr(spec, field.name)
         if field.name == "betas":
             rule.beta1, rule.beta2 = value
+        elif isinstance(value, Schedule):
+            getattr(message, f"{field.name}_schedule").CopyFrom(to_message(value))
         elif value is not None:
             setattr(rule, field.name, value)
-    return message.SerializeToString(deterministic=True)
+    rule.SetInParent()
+    raw = message.SerializeToString(deterministic=True)
+    if len(raw) > RULE_BYTES_MAX:
+        raise UsageError(
+            "an update rule is too long", bytes=len(raw), bytes_max=RULE_BYTES_MAX, next_move="Shorten its schedules."
+        )
+    return raw
 
 
 def from_bytes_untrusted(raw: bytes) -> RuleSpec:
@@ -137,13 +185,23 @@ def from_bytes_untrusted(raw: bytes) -> RuleSpec:
     rule: Message = getattr(message, name)
     _refuse_unknown_fields(rule, name, known=", ".join(field.name for field in rule.DESCRIPTOR.fields))
     try:
-        return _from_rule_message(RULES[name], rule)
+        return _from_rule_message(RULES[name], rule, _scheduled_untrusted(message, rule))
     except UsageError as cause:
         raise ProtocolError("an update rule holds values that no rule may have", reason=cause) from cause
 
 
-def _from_rule_message(cls: type[RuleSpec], rule: Message) -> RuleSpec:
-    values: dict[str, object] = {}
+def _scheduled_untrusted(message: rules_pb2.RuleSpec, rule: Message) -> dict[str, object]:
+    """The schedules that stand in place of numbers."""
+    found: dict[str, object] = {}
+    for name in SCHEDULED:
+        if message.HasField(f"{name}_schedule"):  # type: ignore[arg-type]  # one of two literals
+            if name not in rule.DESCRIPTOR.fields_by_name or rule.HasField(name):
+                raise ProtocolError("an update rule has a schedule besides a number, or for nothing", name=name)
+            found[name] = from_message_untrusted(getattr(message, f"{name}_schedule"))
+    return found
+
+
+def _from_rule_message(cls: type[RuleSpec], rule: Message, values: dict[str, object]) -> RuleSpec:
     for field in dataclasses.fields(cls):
         if field.name == "betas":
             defaults: tuple[float, float] = field.default  # type: ignore[assignment]  # no rule lacks it

@@ -41,6 +41,7 @@ class Done:
     waiter: int
     session: bytes
     action_id: int
+    result: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,7 @@ Event: TypeAlias = Agree | Done | Abandoned | SessionGone
 class Agreed:
     granted: bool
     action_id: int
+    result: int = 0
 
 
 @dataclass(slots=True)
@@ -69,6 +71,10 @@ class _Action:
     grantee: bytes
     done: bool = False
     waiting: dict[bytes, Agree] = field(default_factory=dict)
+    result: int = 0
+
+    def agreed(self, *, granted: bool) -> Agreed:
+        return Agreed(granted, self.action_id, self.result)
 
 
 _PREFIX: Final = "action/"
@@ -120,7 +126,7 @@ class Agreements:
         if action.asked.digest != event.digest:
             _refuse(action.asked, event)
         if action.done:
-            return [Answer(event.waiter, Agreed(granted=False, action_id=action.action_id))]
+            return [Answer(event.waiter, action.agreed(granted=False))]
         if action.grantee in (b"", event.session):
             changed = action.grantee != event.session
             action.grantee = event.session
@@ -143,10 +149,9 @@ class Agreements:
                 action=action.asked.action,
                 key=action.asked.key,
             )
-        action.done, action.grantee = True, b""
+        action.done, action.grantee, action.result = True, b"", event.result
         waiting, action.waiting = action.waiting, {}
-        agreed = Agreed(granted=False, action_id=action.action_id)
-        answers = [Answer(asked.waiter, agreed) for asked in waiting.values()]
+        answers = [Answer(asked.waiter, action.agreed(granted=False)) for asked in waiting.values()]
         return [_record(action), Answer(event.waiter, None), *answers]
 
     def _gone(self, action: _Action, session: bytes) -> list[Effect]:
@@ -224,6 +229,7 @@ def _record(action: _Action) -> Persist:
             "names": list(asked.names),
             "grantee": action.grantee.hex(),
             "done": action.done,
+            "result": action.result,
         },
     )
 
@@ -242,4 +248,5 @@ def _action(record: Record) -> _Action:
         names=tuple(cast("list[str]", record.get("names", []))),
     )
     grantee = bytes.fromhex(cast("str", record["grantee"]))
-    return _Action(cast("int", record["action_id"]), asked, grantee, cast("bool", record["done"]))
+    result = cast("int", record.get("result", 0))
+    return _Action(cast("int", record["action_id"]), asked, grantee, cast("bool", record["done"]), result=result)

@@ -25,6 +25,7 @@ from windlass_scheduler import (
     agreement_core,
     declaration_core,
     limits,
+    live_core,
     membership_core,
     metrics_core,
     rendezvous_core,
@@ -86,6 +87,7 @@ class Cluster:
         self.rosters = roster_core.Rosters(counters, config.vote_s)
         self.declarations = declaration_core.Declarations(counters)
         self.agreements = agreement_core.Agreements(counters)
+        self.live = live_core.LiveRules()
         self.rendezvous = rendezvous_core.Rendezvous()
         self.shards = shards_core.Shards(counters)
         self.metrics = metrics_core.MergedMetrics()
@@ -198,6 +200,9 @@ class Cluster:
                 batch.pushes.append((pb.Update(roster=roster), Audience(job=effect.roster.job)))
             case roster_core.PrepareSent():
                 batch.pushes.append((_prepare(effect), Audience(others=False)))
+            case live_core.RuleChanged():
+                changed = wire.rule_changed(effect.store_id, effect.record)
+                batch.pushes.append((pb.Update(rule=changed), Audience(servers=False, job=effect.job)))
             case metrics_core.Merged():
                 update = pb.Update(metrics=wire.metrics(effect.job, effect.records))
                 batch.pushes.append((update, Audience(servers=False, job=effect.job, metrics_only=True)))
@@ -346,6 +351,9 @@ class Cluster:
         else:
             workers = self.membership.workers(member.job)
             updates.append(pb.Update(job=wire.job_state(self.membership.job(member.job), workers)))
+            ours = [store.store_id for store in self.declarations.stores() if store.job == member.job]
+            live = [(store_id, record) for store_id in ours if (record := self.live.newest(store_id)).version]
+            updates += [pb.Update(rule=wire.rule_changed(store_id, record)) for store_id, record in live]
         return [*updates, pb.Update(snapshotted=pb.Snapshotted())]
 
     # Restart
@@ -359,6 +367,7 @@ class Cluster:
         self.routing.restore(of("routing"))
         self.declarations.restore(of("store/", "declaration/", "declared-by/"))
         self.agreements.restore(of("action/"))
+        self.live.restore(of("live/"))
         self.rendezvous.restore(of("barrier/", "broadcast/"))
         self.shards.restore(of("loader/"))
         settled = self.rosters.restore(of("roster/"))
@@ -374,6 +383,7 @@ class Cluster:
             self.rosters,
             self.declarations,
             self.agreements,
+            self.live,
             self.rendezvous,
             self.shards,
             self.metrics,

@@ -19,14 +19,16 @@ from typing import Any, Final, NoReturn, TypeVar, cast
 
 import grpc
 
-from windlass_proto import errors
+from windlass_proto import errors, rule_records
 from windlass_proto.errors import InvariantError, UnavailableError, UsageError, WindlassError
 from windlass_proto.gen import control_pb2 as pb
 from windlass_proto.gen import control_pb2_grpc
+from windlass_proto.rule_records import RuleChange
 from windlass_scheduler import (
     agreement_core,
     declaration_core,
     limits,
+    live_core,
     membership_core,
     metrics_core,
     rendezvous_core,
@@ -37,7 +39,7 @@ from windlass_scheduler import (
 from windlass_scheduler import status as status_page
 from windlass_scheduler.cluster import Cluster
 from windlass_scheduler.declared import Store
-from windlass_scheduler.effects import Effect
+from windlass_scheduler.effects import Answer, Effect
 from windlass_scheduler.membership_core import Member, Role
 
 _log = logging.getLogger("windlass.scheduler")
@@ -269,6 +271,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
             sealed=reply.sealed,
             groups=[self._cluster.group(group) for group in reply.groups],
             tables=reply.tables,
+            record=cluster.live.newest_bytes(request.store_id),
         )
 
     def _declared_observed(self, request: pb.DeclareRequest) -> pb.DeclareReply:
@@ -289,6 +292,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
             granted=False,
             sealed=all(declaration.sealed for declaration in found),
             groups=[self._cluster.group(group) for declaration in found for group in declaration.groups],
+            record=self._cluster.live.newest_bytes(store.store_id),
         )
 
     @_call
@@ -372,13 +376,33 @@ class ControlService(control_pb2_grpc.ControlServicer):
             text=request.text,
             names=tuple(request.names),
         )
+        sets = request.action == "set"
+        change = rule_records.change_from_bytes_untrusted(request.change) if sets else None
         agreed = await self._ask(
             context,
-            lambda w: self._cluster.agreements.step(event(waiter=w)),
+            lambda w: self._agreed(event(waiter=w), change),
             lambda: status_page.store_waits(self._cluster, request.store_id),
         )
         reply = cast("agreement_core.Agreed", agreed)
-        return pb.AgreeReply(granted=reply.granted, action_id=reply.action_id)
+        record = self._cluster.live.newest_bytes(request.store_id) if sets else b""
+        return pb.AgreeReply(granted=reply.granted, action_id=reply.action_id, result=reply.result, record=record)
+
+    def _agreed(self, event: agreement_core.Agree, change: RuleChange | None) -> list[Effect]:
+        """The caller carries its action out, except for a change of rules: that is done when it is agreed on."""
+        if change is None:
+            return self._cluster.agreements.step(event)
+        agreements, live = self._cluster.agreements, self._cluster.live
+        store = self._cluster.declarations.store(event.store_id)
+        changing = live_core.Change(store.store_id, store.name, store.job, event.rank, event.step, change)
+        since = live.following(changing).since  # refused, if at all, before anything has changed
+        effects = agreements.step(event)
+        replies = [cast("agreement_core.Agreed", effect.reply) for effect in effects if isinstance(effect, Answer)]
+        if not any(reply.granted for reply in replies):
+            return effects
+        (granted,) = replies
+        effects += agreements.step(agreement_core.Done(event.waiter, event.session, granted.action_id, since))
+        stored = [effect for effect in effects if not isinstance(effect, Answer)]
+        return [*live.step(changing), *stored, Answer(event.waiter, replace(granted, granted=False, result=since))]
 
     @_call
     async def AgreeDone(self, request: pb.AgreeDoneRequest, context: grpc.aio.ServicerContext) -> pb.Ack:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from windlass_proto import rule_specs
+from windlass_proto import rule_records, rule_specs
 from windlass_proto.errors import UsageError
 from windlass_proto.gen import control_pb2 as pb
 from windlass_proto.layout import TensorSpec
+from windlass_proto.rule_records import RuleRecord
 from windlass_scheduler import limits
 from windlass_scheduler.declared import Group, Tensor
 from windlass_scheduler.membership_core import Address, Job, Member
@@ -114,6 +115,10 @@ def group(found: Group, consistency: str, vshards: int, deleted: frozenset[str] 
         consistency=consistency,
         vshards=vshards,
     )
+
+
+def rule_changed(store_id: int, record: RuleRecord) -> pb.RuleChanged:
+    return pb.RuleChanged(store_id=store_id, record=rule_records.to_bytes(record))
 
 
 def metrics(job: str, records: Iterable[LoggedStep]) -> pb.Metrics:

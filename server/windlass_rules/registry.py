@@ -36,6 +36,7 @@ from windlass_proto.rule_specs import (
     Sum,
     rule_name,
 )
+from windlass_proto.schedules import number_at
 from windlass_rules import (
     accumulation,
     adabelief,
@@ -101,19 +102,23 @@ class RuleKernels:
     update_out: Kernel = field(repr=False)
     step_numbers: Callable[[Any, int, float, float], tuple[float, ...]] = field(repr=False)
 
-    def scalars(self, spec: RuleSpec, step: int, *, lr_mult: float = 1.0, decay_mult: float = 1.0) -> Vector:
+    def scalars(
+        self, spec: RuleSpec, step: int, *, lr_mult: float = 1.0, decay_mult: float = 1.0, clock: int = 0
+    ) -> Vector:
         """The numbers of 1-based `step` for tensors with these multipliers, in the kernel's order and dtype.
 
-        The first is the bound of clipping, and the kernel's docstring names the others. They are computed in
-        float64 and rounded once. `spec` may differ from the one the kernels were built for in its values, not
-        in its variant: hyper-parameters change live.
+        `step` counts the tensor's updates, `clock` the steps of training: schedules follow the clock. The first
+        number is the bound of clipping, and the kernel's docstring names the others. They are computed in float64
+        and rounded once. `spec` may differ from the one the kernels were built for in its values, not in its
+        variant: hyper-parameters change live.
         """
         if step < 1:
             raise InvariantError("steps of a rule are counted from 1", step=step)
         if (asked := RULE_MODULES[type(spec)].variant(spec).name) != self.variant:
             raise InvariantError("kernels of one variant met a rule of another", kernels=self.variant, rule=asked)
         clip = math.inf if spec.clip_value is None else spec.clip_value
-        numbers = self.step_numbers(spec, step, spec.lr * lr_mult, spec.weight_decay * decay_mult)
+        lr, weight_decay = number_at(spec.lr, clock), number_at(spec.weight_decay, clock)
+        numbers = self.step_numbers(spec, step, lr * lr_mult, weight_decay * decay_mult)
         with np.errstate(over="ignore"):  # what float32 cannot hold is an infinity there
             return np.array((clip, *numbers), dtype=self.dtype)
 

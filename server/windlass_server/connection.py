@@ -23,7 +23,7 @@ from concurrent.futures import Executor
 
 import numpy as np
 
-from windlass_proto import errors, frames, group_specs, limits
+from windlass_proto import errors, frames, group_specs, limits, rule_records
 from windlass_proto.consistency import Mode
 from windlass_proto.errors import ProtocolError, UnavailableError, UsageError, WindlassError
 from windlass_proto.frames import Entry, EntryFlag, Flag, Header, Kind, Op, Status
@@ -31,6 +31,7 @@ from windlass_proto.links import arena, preamble
 from windlass_proto.links.bell import Bell
 from windlass_proto.links.stream import Frame, FrameReader, FrameWriter, Place
 from windlass_proto.memory import Buffer
+from windlass_proto.rule_records import DECLARED
 from windlass_server.dense import DenseGroup, Origin, Reply, Share, Values, Vector
 from windlass_server.node import ServerNode
 from windlass_server.share_events import Push, deleted_error
@@ -180,6 +181,8 @@ class Connection:
         return self.node.pool.full or self._answers_bytes > self._answers_bytes_max
 
     def _extends(self, entry: Entry) -> bool:
+        if entry.op == Op.SET_RULE:
+            return True  # a step may complete by this frame's mark, and by no other version than this one
         group = self.node.groups.get(entry.table)
         share = group.share_of_block.get(entry.block) if group is not None else None
         if share is None or entry.op not in _WRITES:
@@ -219,6 +222,9 @@ class Connection:
             raise ProtocolError("an entry asks for an unknown operation", op=entry.op)
         if entry.op == Op.DECLARE:
             self._declare(entry, buffer)
+            return
+        if entry.op == Op.SET_RULE:
+            self._set_rule(entry, buffer)
             return
         group = self.node.groups.get(entry.table)
         if group is None:
@@ -262,6 +268,7 @@ class Connection:
         if op not in _WRITES:
             raise ProtocolError("an entry asks for an unknown operation", op=op)
         values = None if refused else self._values(entry, nbytes, dtype, buffer)
+        stamp = self.node.record(group.spec.store_id, entry.stamp) if entry.stamp else DECLARED
         event = Push(
             origin,
             self.session,
@@ -272,7 +279,7 @@ class Connection:
             entry.seg_end,
             values,
             entry.weight,
-            entry.stamp,
+            stamp,
             bool(entry.flags & EntryFlag.LAST),
             op == Op.PUSH_PULL,
             values is None or group.finite(values.array),
@@ -283,6 +290,8 @@ class Connection:
         with share.lock:
             if values is None:
                 effects = share.core.refuse(event)
+            elif stamp is None:
+                effects = share.core.refuse(event, Status.UNKNOWN_STAMP)
             elif op == Op.INIT:
                 effects = share.core.init(event)
             elif op == Op.ASSIGN:
@@ -326,6 +335,13 @@ class Connection:
         segment.close()  # the mapping stays
         self._segments[header.store] = segment
         self._segment_bytes += segment.size_bytes
+
+    def _set_rule(self, entry: Entry, buffer: Buffer | None) -> None:
+        """A version of a store's hyper-parameters comes ahead of what is stamped with it; there is no answer."""
+        if buffer is None or entry.arena or entry.nbytes > rule_records.RECORD_BYTES_MAX:
+            raise ProtocolError("a rule record came without its bytes, or is too long", nbytes=entry.nbytes)
+        raw = buffer.array[entry.offset : entry.offset + entry.nbytes].tobytes()
+        self.node.set_rule(entry.table, self.session, entry.clock, rule_records.from_bytes_untrusted(raw))
 
     def _declare(self, entry: Entry, buffer: Buffer | None) -> None:
         """Rules are compiled in the builder's thread; the answer follows."""

@@ -15,11 +15,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from windlass_proto import memory
+from windlass_proto import memory, rule_specs
+from windlass_proto.errors import ProtocolError, UsageError
 from windlass_proto.frames import Status
 from windlass_proto.group_specs import GroupSpec
 from windlass_proto.layout import Block
 from windlass_proto.memory import Buffer, BufferPool
+from windlass_proto.rule_records import RuleRecord
+from windlass_proto.rule_specs import RuleSpec
 from windlass_rules import RuleKernels, reduce
 from windlass_server.share_core import ShareCore
 from windlass_server.share_events import Answer, Apply, Effect, Release, Source, Write
@@ -28,6 +31,8 @@ Vector = npt.NDArray[np.floating]
 
 # A sum over workers is made in runs that stay in the core's cache: 16 Ki float32 are 64 KiB.
 SUM_RUN_ELEMENTS = 16 * 1024
+# Versions of hyper-parameters whose settings are at hand: those of workers a few steps apart.
+VERSIONS_KEPT = 8
 
 
 class Values(NamedTuple):
@@ -70,19 +75,49 @@ def _forget(snapshots: Snapshots, block: int) -> None:
         snapshots.pop(key).release()
 
 
+class _Setting:
+    """What the segments of a block that share it are updated with, and the numbers of their latest update."""
+
+    __slots__ = ("clock", "decay_mult", "lr_mult", "rule", "scalars", "scheduled", "update")
+
+    def __init__(self, rule: RuleSpec, lr_mult: float, decay_mult: float) -> None:
+        self.rule = rule
+        self.lr_mult = lr_mult
+        self.decay_mult = decay_mult
+        self.scheduled = rule_specs.is_scheduled(rule)
+        self.update = self.clock = -1
+        self.scalars: Vector | None = None
+
+    def at(self, kernels: RuleKernels, update: int, clock: int) -> Vector:
+        """The kernel's numbers; segments of a block ask for the same ones one after the other."""
+        if self.scalars is None or self.update != update or (self.scheduled and self.clock != clock):
+            self.scalars = kernels.scalars(
+                self.rule, update, lr_mult=self.lr_mult, decay_mult=self.decay_mult, clock=clock
+            )
+            self.update, self.clock = update, clock
+        return self.scalars
+
+
 class _BlockArrays:
-    __slots__ = ("block", "multipliers", "scalars", "slots", "weights")
+    __slots__ = ("block", "settings", "slots", "weights")
 
     def __init__(self, block: Block, spec: GroupSpec, kernels: RuleKernels) -> None:
         dtype = spec.layout.dtype
         self.block = block
         self.weights: Vector = memory.aligned_zeros(block.elements, dtype)
         self.slots: tuple[Vector, ...] = tuple(memory.aligned_zeros(block.elements, dtype) for _ in kernels.slots)
-        tensors = spec.layout.tensors
-        self.multipliers = [
-            (tensors[segment.tensor].lr_mult, tensors[segment.tensor].decay_mult) for segment in block.segments
-        ]
-        self.scalars: dict[tuple[float, float], tuple[int, Vector]] = {}
+        self.settings: dict[int, list[_Setting]] = {}  # version of the hyper-parameters -> one a segment
+
+
+def _equal_settings(settings: list[_Setting], at: int, end: int) -> int:
+    """Where the run of segments from `at` that share a setting ends."""
+    first = settings[at]
+    if settings[at:end].count(first) == end - at:
+        return end
+    stop = at + 1
+    while stop < end and settings[stop] is first:
+        stop += 1
+    return stop
 
 
 class Share:
@@ -120,6 +155,18 @@ class DenseGroup:
             for arrays in share.arrays.values():
                 self._reset_slots(arrays, 0, arrays.block.elements)
         self._scratch = threading.local()
+        self._rules: dict[int, list[RuleSpec]] = {}
+
+    def check(self, record: RuleRecord) -> None:
+        """Do the changes in `record` fit this group's rule?
+
+        Raises:
+            ProtocolError: a worker let through what no kernel here can do.
+        """
+        try:
+            self._rules_at(record)
+        except UsageError as cause:
+            raise ProtocolError("a rule record does not fit its tensors", reason=str(cause)) from cause
 
     def finite(self, values: Vector) -> bool:
         """Are all values finite? One pass at memory speed; no lock is needed."""
@@ -164,30 +211,52 @@ class DenseGroup:
                 snapshot = self.pool.take((end - begin) * arrays.weights.itemsize, beyond=True)
                 out = snapshot.array.view(arrays.weights.dtype)
                 snapshots[effect.block, effect.seg_begin, effect.seg_end] = snapshot
+        settings = arrays.settings.get(effect.stamp.version) or self._settings(arrays, effect.stamp)
         at = effect.seg_begin
         while at < effect.seg_end:
-            stop = self._equal_multipliers(arrays, at, effect.seg_end)
+            stop = _equal_settings(settings, at, effect.seg_end)
             run_begin, run_end = block.span(at, stop)
             out_run = out[run_begin - begin : run_end - begin] if out is not None else None
-            self._update(arrays, effect, run_begin, run_end, run_begin - begin, at, out_run)
+            scalars = settings[at].at(self.kernels, effect.update, effect.clock)
+            self._update(arrays, effect, run_begin, run_end, run_begin - begin, scalars, out_run)
             at = stop
         if answer is not None and answer.origin is not None:
             self._deliver(answer, snapshot, deliver)
 
-    def _equal_multipliers(self, arrays: _BlockArrays, at: int, end: int) -> int:
-        multipliers = arrays.multipliers
-        first = multipliers[at]
-        if multipliers[at:end].count(first) == end - at:
-            return end
-        stop = at + 1
-        while stop < end and multipliers[stop] == first:
-            stop += 1
-        return stop
+    def _settings(self, arrays: _BlockArrays, record: RuleRecord) -> list[_Setting]:
+        """One setting a segment under `record`; equal ones are one object."""
+        rules, tensors = self._rules_at(record), self.spec.layout.tensors
+        found: dict[tuple[RuleSpec, float, float], _Setting] = {}
+        settings = []
+        for segment in arrays.block.segments:
+            tensor = tensors[segment.tensor]
+            key = (rules[segment.tensor], tensor.lr_mult, tensor.decay_mult)
+            settings.append(found.setdefault(key, _Setting(*key)))
+        if len(arrays.settings) >= VERSIONS_KEPT:
+            arrays.settings.clear()
+        arrays.settings[record.version] = settings
+        return settings
+
+    def _rules_at(self, record: RuleRecord) -> list[RuleSpec]:
+        """The rule of each tensor under `record`."""
+        rules = self._rules.get(record.version)
+        if rules is None:
+            layout, declared = self.spec.layout, self.spec.rule
+            rules = [record.rule_of(layout.table_id, tensor.name, declared) for tensor in layout.tensors]
+            kept = {} if len(self._rules) >= VERSIONS_KEPT else dict(self._rules)
+            self._rules = {**kept, record.version: rules}  # shares of other locks read the old one meanwhile
+        return rules
 
     def _update(
-        self, arrays: _BlockArrays, effect: Apply, begin: int, end: int, moved: int, seg: int, out: Vector | None
+        self,
+        arrays: _BlockArrays,
+        effect: Apply,
+        begin: int,
+        end: int,
+        moved: int,
+        scalars: Vector,
+        out: Vector | None,
     ) -> None:
-        scalars = self._scalars(arrays, seg, effect.update)
         sources, count = effect.sources, end - begin
         if len(sources) == 1:
             source = sources[0]
@@ -222,16 +291,6 @@ class DenseGroup:
             else:
                 self.reductions.scaled_add(total, run, source.weight)
         return total
-
-    def _scalars(self, arrays: _BlockArrays, seg: int, update: int) -> Vector:
-        multipliers = arrays.multipliers[seg]
-        known = arrays.scalars.get(multipliers)
-        if known is not None and known[0] == update:
-            return known[1]
-        lr_mult, decay_mult = multipliers
-        scalars = self.kernels.scalars(self.spec.rule, update, lr_mult=lr_mult, decay_mult=decay_mult)
-        arrays.scalars[multipliers] = (update, scalars)
-        return scalars
 
     def _scratch_run(self, dtype: np.dtype[Any]) -> Vector:
         scratch: Vector | None = getattr(self._scratch, "run", None)

@@ -17,6 +17,7 @@ from typing import Any
 
 from windlass_proto.errors import InvariantError
 from windlass_proto.frames import Status
+from windlass_proto.layout import Block
 from windlass_server.share_events import Answer, Push
 
 
@@ -61,7 +62,7 @@ class Contribution:
     buffer: Any
     seg_begin: int
     weight: float
-    stamp: int
+    stamp: Any
     runs: int = 0
 
 
@@ -99,6 +100,18 @@ class GateRun:
         for contribution in mine:
             contribution.runs -= 1
         return [c for c in mine if c.runs == 0], waiting
+
+
+@dataclass(slots=True)
+class BlockState:
+    """What a share knows of one of its blocks."""
+
+    shape: Block
+    applied: list[int]  # per segment: steps completed (BSP)
+    updates: list[int]  # per segment: updates applied
+    present: list[bool]  # per segment: holds values
+    gates: dict[int, list[GateRun]] = field(default_factory=dict)  # step -> runs, in segment order
+    parked: list[Waiting] = field(default_factory=list)
 
 
 def fresh_runs(applied: list[int], clock: int) -> list[GateRun]:

@@ -15,12 +15,15 @@ from windlass_proto import limits
 from windlass_proto.errors import ClosedError, ProtocolError, UnavailableError, UsageError
 from windlass_proto.group_specs import GroupSpec
 from windlass_proto.memory import BufferPool
+from windlass_proto.rule_records import RuleRecord
 from windlass_rules import build
 from windlass_server.dense import DenseGroup, Reply, Share
 from windlass_server.share_events import LEFT, Effect, Roster, deleted_error
+from windlass_server.step_stamps import ANNOUNCED_MAX
 
 ENDED_KEPT = 4096
 CLOCK_FIRST_MAX = 1 << 40  # a store may be far along when this server first hears of it; a step takes no microsecond
+RECORDS_KEPT = 128  # a store; 1 KiB each. Pushes hold theirs, and whoever stamps with an older one sends it again
 DROPPED_KEPT = 65_536  # 100 B each; a table id is never given again
 
 
@@ -42,6 +45,8 @@ class ServerNode:
         self._ended: dict[bytes, str] = {}
         self._dropped: dict[int, None] = {}
         self._marks: dict[int, dict[bytes, tuple[int, bool]]] = {}  # store -> session -> its newest mark, does it leave
+        self._records: dict[int, dict[int, RuleRecord]] = {}  # store -> version -> record
+        self._announced: dict[int, dict[bytes, list[tuple[int, RuleRecord]]]] = {}  # store -> session -> (step, record)
         self._clocks: dict[int, int] = {}  # store -> the highest step that a mark has closed
         self._vshards: range | None = None
         self._routing_wait_s = routing_wait_s
@@ -86,6 +91,8 @@ class ServerNode:
             self._ended[session] = reason
             for marks in self._marks.values():
                 marks.pop(session, None)
+            for announced in self._announced.values():
+                announced.pop(session, None)
             while len(self._ended) > ENDED_KEPT:
                 del self._ended[next(iter(self._ended))]
             shares = [(group, share) for group in self.groups.values() for share in group.shares.values()]
@@ -171,9 +178,13 @@ class ServerNode:
         store_id = group.spec.store_id
         roster = self.rosters.get(store_id)
         marks = dict(self._marks.get(store_id, {}))
+        announced = self._announced.get(store_id, {})
         for share in group.shares.values():
             if roster is not None:
                 share.core.set_roster(roster)
+            for session, said in announced.items():
+                for clock, record in said:
+                    share.core.announce(session, clock, record)
             for session, (clock, leaves) in marks.items():
                 share.core.mark(session, clock, leaves=leaves)
 
@@ -220,6 +231,33 @@ class ServerNode:
                     effects = share.core.mark(session, clock, leaves=leaves)
                     if effects:
                         group.execute(share, effects, deliver)
+
+    def set_rule(self, store_id: int, session: bytes, clock: int, record: RuleRecord) -> None:
+        """From its step `clock` on `session` stamps what it says of a store with `record`.
+
+        Raises:
+            ProtocolError: the record does not fit the store's tensors.
+        """
+        with self._lock:
+            groups = [group for group in self.groups.values() if group.spec.store_id == store_id]
+            if not groups and store_id not in self.rosters:
+                return
+            records = self._records.setdefault(store_id, {})
+            record = records[record.version] = records.pop(record.version, record)
+            if len(records) > RECORDS_KEPT:
+                del records[next(iter(records))]
+            said = self._announced.setdefault(store_id, {}).setdefault(session, [])
+            said.append((clock, record))
+            del said[:-ANNOUNCED_MAX]
+        for group in groups:
+            group.check(record)
+            for share in group.shares.values():
+                with share.lock:
+                    share.core.announce(session, clock, record)
+
+    def record(self, store_id: int, version: int) -> RuleRecord | None:
+        """A version of a store's hyper-parameters; None: it has not come, or others have come since."""
+        return self._records.get(store_id, {}).get(version)
 
     def drop_connection(self, connection: object) -> None:
         """A connection closed: what is parked for it goes."""

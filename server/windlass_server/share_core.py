@@ -11,6 +11,7 @@ Invariants (checked by `validate`):
 - BSP: a segment's step c is applied once, after step c-1, when every session of the roster is done with
   it: by a piece that says LAST or by its mark. Sessions are a set, so a retry never releases a step.
 - An answer is released once. A gradient's buffer is released once, after the last use.
+- BSP: a step is applied with the highest stamp that a session has given it, SSP and ASP: with the push's own.
 - What has closed (`closed_min`) never falls, and no step below it is open.
 
 Contributions stay where they arrived until their step is complete and are then summed in rank order by one pass over
@@ -28,8 +29,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Hashable
-from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from dataclasses import replace
+from typing import Any
 
 from windlass_proto import limits
 from windlass_proto.consistency import Consistency, Mode
@@ -37,7 +38,7 @@ from windlass_proto.errors import InvariantError, UsageError, WindlassError
 from windlass_proto.frames import Status
 from windlass_proto.layout import Block
 from windlass_server import gate_runs
-from windlass_server.gate_runs import Contribution, GateRun, Waiting
+from windlass_server.gate_runs import BlockState, Contribution, GateRun, Waiting
 from windlass_server.session_filter import SessionFilter, Verdict, ended_error
 from windlass_server.share_events import (
     LEFT,
@@ -50,22 +51,11 @@ from windlass_server.share_events import (
     Source,
     Write,
     absent_error,
+    counted_lag,
 )
+from windlass_server.step_stamps import StepStamps
 
 __all__ = ["Answer", "Apply", "Effect", "Push", "Release", "Roster", "ShareCore", "Source", "Write"]
-
-# Lags are counted singly up to here and by powers of two beyond: 64 + 58 integers.
-_LAG_EXACT_MAX: Final = 64
-
-
-@dataclass(slots=True)
-class _BlockState:
-    shape: Block
-    applied: list[int]  # per segment: steps completed (BSP)
-    updates: list[int]  # per segment: updates applied
-    present: list[bool]  # per segment: holds values
-    gates: dict[int, list[GateRun]] = field(default_factory=dict)  # step -> runs, in segment order
-    parked: list[Waiting] = field(default_factory=list)
 
 
 class ShareCore:
@@ -77,10 +67,11 @@ class ShareCore:
         self.roster = Roster()
         self.hold_clock: int | None = None
         self.sessions = SessionFilter()
+        self.stamps = StepStamps()
         self.closed: dict[bytes, int] = {}
         self.closed_min = 0
         self.blocks = {
-            block.index: _BlockState(
+            block.index: BlockState(
                 block, [0] * len(block.segments), [0] * len(block.segments), [False] * len(block.segments)
             )
             for block in blocks
@@ -94,8 +85,8 @@ class ShareCore:
         self._hold_proposal = 0
         self._ranks: dict[bytes, int] = {}
         self._answers: dict[tuple[bytes, int], Waiting] = {}
-        self._gated: dict[int, _BlockState] = {}  # blocks with open gates
-        self._parking: dict[int, _BlockState] = {}  # blocks with parked answers
+        self._gated: dict[int, BlockState] = {}  # blocks with open gates
+        self._parking: dict[int, BlockState] = {}  # blocks with parked answers
 
     # ---- events --------------------------------------------------------------------------------------------
 
@@ -156,18 +147,25 @@ class ShareCore:
         self._park(state, waiting)
         return []
 
-    def refuse(self, event: Push) -> list[Effect]:
-        """There is no room for this entry: it is sent away, unconsumed, to come again; marks wait for it."""
+    def refuse(self, event: Push, status: Status = Status.RETRY) -> list[Effect]:
+        """No room for this entry, or its stamp is unknown: it is sent away, unconsumed, to come again; marks wait."""
         if self.sessions.judge(event.session, event.seq) in (Verdict.BEFORE, Verdict.ENDED):
             return self.push(event)  # changes nothing, so it needs no room
         self.sessions.note_refused(event.session, event.seq, event.clock)
-        return [Release(event.buffer), self._answer(event, Status.RETRY)]
+        return [Release(event.buffer), self._answer(event, status)]
+
+    def announce(self, session: bytes, clock: int, stamp: Any) -> None:
+        """From its step `clock` on `session` stamps with `stamp`. Said before anything of that step."""
+        if self.consistency.mode is Mode.BSP and not self.sessions.has_ended(session):
+            self.stamps.announce(session, clock, stamp)
 
     def mark(self, session: bytes, clock: int, *, leaves: bool = False) -> list[Effect]:
         """`session` has closed step `clock`; it may repeat itself."""
         if self.sessions.has_ended(session):
             return []
         self.clock_begun = max(self.clock_begun, clock)
+        if leaves:
+            self.stamps.end(session, clock)
         return self._close(session, self.sessions.closed_by(session, LEFT if leaves else clock + 1))
 
     def set_roster(self, roster: Roster) -> list[Effect]:
@@ -205,6 +203,7 @@ class ShareCore:
             self._answers.pop(key).forgotten = True
         effects = self._drop_unfinished(session)
         self.sessions.end(session)
+        self.stamps.end(session, self.closed.get(session, 0) - 1)
         members = tuple(member for member in self.roster.members if member.session != session)
         self.roster = replace(self.roster, members=members)
         self._ranks.pop(session, None)
@@ -343,7 +342,7 @@ class ShareCore:
                 effects += self._release_parked(state)
         return effects
 
-    def _complete(self, state: _BlockState, clock: int, seg_begin: int, seg_end: int) -> list[Effect]:
+    def _complete(self, state: BlockState, clock: int, seg_begin: int, seg_end: int) -> list[Effect]:
         """Apply the runs on [seg_begin, seg_end) that all are done with in step `clock`, and what follows.
 
         Only what touches these segments is looked at: one tensor among 2,000 does not walk the others.
@@ -374,11 +373,11 @@ class ShareCore:
     def _is_done(self, run: GateRun, awaited: set[bytes]) -> bool:
         return run.done >= awaited
 
-    def _is_next(self, state: _BlockState, run: GateRun, clock: int) -> bool:
+    def _is_next(self, state: BlockState, run: GateRun, clock: int) -> bool:
         """Are the steps before `clock` complete on the run? One nobody pushed for is when all closed it."""
         return self.closed_min >= clock or min(state.applied[run.seg_begin : run.seg_end]) >= clock
 
-    def _apply_run(self, state: _BlockState, run: GateRun, clock: int) -> list[Effect]:
+    def _apply_run(self, state: BlockState, run: GateRun, clock: int) -> list[Effect]:
         seg_begin, seg_end = run.seg_begin, run.seg_end
         released = []
         for waiting in run.waiting:
@@ -392,7 +391,7 @@ class ShareCore:
         effects: list[Effect] = []
         if run.contributions:
             fused = next((w for w in released if w.values and (w.seg_begin, w.seg_end) == (seg_begin, seg_end)), None)
-            effects = self._apply_sources(state, run, fused)
+            effects = self._apply_sources(state, run, clock, fused)
         effects += [self._answer_of(waiting) for waiting in released if waiting is not fused]
         for contribution in run.contributions:
             contribution.runs -= 1
@@ -400,7 +399,7 @@ class ShareCore:
                 effects.append(Release(contribution.buffer))
         return effects
 
-    def _apply_sources(self, state: _BlockState, run: GateRun, fused: Waiting | None) -> list[Effect]:
+    def _apply_sources(self, state: BlockState, run: GateRun, clock: int, fused: Waiting | None) -> list[Effect]:
         # A contribution may have come before the roster that names its session's rank.
         ordered = sorted(run.contributions, key=lambda c: (self._ranks.get(c.session, c.rank), c.session))
         divisor = sum({c.session: c.weight for c in ordered}.values()) if self.mean else 1.0
@@ -412,16 +411,18 @@ class ShareCore:
             Source(c.buffer, base - segments[c.seg_begin].begin, c.weight if self.mean else 1.0) for c in ordered
         )
         stamp = max(c.stamp for c in ordered)
-        return self._applies(state, run.seg_begin, run.seg_end, sources, divisor, stamp, fused)
+        stamp = self.stamps.highest(clock, stamp) if self.stamps else stamp
+        return self._applies(state, run.seg_begin, run.seg_end, sources, divisor, clock, stamp, fused)
 
     def _applies(
         self,
-        state: _BlockState,
+        state: BlockState,
         seg_begin: int,
         seg_end: int,
         sources: tuple[Source, ...],
         divisor: float,
-        stamp: int,
+        clock: int,
+        stamp: Any,
         waiting: Waiting | None,
     ) -> list[Effect]:
         """One Apply, or one for each stretch of segments updated equally often; then the answer."""
@@ -430,7 +431,7 @@ class ShareCore:
         if updates[seg_begin:seg_end].count(update - 1) == seg_end - seg_begin:
             updates[seg_begin:seg_end] = [update] * (seg_end - seg_begin)
             answer = self._answer_of(waiting) if waiting is not None else None
-            return [Apply(index, seg_begin, seg_end, sources, divisor, update, stamp, answer)]
+            return [Apply(index, seg_begin, seg_end, sources, divisor, update, clock, stamp, answer)]
         effects: list[Effect] = []
         base = segments[seg_begin].begin
         for at, end in list(gate_runs.stretches(updates, seg_begin, seg_end)):
@@ -438,7 +439,7 @@ class ShareCore:
             shifted = tuple(Source(s.buffer, s.begin + moved, s.weight) for s in sources)
             update = updates[at] + 1
             updates[at:end] = [update] * (end - at)
-            effects.append(Apply(index, at, end, shifted, divisor, update, stamp, None))
+            effects.append(Apply(index, at, end, shifted, divisor, update, clock, stamp, None))
         if waiting is not None:
             effects.append(self._answer_of(waiting))
         return effects
@@ -454,6 +455,7 @@ class ShareCore:
                 effects += self._complete(state, clock, 0, len(state.applied))
         for state in list(self._parking.values()):
             effects += self._release_parked(state)
+        self.stamps.prune(self.closed_min)
         return effects
 
     def _closed_by_all(self) -> int:
@@ -497,16 +499,14 @@ class ShareCore:
             self.rejected += 1
             return self._consume(event, Status.REJECTED)
         state = self.blocks[event.block]
-        lag = max(0, event.clock - self.closed_min)
-        if lag > _LAG_EXACT_MAX:
-            lag = 1 << (lag.bit_length() - 1)
+        lag = counted_lag(event.clock - self.closed_min)
         self.staleness[lag] = self.staleness.get(lag, 0) + 1
         waiting = self._wait_for(event, event.clock + 1)
         at_once = not event.values or self._may_read(state, waiting)
         sources = (Source(event.buffer, 0, 1.0),)
         seg_begin, seg_end = event.seg_begin, event.seg_end
         fused = waiting if at_once and event.values else None
-        effects = self._applies(state, seg_begin, seg_end, sources, 1.0, event.stamp, fused)
+        effects = self._applies(state, seg_begin, seg_end, sources, 1.0, event.clock, event.stamp, fused)
         if at_once:
             del self._answers[event.session, event.seq]
             if fused is None:
@@ -518,7 +518,7 @@ class ShareCore:
 
     # ---- reads ---------------------------------------------------------------------------------------------
 
-    def _may_read(self, state: _BlockState, waiting: Waiting) -> bool:
+    def _may_read(self, state: BlockState, waiting: Waiting) -> bool:
         mode = self.consistency.mode
         if mode is Mode.ASP or waiting.clock == 0:
             return True
@@ -528,11 +528,11 @@ class ShareCore:
             return True
         return min(state.applied[waiting.seg_begin : waiting.seg_end]) >= waiting.clock
 
-    def _park(self, state: _BlockState, waiting: Waiting) -> None:
+    def _park(self, state: BlockState, waiting: Waiting) -> None:
         state.parked.append(waiting)
         self._parking[state.shape.index] = state
 
-    def _release_parked(self, state: _BlockState) -> list[Effect]:
+    def _release_parked(self, state: BlockState) -> list[Effect]:
         """Release what is parked on the block and may be read by now."""
         effects: list[Effect] = []
         kept = []

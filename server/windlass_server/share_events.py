@@ -2,7 +2,8 @@
 wire.
 
 A gradient's buffer is opaque here: the core hands it from a `Push` to `Apply`, `Write` and at last
-`Release`. An origin is the driver's own, too: a tuple whose first element is the connection.
+`Release`. An origin is the driver's own, too: a tuple whose first element is the connection. So is a stamp, which
+says with which version of the hyper-parameters a push is to be applied: stamps are compared, the newer is greater.
 """
 
 from __future__ import annotations
@@ -62,8 +63,9 @@ class Answer(NamedTuple):
 class Apply(NamedTuple):
     """Run the rule on segments [seg_begin, seg_end) with the weighted sum of `sources` over `divisor`.
 
-    `update` is the 1-based number of this update of the segments. `answer`, if given, covers exactly these
-    segments: the kernel may write its values in the same pass.
+    `update` is the 1-based number of this update of the segments, `clock` the step it belongs to: that of the
+    workers (bsp), or of the worker who pushed. `answer`, if given, covers exactly these segments: the kernel may
+    write its values in the same pass.
     """
 
     block: int
@@ -72,7 +74,8 @@ class Apply(NamedTuple):
     sources: tuple[Source, ...]
     divisor: float
     update: int
-    stamp: int
+    clock: int
+    stamp: Any
     answer: Answer | None
 
 
@@ -107,10 +110,15 @@ class Push(NamedTuple):
     seg_end: int
     buffer: Any
     weight: float = 1.0
-    stamp: int = 0
+    stamp: Any = 0
     last: bool = True
     values: bool = True
     finite: bool = True
+
+
+def counted_lag(lag: int) -> int:
+    """Under which number a lag is counted: singly up to 64, by powers of two beyond: 64 + 58 integers at most."""
+    return max(0, lag) if lag <= 64 else 1 << (lag.bit_length() - 1)
 
 
 def deleted_error(**values: object) -> UsageError:

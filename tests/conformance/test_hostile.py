@@ -23,13 +23,14 @@ import psutil
 import pytest
 
 from tests.conformance.neighbour import ELEMENTS, MIB, answers, beside_a_good_client, block_bytes, is_closed
-from tests.conformance.served import KEY, TABLE, Served, Session, frame, push_entry
+from tests.conformance.served import KEY, STORE, TABLE, Served, Session, frame, push_entry
 from windlass.data_link import open_socket
 from windlass_proto import errors, frames, limits
 from windlass_proto.errors import ClosedError, UnavailableError, UsageError
-from windlass_proto.frames import Flag, Header, Kind, Op, Status
+from windlass_proto.frames import Entry, Flag, Header, Kind, Op, Status
 from windlass_proto.group_specs import GroupSpec
 from windlass_proto.links import preamble
+from windlass_proto.rule_records import DECLARED, change_of, to_bytes, with_change
 
 # ---- before the preamble is over -------------------------------------------------------------------------------------
 
@@ -217,6 +218,13 @@ def lying_entry(payload: bytes | None = None, **fields: Any) -> Callable[[GroupS
     return craft
 
 
+def rule_record(names: str, values: dict[str, Any]) -> bytes:
+    record = with_change(DECLARED, change_of(names, TABLE, values), 0)
+    raw = to_bytes(record)
+    entry = Entry(Op.SET_RULE, 0, 0, STORE, 0, 0, 0, 0, 0, 0, 0, len(raw), 0, 0, 0, 1.0, 1, 0, 0)
+    return frame([entry], raw)
+
+
 LIES: dict[str, Callable[[GroupSpec], bytes]] = {
     "length 2^63": lying_header(payload=2**63),
     "length 2^64 - 1": lying_header(payload=2**64 - 1),
@@ -254,6 +262,11 @@ LIES: dict[str, Callable[[GroupSpec], bytes]] = {
     "room that was not attached": lying_entry(out_arena=9),
     "a declaration without bytes": lying_entry(op=Op.DECLARE, nbytes=0, payload=b""),
     "a declaration of noise": lying_entry(op=Op.DECLARE),
+    "a rule record without bytes": lying_entry(op=Op.SET_RULE, table=STORE, nbytes=0, payload=b""),
+    "a rule record that is too long": lying_entry(op=Op.SET_RULE, table=STORE),
+    "a rule record of noise": lying_entry(op=Op.SET_RULE, table=STORE, nbytes=64),
+    "a rule record that fits no tensor": lambda _: rule_record("w", {"momentum": 0.9}),
+    "a rule record with an invalid value": lambda _: rule_record("*", {"lr": -1.0}),
     "a checksum of another frame": lambda spec: frame([push_entry(spec, 0, 1)], block_bytes(spec), checksum=False),
 }
 

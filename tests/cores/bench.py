@@ -68,6 +68,9 @@ class Bench:
         buffer = Buffer(name, np.full((end - begin) * LINE, gradient, np.float32))
         self.buffers.append(buffer)
         event = Push((connection, name), session, seq, clock, 0, begin, end, buffer, **how)
+        if op == "refuse_stamp":
+            self.carry_out(self.core.refuse(event, Status.UNKNOWN_STAMP))
+            return
         self.carry_out(getattr(self.core, op)(event))
 
     def pull(self, name: str, clock: int, segs: tuple[int, int] | None = None, *, connection: Any = "link") -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,9 +23,9 @@ class Desk:
         self.window.link_up(0)
 
     def ask(
-        self, name: str, op: Op = Op.PUSH, *, share: tuple[int, int] = SHARE, store: int = 1, **how: int
+        self, name: str, op: Op = Op.PUSH, *, share: tuple[int, int] = SHARE, store: int = 1, **how: Any
     ) -> Request:
-        request = Request(op, store, share, 0, 0, 1, owner=name, **how)  # type: ignore[arg-type]
+        request = Request(op, store, share, 0, 0, 1, owner=name, **how)
         self.window.submit(request)
         return request
 

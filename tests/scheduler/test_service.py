@@ -330,7 +330,7 @@ def test_actions_barriers_and_broadcasts_meet(running: RunningScheduler, calls: 
 
     def agree(worker: JoinedMember, digest: str) -> pb.AgreeReply:
         request = pb.AgreeRequest(
-            session=worker.session, store_id=store_id, step=4, action="set", key="lr", digest=digest, text=digest
+            session=worker.session, store_id=store_id, step=4, action="assign", key="lr", digest=digest, text=digest
         )
         return worker.link.agree(request)
 
@@ -339,7 +339,7 @@ def test_actions_barriers_and_broadcasts_meet(running: RunningScheduler, calls: 
     with pytest.raises(UsageError, match="rank_1_gave=lr=1, rank_0_gives=lr=2"):
         agree(workers[0], "lr=2")
     waits = calls.submit(agree, workers[0], "lr=1")
-    wait_until_said(workers[0].link, "waiting for worker rank 1 to finish set lr in store main")
+    wait_until_said(workers[0].link, "waiting for worker rank 1 to finish assign lr in store main")
     done = pb.AgreeDoneRequest(session=workers[1].session, store_id=store_id, action_id=granted.action_id)
     workers[1].link.agree_done(done)
     assert waits.result(5) == pb.AgreeReply(granted=False, action_id=granted.action_id)

@@ -133,7 +133,8 @@ class Cluster:
         count = plan.servers
         runs = [range(VSHARDS * i // count, VSHARDS * (i + 1) // count) for i in range(count)]
         ledger = Ledger(plan.consistency)
-        self.servers = [Server(self.timeline, plan.layouts, run, self._make_core, ledger.check_release) for run in runs]
+        checks = (ledger.check_release, ledger.check_stamp)
+        self.servers = [Server(self.timeline, plan.layouts, run, self._make_core, *checks) for run in runs]
         for server in self.servers:
             self.parts.rebuild(server)
         owner = {vshard: i for i, run in enumerate(runs) for vshard in run}

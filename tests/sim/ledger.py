@@ -53,6 +53,7 @@ class Book:
     counting: bool = False  # it has entered the roster
     join_clock: int = 0
     clock: int = 0  # steps closed
+    stamps: dict[int, int] = field(default_factory=dict)  # step -> the version it was stamped with
     places: dict[Place, list[Pushed]] = field(default_factory=dict)
     seen: dict[tuple[Place, int], int] = field(default_factory=dict)
 
@@ -116,6 +117,19 @@ class Ledger:
             if book.counting and not (book.ended or book.left) and book.clock < clock - self.consistency.bound:
                 text = f"a pull at clock {clock} was answered while worker {book.worker} had closed {book.clock} steps"
                 raise LedgerError("bound", text)
+
+    def check_stamp(self, clock: int, stamp: int, pushed: list[int]) -> None:
+        """Step `clock`, or a push of it, is applied with `stamp`; `pushed` are those of its gradients.
+
+        Under bsp it is the highest that anybody gave the step: of the living for certain, of the dead where it came.
+        """
+        if self.consistency.mode is not Mode.BSP:
+            low, high = max(pushed), max(pushed)
+        else:
+            low = max([*pushed, *(book.stamps.get(clock, 0) for book in self.books if not book.ended)])
+            high = max(book.stamps.get(clock, 0) for book in self.books)
+        if not low <= stamp <= high:
+            raise LedgerError("stamp", f"step {clock} was applied with version {stamp}, due is {low} to {high}")
 
     def check_balance(self, place: Place, lanes: Values) -> None:
         """At the end `final - initial` is the sum of what was acknowledged."""

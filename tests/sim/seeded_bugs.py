@@ -5,17 +5,19 @@ Each is a part put in place of a real one; the product knows nothing of it. `cau
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from tests.sim.cluster import Parts
 from tests.sim.server import Server
-from windlass.window_core import WRITES, Request, WindowCore
+from windlass.window_core import WRITES, Request, Stamp, WindowCore
 from windlass_proto.frames import Status
 from windlass_server.gate_runs import GateRun
 from windlass_server.session_filter import SessionFilter, Verdict
 from windlass_server.share_core import Answer, Effect, Push, ShareCore
+from windlass_server.step_stamps import StepStamps
 
 
 class SeqAtSubmit(WindowCore):
@@ -49,7 +51,9 @@ class HighestSeq(SessionFilter):
 class NoMark(WindowCore):
     """Closing a step sends nothing."""
 
-    def close_step(self, store: int, clock: int, servers: Iterable[int], *, leaves: bool = False) -> None:
+    def close_step(
+        self, store: int, clock: int, servers: Iterable[int], *, leaves: bool = False, stamp: Stamp | None = None
+    ) -> None:
         """Sends no mark."""
 
 
@@ -152,6 +156,41 @@ class Unreleased(ShareCore):
         return [effect for effect in super()._repeat(event) if isinstance(effect, Answer)]
 
 
+class LowestStamp(StepStamps):
+    """A step is applied with the lowest stamp that a session has given it."""
+
+    def highest(self, clock: int, stamp: int) -> int:
+        given: list[int] = [stamp]
+        for said in self._announced.values():
+            if at := bisect_right(said, (clock, 1 << 32)):
+                given.append(said[at - 1][1])
+        return min(given)
+
+
+class OnlyPushed(StepStamps):
+    """Who pushed nothing has no say in a step's stamp, so servers differ."""
+
+    def highest(self, clock: int, stamp: int) -> int:
+        return stamp
+
+
+class NoStampOnMarks(WindowCore):
+    """A mark goes out without its step's record."""
+
+    def close_step(
+        self, store: int, clock: int, servers: Iterable[int], *, leaves: bool = False, stamp: Stamp | None = None
+    ) -> None:
+        super().close_step(store, clock, servers, leaves=leaves)
+
+
+def _with_stamps(kind: Callable[[], StepStamps]) -> Callable[[Server], None]:
+    def rebuild(server: Server) -> None:
+        for core in server.cores.values():
+            core.stamps = kind()
+
+    return rebuild
+
+
 def _one_filter_a_vshard(server: Server) -> None:
     filters: dict[int, SessionFilter] = {}
     for (_, vshard), core in server.cores.items():
@@ -208,4 +247,7 @@ BUGS = (
     ),
     _bug("a pull waits for one step less", Parts(make_core=ReadsEarly), "bound", "staleness", "read-your-writes"),
     _bug("a repeated push keeps its buffer", Parts(make_core=Unreleased), "buffers"),
+    _bug("a step takes the lowest stamp", Parts(rebuild=_with_stamps(LowestStamp)), "stamp"),
+    _bug("a stamp counts only where something was pushed", Parts(rebuild=_with_stamps(OnlyPushed)), "stamp"),
+    _bug("a mark goes out without its record", Parts(make_window=NoStampOnMarks), "stamp"),
 )  # fmt: skip

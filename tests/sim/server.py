@@ -15,7 +15,7 @@ import numpy as np
 from tests.sim import wire
 from tests.sim.timeline import Link, Timeline
 from tests.sim.wire import Values
-from windlass_proto.frames import Entry, EntryFlag, Flag, Kind, Op
+from windlass_proto.frames import Entry, EntryFlag, Flag, Kind, Op, Status
 from windlass_proto.layout import GroupLayout
 from windlass_server.share_core import Answer, Apply, Effect, Push, Release, Roster, ShareCore, Source, Write
 
@@ -32,10 +32,11 @@ class Origin(NamedTuple):
 class Buffer:
     """A gradient's values and how often they were given back."""
 
-    __slots__ = ("released", "values")
+    __slots__ = ("released", "stamp", "values")
 
-    def __init__(self, values: Values) -> None:
+    def __init__(self, values: Values, stamp: int) -> None:
         self.values = values
+        self.stamp = stamp
         self.released = 0
 
 
@@ -49,6 +50,7 @@ class Server:
         vshards: range,
         make_core: Callable[[int, list[int]], ShareCore],
         on_release: Callable[[int], None],
+        on_apply: Callable[[int, int, list[int]], None],
     ) -> None:
         self.timeline = timeline
         self.layouts = {layout.table_id: layout for layout in layouts}
@@ -56,6 +58,9 @@ class Server:
         self.weights: dict[tuple[int, int], Values] = {}
         self.buffers: list[Buffer] = []
         self.on_release = on_release
+        self.on_apply = on_apply
+        self.versions: set[int] = set()  # of hyper-parameters, whose records it holds
+        self.unknown_stamps = 0
         self._links: dict[bytes, Link] = {}
         self._out: dict[Link, list[tuple[Entry, Values | None]]] = {}
         for layout in layouts:
@@ -87,6 +92,9 @@ class Server:
         """One frame of a session: its entries in order, then its mark."""
         header, entries = wire.parse(raw)
         for entry, values in entries:
+            if entry.op == Op.SET_RULE:
+                self._set_rule(session, entry, values)
+                continue
             core = self.cores[entry.table, entry.vshard]
             self._execute(entry.table, core, self._dispatch(core, session, link, entry, values))
         if header.flags & Flag.MARK:
@@ -95,12 +103,19 @@ class Server:
                 self._execute(table, core, effects)
         self._flush()
 
+    def _set_rule(self, session: bytes, entry: Entry, values: Values) -> None:
+        """A record comes; it holds its version, and is no good otherwise."""
+        assert values.tolist() == [entry.stamp]
+        self.versions.add(entry.stamp)
+        for core in self.cores.values():
+            core.announce(session, entry.clock, entry.stamp)
+
     def _dispatch(self, core: ShareCore, session: bytes, link: Link, entry: Entry, values: Values) -> list[Effect]:
         clock = 0 if entry.flags & EntryFlag.NOWAIT else entry.clock + (entry.op == Op.PUSH_PULL)
         origin = Origin(link, entry.tag, entry.op, clock)
         if entry.op == Op.PULL:
             return core.pull(origin, clock, entry.block, entry.seg_begin, entry.seg_end)
-        buffer = Buffer(values)
+        buffer = Buffer(values, entry.stamp)
         self.buffers.append(buffer)
         push = Push(
             origin,
@@ -120,6 +135,11 @@ class Server:
             return core.init(push)
         if entry.op == Op.ASSIGN:
             return core.assign(push)
+        if entry.stamp and self.timeline.rng.random() < link.faults.refuse / 4:
+            self.versions.clear()  # it keeps few
+        if entry.stamp and entry.stamp not in self.versions:
+            self.unknown_stamps += 1
+            return core.refuse(push, Status.UNKNOWN_STAMP)
         # What extends a step that has begun is always taken: its completion gives memory back.
         beyond = entry.clock > core.clock_begun or self.timeline.rng.random() < 0.2
         if beyond and self.timeline.rng.random() < link.faults.refuse:
@@ -162,6 +182,7 @@ class Server:
 
     def _apply(self, table: int, apply: Apply) -> None:
         begin, end = self._span(table, apply.block, apply.seg_begin, apply.seg_end)
+        self.on_apply(apply.clock, apply.stamp, [source.buffer.stamp for source in apply.sources])
         total = np.zeros(end - begin, np.float32)
         for source in apply.sources:
             total += np.float32(source.weight) * self._slice(source, end - begin)

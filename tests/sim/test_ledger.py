@@ -26,12 +26,23 @@ def test_a_seed_plays_the_same_run_twice() -> None:
 
 def test_the_seeds_meet_what_they_are_for() -> None:
     """The faults, and what they call forth in the cores, happen often enough for the chunks above to mean something."""
-    met = {"duplicates": 0, "deaths": 0, "late joins": 0, "sent away": 0, "pauses beyond the lease": 0, "exact": 0}
+    met = {
+        "duplicates": 0,
+        "deaths": 0,
+        "late joins": 0,
+        "sent away": 0,
+        "pauses beyond the lease": 0,
+        "exact": 0,
+        "versions": 0,
+        "unknown stamps": 0,
+    }
     for seed in range(0, SEEDS, 5):
         plan = plan_of(seed)
         cluster = Cluster(plan)
         cluster.run()
         met["duplicates"] += sum(core.duplicates for server in cluster.servers for core in server.cores.values())
+        met["versions"] += len(cluster.job.versions)
+        met["unknown stamps"] += sum(server.unknown_stamps for server in cluster.servers)
         met["deaths"] += len(plan.deaths)
         met["late joins"] += sum(book.join_clock > 0 for book in cluster.job.ledger.books)
         met["sent away"] += plan.faults.refuse > 0

@@ -17,7 +17,8 @@ from tests.sim.ledger import LANES, Book, Ledger, LedgerError, Place, Pushed, gr
 from tests.sim.scheduler import STORE
 from tests.sim.timeline import Link, Timeline
 from tests.sim.wire import Values
-from windlass.window_core import Finished, Request, WindowCore
+from windlass.window_core import Finished, Request, Stamp, WindowCore
+from windlass_proto.consistency import Mode
 from windlass_proto.frames import Entry, EntryFlag, Kind, Op, Status
 from windlass_proto.layout import GroupLayout, Segment
 
@@ -34,6 +35,16 @@ class Wish:
 
 
 @dataclass(frozen=True, slots=True)
+class Version:
+    """Hyper-parameters that worker `setter` set; the others hear of it later, each after a time of its own."""
+
+    number: int
+    since: int
+    setter: int
+    set_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
     """What all workers of a run have in common. `exact`: real gradients for bit-for-bit comparison, no ledger lanes."""
 
@@ -44,6 +55,7 @@ class Job:
     ledger: Ledger
     exact: bool
     read_at: dict[tuple[Place, int], bytes] = field(default_factory=dict)
+    versions: list[Version] = field(default_factory=list)  # of hyper-parameters, as the scheduler makes them
 
 
 class Worker:
@@ -70,6 +82,7 @@ class Worker:
         self._busy = False
         self._retrying = False
         self._number = 0
+        self._stamp: Stamp | None = None
         self._open: set[Request] = set()
         self._program: Iterator[list[Request]] | None = None
         self._inbox: list[tuple[int, Link, bytes]] = []
@@ -180,9 +193,10 @@ class Worker:
     def _entry(self, request: Request) -> tuple[Entry, Values | None]:
         entry = Entry(
             request.op, 0, request.flags, request.share[0], request.block, request.tag, request.seq, request.clock,
-            request.seg_begin, request.seg_end, 0, 0, 0, 0, 0, request.weight, request.stamp, request.share[1], 0,
+            request.seg_begin, request.seg_end, 0, 0, 0, 0, 0, request.weight,
+            request.stamp.version if request.stamp is not None else 0, request.share[1], 0,
         )  # fmt: skip
-        if request.op != Op.PULL:
+        if request.op not in (Op.PULL, Op.SET_RULE):
             told = repr(entry).encode() + (b"" if request.payload is None else request.payload.tobytes())
             if self._sent.setdefault((hash(request.share), request.tag), told) != told:
                 raise LedgerError("frozen", f"an entry was sent again with other bytes: {entry}")
@@ -234,12 +248,36 @@ class Worker:
         yield self._pulls(self._whole(), Random(0))
         for _ in range(self.steps):
             rng = Random(f"{self.job.seed}/{self.rank}/{self.book.clock}")
+            self._set_sometimes()
+            self._choose_stamp()
             if rng.random() < 0.8:
                 yield []
             yield from self._step(rng)
         self.book.left = True
         self._close(leaves=True)
         yield self._pulls(self._whole()[:1], Random(0), nowait=True)
+
+    def _set_sometimes(self) -> None:
+        """Change the hyper-parameters from this step on, as `store.set` by one worker does."""
+        job, clock = self.job, self.book.clock
+        if Random(f"{job.seed}/{self.book.worker}/{clock}/set").random() < 0.1:
+            since = max(clock, job.versions[-1].since if job.versions else 0)
+            job.versions.append(Version(len(job.versions) + 1, since, self.book.worker, self.timeline.now_s))
+
+    def _choose_stamp(self) -> None:
+        """One stamp for the step that begins: the newest version that this worker has heard of and that holds."""
+        job, book = self.job, self.book
+        known = [version for version in job.versions if self._has_heard_of(version)]
+        if job.ledger.consistency.mode is not Mode.ASP:
+            known = [version for version in known if version.since <= book.clock]
+        newest = known[-1].number if known else 0
+        if newest > (self._stamp.version if self._stamp is not None else 0):
+            self._stamp = Stamp(newest, book.clock, np.array([newest], np.float32), 4)
+        book.stamps[book.clock] = self._stamp.version if self._stamp is not None else 0
+
+    def _has_heard_of(self, version: Version) -> bool:
+        lag = Random(f"{self.job.seed}/{self.book.worker}/{version.number}/heard")
+        return version.setter == self.book.worker or self.timeline.now_s >= version.set_s + lag.uniform(0.0, 0.1)
 
     def _step(self, rng: Random) -> Iterator[list[Request]]:
         """One step in one of the forms that the library offers."""
@@ -273,9 +311,10 @@ class Worker:
 
     def _close(self, *, leaves: bool = False) -> None:
         if leaves:
-            self.window.close_step(STORE, max(0, self.book.clock - 1), range(self.job.servers), leaves=True)
+            last = max(0, self.book.clock - 1)
+            self.window.close_step(STORE, last, range(self.job.servers), leaves=True, stamp=self._stamp)
             return
-        self.window.close_step(STORE, self.book.clock, range(self.job.servers))
+        self.window.close_step(STORE, self.book.clock, range(self.job.servers), stamp=self._stamp)
         self.book.clock += 1
 
     def _whole(self) -> list[tuple[int, int, int]]:
@@ -317,7 +356,8 @@ class Worker:
         self._number += 1
         request = Request(
             op, STORE, (table, shape.vshard), block, begin, end, owner=wish, clock=clock, payload=values,
-            nbytes=values.nbytes, last=bool(last), priority=priority, weight=1.0 + self.rank if self.job.exact else 1.0,
+            nbytes=values.nbytes, last=bool(last), priority=priority, stamp=None if op is Op.INIT else self._stamp,
+            weight=1.0 + self.rank if self.job.exact else 1.0,
         )  # fmt: skip
         self.window.submit(request)
         return request

@@ -46,6 +46,9 @@ class Alone:
         self.on_metrics(pb.Metrics(job="job", records=request.records))
         return pb.Ack()
 
+    def watches(self) -> list[Any]:
+        return []
+
 
 def scalar_log(member: Alone, run: RunFolder) -> ScalarLog:
     return ScalarLog(cast("Member", member), run)

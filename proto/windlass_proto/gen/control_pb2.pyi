@@ -294,6 +294,7 @@ class Update(_message.Message):
     SNAPSHOTTED_FIELD_NUMBER: _builtins.int
     ENDED_FIELD_NUMBER: _builtins.int
     JOB_FIELD_NUMBER: _builtins.int
+    RULE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def routing(self) -> Global___Routing: ...
     @_builtins.property
@@ -312,6 +313,8 @@ class Update(_message.Message):
     def ended(self) -> Global___SessionEnded: ...
     @_builtins.property
     def job(self) -> Global___JobState: ...
+    @_builtins.property
+    def rule(self) -> Global___RuleChanged: ...
     def __init__(
         self,
         *,
@@ -323,16 +326,41 @@ class Update(_message.Message):
         snapshotted: Global___Snapshotted | None = ...,
         ended: Global___SessionEnded | None = ...,
         job: Global___JobState | None = ...,
+        rule: Global___RuleChanged | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["ended", b"ended", "event", b"event", "job", b"job", "metrics", b"metrics", "prepare", b"prepare", "roster", b"roster", "routing", b"routing", "snapshotted", b"snapshotted", "what", b"what"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ended", b"ended", "event", b"event", "job", b"job", "metrics", b"metrics", "prepare", b"prepare", "roster", b"roster", "routing", b"routing", "rule", b"rule", "snapshotted", b"snapshotted", "what", b"what"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ended", b"ended", "event", b"event", "job", b"job", "metrics", b"metrics", "prepare", b"prepare", "roster", b"roster", "routing", b"routing", "snapshotted", b"snapshotted", "what", b"what"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ended", b"ended", "event", b"event", "job", b"job", "metrics", b"metrics", "prepare", b"prepare", "roster", b"roster", "routing", b"routing", "rule", b"rule", "snapshotted", b"snapshotted", "what", b"what"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_what: _TypeAlias = _typing.Literal["routing", "roster", "prepare", "metrics", "event", "snapshotted", "ended", "job"]  # noqa: Y015
+    _WhichOneofReturnType_what: _TypeAlias = _typing.Literal["routing", "roster", "prepare", "metrics", "event", "snapshotted", "ended", "job", "rule"]  # noqa: Y015
     _WhichOneofArgType_what: _TypeAlias = _typing.Literal["what", b"what"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_what) -> _WhichOneofReturnType_what | None: ...
 
 Global___Update: _TypeAlias = Update  # noqa: Y015
+
+@_typing.final
+class RuleChanged(_message.Message):
+    """What was changed live in a store: windlass.v1.RuleRecord, the newest."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STORE_ID_FIELD_NUMBER: _builtins.int
+    RECORD_FIELD_NUMBER: _builtins.int
+    store_id: _builtins.int
+    record: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        store_id: _builtins.int = ...,
+        record: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["record", b"record", "store_id", b"store_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RuleChanged: _TypeAlias = RuleChanged  # noqa: Y015
 
 @_typing.final
 class Snapshotted(_message.Message):
@@ -805,9 +833,12 @@ class DeclareReply(_message.Message):
     SEALED_FIELD_NUMBER: _builtins.int
     GROUPS_FIELD_NUMBER: _builtins.int
     TABLES_FIELD_NUMBER: _builtins.int
+    RECORD_FIELD_NUMBER: _builtins.int
     declaration_id: _builtins.int
     granted: _builtins.bool
     sealed: _builtins.bool
+    record: _builtins.bytes
+    """windlass.v1.RuleRecord, the store's newest; empty if nothing was changed live"""
     @_builtins.property
     def groups(self) -> _containers.RepeatedCompositeFieldContainer[Global___Group]:
         """of the names declared now or before"""
@@ -824,10 +855,11 @@ class DeclareReply(_message.Message):
         sealed: _builtins.bool = ...,
         groups: _abc.Iterable[Global___Group] | None = ...,
         tables: _abc.Iterable[_builtins.int] | None = ...,
+        record: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["declaration_id", b"declaration_id", "granted", b"granted", "groups", b"groups", "sealed", b"sealed", "tables", b"tables"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["declaration_id", b"declaration_id", "granted", b"granted", "groups", b"groups", "record", b"record", "sealed", b"sealed", "tables", b"tables"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -963,6 +995,7 @@ class AgreeRequest(_message.Message):
     DIGEST_FIELD_NUMBER: _builtins.int
     TEXT_FIELD_NUMBER: _builtins.int
     NAMES_FIELD_NUMBER: _builtins.int
+    CHANGE_FIELD_NUMBER: _builtins.int
     session: _builtins.bytes
     store_id: _builtins.int
     step: _builtins.int
@@ -974,6 +1007,8 @@ class AgreeRequest(_message.Message):
     """equal digests are the same action"""
     text: _builtins.str
     """the values in words, for the error"""
+    change: _builtins.bytes
+    """"set": windlass.v1.RuleChange, which the scheduler carries out itself"""
     @_builtins.property
     def names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """"delete": the tensors that the scheduler forgets when it is done"""
@@ -989,10 +1024,11 @@ class AgreeRequest(_message.Message):
         digest: _builtins.str = ...,
         text: _builtins.str = ...,
         names: _abc.Iterable[_builtins.str] | None = ...,
+        change: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "digest", b"digest", "key", b"key", "names", b"names", "session", b"session", "step", b"step", "store_id", b"store_id", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "change", b"change", "digest", b"digest", "key", b"key", "names", b"names", "session", b"session", "step", b"step", "store_id", b"store_id", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1004,18 +1040,26 @@ class AgreeReply(_message.Message):
 
     GRANTED_FIELD_NUMBER: _builtins.int
     ACTION_ID_FIELD_NUMBER: _builtins.int
+    RESULT_FIELD_NUMBER: _builtins.int
+    RECORD_FIELD_NUMBER: _builtins.int
     granted: _builtins.bool
     """the caller carries it out, then says AgreeDone"""
     action_id: _builtins.int
+    result: _builtins.int
+    """"set": the first step it holds from"""
+    record: _builtins.bytes
+    """"set": as in DeclareReply"""
     def __init__(
         self,
         *,
         granted: _builtins.bool = ...,
         action_id: _builtins.int = ...,
+        result: _builtins.int = ...,
+        record: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action_id", b"action_id", "granted", b"granted"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action_id", b"action_id", "granted", b"granted", "record", b"record", "result", b"result"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

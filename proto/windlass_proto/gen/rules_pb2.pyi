@@ -9,16 +9,18 @@ a field it does not know (it would train with other mathematics than the sender 
 clip_value is 15 in every rule; absent, gradients are not clipped.
 """
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf.internal import containers as _containers
 import builtins as _builtins
 import sys
 import typing as _typing
 
-if sys.version_info >= (3, 10):
-    from typing import TypeAlias as _TypeAlias
+if sys.version_info >= (3, 11):
+    from typing import TypeAlias as _TypeAlias, Never as _Never
 else:
-    from typing_extensions import TypeAlias as _TypeAlias
+    from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
@@ -40,6 +42,8 @@ class RuleSpec(_message.Message):
     FTRL_FIELD_NUMBER: _builtins.int
     FTML_FIELD_NUMBER: _builtins.int
     SUM_FIELD_NUMBER: _builtins.int
+    LR_SCHEDULE_FIELD_NUMBER: _builtins.int
+    WEIGHT_DECAY_SCHEDULE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def sgd(self) -> Global___Sgd: ...
     @_builtins.property
@@ -68,6 +72,12 @@ class RuleSpec(_message.Message):
     def ftml(self) -> Global___Ftml: ...
     @_builtins.property
     def sum(self) -> Global___Sum: ...
+    @_builtins.property
+    def lr_schedule(self) -> Global___Schedule:
+        """A hyper-parameter that follows a schedule is absent in the rule's own message."""
+
+    @_builtins.property
+    def weight_decay_schedule(self) -> Global___Schedule: ...
     def __init__(
         self,
         *,
@@ -85,10 +95,12 @@ class RuleSpec(_message.Message):
         ftrl: Global___Ftrl | None = ...,
         ftml: Global___Ftml | None = ...,
         sum: Global___Sum | None = ...,
+        lr_schedule: Global___Schedule | None = ...,
+        weight_decay_schedule: Global___Schedule | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["adabelief", b"adabelief", "adadelta", b"adadelta", "adagrad", b"adagrad", "adam", b"adam", "adamax", b"adamax", "adamw", b"adamw", "ftml", b"ftml", "ftrl", b"ftrl", "lion", b"lion", "nadam", b"nadam", "rmsprop", b"rmsprop", "rule", b"rule", "sgd", b"sgd", "signum", b"signum", "sum", b"sum"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["adabelief", b"adabelief", "adadelta", b"adadelta", "adagrad", b"adagrad", "adam", b"adam", "adamax", b"adamax", "adamw", b"adamw", "ftml", b"ftml", "ftrl", b"ftrl", "lion", b"lion", "lr_schedule", b"lr_schedule", "nadam", b"nadam", "rmsprop", b"rmsprop", "rule", b"rule", "sgd", b"sgd", "signum", b"signum", "sum", b"sum", "weight_decay_schedule", b"weight_decay_schedule"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adabelief", b"adabelief", "adadelta", b"adadelta", "adagrad", b"adagrad", "adam", b"adam", "adamax", b"adamax", "adamw", b"adamw", "ftml", b"ftml", "ftrl", b"ftrl", "lion", b"lion", "nadam", b"nadam", "rmsprop", b"rmsprop", "rule", b"rule", "sgd", b"sgd", "signum", b"signum", "sum", b"sum"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adabelief", b"adabelief", "adadelta", b"adadelta", "adagrad", b"adagrad", "adam", b"adam", "adamax", b"adamax", "adamw", b"adamw", "ftml", b"ftml", "ftrl", b"ftrl", "lion", b"lion", "lr_schedule", b"lr_schedule", "nadam", b"nadam", "rmsprop", b"rmsprop", "rule", b"rule", "sgd", b"sgd", "signum", b"signum", "sum", b"sum", "weight_decay_schedule", b"weight_decay_schedule"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_rule: _TypeAlias = _typing.Literal["sgd", "adagrad", "adam", "adamw", "adadelta", "rmsprop", "nadam", "adamax", "signum", "lion", "adabelief", "ftrl", "ftml", "sum"]  # noqa: Y015
     _WhichOneofArgType_rule: _TypeAlias = _typing.Literal["rule", b"rule"]  # noqa: Y015
@@ -865,3 +877,497 @@ class Sum(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__scale) -> _WhichOneofReturnType__scale | None: ...
 
 Global___Sum: _TypeAlias = Sum  # noqa: Y015
+
+@_typing.final
+class Schedule(_message.Message):
+    """A hyper-parameter as a function of the step."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONSTANT_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    MULTI_STEP_FIELD_NUMBER: _builtins.int
+    POLYNOMIAL_FIELD_NUMBER: _builtins.int
+    COSINE_FIELD_NUMBER: _builtins.int
+    INVERSE_SQRT_FIELD_NUMBER: _builtins.int
+    WARM_UP_FIELD_NUMBER: _builtins.int
+    CHAIN_FIELD_NUMBER: _builtins.int
+    PLATEAU_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def constant(self) -> Global___ConstantSchedule: ...
+    @_builtins.property
+    def step(self) -> Global___StepSchedule: ...
+    @_builtins.property
+    def multi_step(self) -> Global___MultiStepSchedule: ...
+    @_builtins.property
+    def polynomial(self) -> Global___PolynomialSchedule: ...
+    @_builtins.property
+    def cosine(self) -> Global___CosineSchedule: ...
+    @_builtins.property
+    def inverse_sqrt(self) -> Global___InverseSqrtSchedule: ...
+    @_builtins.property
+    def warm_up(self) -> Global___WarmUpSchedule: ...
+    @_builtins.property
+    def chain(self) -> Global___ChainSchedule: ...
+    @_builtins.property
+    def plateau(self) -> Global___PlateauSchedule: ...
+    def __init__(
+        self,
+        *,
+        constant: Global___ConstantSchedule | None = ...,
+        step: Global___StepSchedule | None = ...,
+        multi_step: Global___MultiStepSchedule | None = ...,
+        polynomial: Global___PolynomialSchedule | None = ...,
+        cosine: Global___CosineSchedule | None = ...,
+        inverse_sqrt: Global___InverseSqrtSchedule | None = ...,
+        warm_up: Global___WarmUpSchedule | None = ...,
+        chain: Global___ChainSchedule | None = ...,
+        plateau: Global___PlateauSchedule | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chain", b"chain", "constant", b"constant", "cosine", b"cosine", "inverse_sqrt", b"inverse_sqrt", "multi_step", b"multi_step", "plateau", b"plateau", "polynomial", b"polynomial", "schedule", b"schedule", "step", b"step", "warm_up", b"warm_up"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chain", b"chain", "constant", b"constant", "cosine", b"cosine", "inverse_sqrt", b"inverse_sqrt", "multi_step", b"multi_step", "plateau", b"plateau", "polynomial", b"polynomial", "schedule", b"schedule", "step", b"step", "warm_up", b"warm_up"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_schedule: _TypeAlias = _typing.Literal["constant", "step", "multi_step", "polynomial", "cosine", "inverse_sqrt", "warm_up", "chain", "plateau"]  # noqa: Y015
+    _WhichOneofArgType_schedule: _TypeAlias = _typing.Literal["schedule", b"schedule"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_schedule) -> _WhichOneofReturnType_schedule | None: ...
+
+Global___Schedule: _TypeAlias = Schedule  # noqa: Y015
+
+@_typing.final
+class ConstantSchedule(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LR_FIELD_NUMBER: _builtins.int
+    lr: _builtins.float
+    def __init__(
+        self,
+        *,
+        lr: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_lr", b"_lr", "lr", b"lr"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_lr", b"_lr", "lr", b"lr"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__lr: _TypeAlias = _typing.Literal["lr"]  # noqa: Y015
+    _WhichOneofArgType__lr: _TypeAlias = _typing.Literal["_lr", b"_lr"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__lr) -> _WhichOneofReturnType__lr | None: ...
+
+Global___ConstantSchedule: _TypeAlias = ConstantSchedule  # noqa: Y015
+
+@_typing.final
+class StepSchedule(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LR_FIELD_NUMBER: _builtins.int
+    STEP_SIZE_FIELD_NUMBER: _builtins.int
+    GAMMA_FIELD_NUMBER: _builtins.int
+    lr: _builtins.float
+    step_size: _builtins.int
+    gamma: _builtins.float
+    def __init__(
+        self,
+        *,
+        lr: _builtins.float | None = ...,
+        step_size: _builtins.int | None = ...,
+        gamma: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_gamma", b"_gamma", "_lr", b"_lr", "_step_size", b"_step_size", "gamma", b"gamma", "lr", b"lr", "step_size", b"step_size"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_gamma", b"_gamma", "_lr", b"_lr", "_step_size", b"_step_size", "gamma", b"gamma", "lr", b"lr", "step_size", b"step_size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__gamma: _TypeAlias = _typing.Literal["gamma"]  # noqa: Y015
+    _WhichOneofArgType__gamma: _TypeAlias = _typing.Literal["_gamma", b"_gamma"]  # noqa: Y015
+    _WhichOneofReturnType__lr: _TypeAlias = _typing.Literal["lr"]  # noqa: Y015
+    _WhichOneofArgType__lr: _TypeAlias = _typing.Literal["_lr", b"_lr"]  # noqa: Y015
+    _WhichOneofReturnType__step_size: _TypeAlias = _typing.Literal["step_size"]  # noqa: Y015
+    _WhichOneofArgType__step_size: _TypeAlias = _typing.Literal["_step_size", b"_step_size"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__gamma) -> _WhichOneofReturnType__gamma | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__lr) -> _WhichOneofReturnType__lr | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__step_size) -> _WhichOneofReturnType__step_size | None: ...
+
+Global___StepSchedule: _TypeAlias = StepSchedule  # noqa: Y015
+
+@_typing.final
+class MultiStepSchedule(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LR_FIELD_NUMBER: _builtins.int
+    MILESTONES_FIELD_NUMBER: _builtins.int
+    GAMMA_FIELD_NUMBER: _builtins.int
+    lr: _builtins.float
+    gamma: _builtins.float
+    @_builtins.property
+    def milestones(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        lr: _builtins.float | None = ...,
+        milestones: _abc.Iterable[_builtins.int] | None = ...,
+        gamma: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_gamma", b"_gamma", "_lr", b"_lr", "gamma", b"gamma", "lr", b"lr"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_gamma", b"_gamma", "_lr", b"_lr", "gamma", b"gamma", "lr", b"lr", "milestones", b"milestones"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__gamma: _TypeAlias = _typing.Literal["gamma"]  # noqa: Y015
+    _WhichOneofArgType__gamma: _TypeAlias = _typing.Literal["_gamma", b"_gamma"]  # noqa: Y015
+    _WhichOneofReturnType__lr: _TypeAlias = _typing.Literal["lr"]  # noqa: Y015
+    _WhichOneofArgType__lr: _TypeAlias = _typing.Literal["_lr", b"_lr"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__gamma) -> _WhichOneofReturnType__gamma | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__lr) -> _WhichOneofReturnType__lr | None: ...
+
+Global___MultiStepSchedule: _TypeAlias = MultiStepSchedule  # noqa: Y015
+
+@_typing.final
+class PolynomialSchedule(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LR_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    POWER_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    lr: _builtins.float
+    steps: _builtins.int
+    power: _builtins.float
+    end: _builtins.float
+    def __init__(
+        self,
+        *,
+        lr: _builtins.float | None = ...,
+        steps: _builtins.int | None = ...,
+        power: _builtins.float | None = ...,
+        end: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_end", b"_end", "_lr", b"_lr", "_power", b"_power", "_steps", b"_steps", "end", b"end", "lr", b"lr", "power", b"power", "steps", b"steps"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_end", b"_end", "_lr", b"_lr", "_power", b"_power", "_steps", b"_steps", "end", b"end", "lr", b"lr", "power", b"power", "steps", b"steps"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__end: _TypeAlias = _typing.Literal["end"]  # noqa: Y015
+    _WhichOneofArgType__end: _TypeAlias = _typing.Literal["_end", b"_end"]  # noqa: Y015
+    _WhichOneofReturnType__lr: _TypeAlias = _typing.Literal["lr"]  # noqa: Y015
+    _WhichOneofArgType__lr: _TypeAlias = _typing.Literal["_lr", b"_lr"]  # noqa: Y015
+    _WhichOneofReturnType__power: _TypeAlias = _typing.Literal["power"]  # noqa: Y015
+    _WhichOneofArgType__power: _TypeAlias = _typing.Literal["_power", b"_power"]  # noqa: Y015
+    _WhichOneofReturnType__steps: _TypeAlias = _typing.Literal["steps"]  # noqa: Y015
+    _WhichOneofArgType__steps: _TypeAlias = _typing.Literal["_steps", b"_steps"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__end) -> _WhichOneofReturnType__end | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__lr) -> _WhichOneofReturnType__lr | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__power) -> _WhichOneofReturnType__power | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__steps) -> _WhichOneofReturnType__steps | None: ...
+
+Global___PolynomialSchedule: _TypeAlias = PolynomialSchedule  # noqa: Y015
+
+@_typing.final
+class CosineSchedule(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LR_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    WARMUP_FIELD_NUMBER: _builtins.int
+    lr: _builtins.float
+    steps: _builtins.int
+    end: _builtins.float
+    warmup: _builtins.int
+    def __init__(
+        self,
+        *,
+        lr: _builtins.float | None = ...,
+        steps: _builtins.int | None = ...,
+        end: _builtins.float | None = ...,
+        warmup: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_end", b"_end", "_lr", b"_lr", "_steps", b"_steps", "_warmup", b"_warmup", "end", b"end", "lr", b"lr", "steps", b"steps", "warmup", b"warmup"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_end", b"_end", "_lr", b"_lr", "_steps", b"_steps", "_warmup", b"_warmup", "end", b"end", "lr", b"lr", "steps", b"steps", "warmup", b"warmup"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__end: _TypeAlias = _typing.Literal["end"]  # noqa: Y015
+    _WhichOneofArgType__end: _TypeAlias = _typing.Literal["_end", b"_end"]  # noqa: Y015
+    _WhichOneofReturnType__lr: _TypeAlias = _typing.Literal["lr"]  # noqa: Y015
+    _WhichOneofArgType__lr: _TypeAlias = _typing.Literal["_lr", b"_lr"]  # noqa: Y015
+    _WhichOneofReturnType__steps: _TypeAlias = _typing.Literal["steps"]  # noqa: Y015
+    _WhichOneofArgType__steps: _TypeAlias = _typing.Literal["_steps", b"_steps"]  # noqa: Y015
+    _WhichOneofReturnType__warmup: _TypeAlias = _typing.Literal["warmup"]  # noqa: Y015
+    _WhichOneofArgType__warmup: _TypeAlias = _typing.Literal["_warmup", b"_warmup"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__end) -> _WhichOneofReturnType__end | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__lr) -> _WhichOneofReturnType__lr | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__steps) -> _WhichOneofReturnType__steps | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__warmup) -> _WhichOneofReturnType__warmup | None: ...
+
+Global___CosineSchedule: _TypeAlias = CosineSchedule  # noqa: Y015
+
+@_typing.final
+class InverseSqrtSchedule(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LR_FIELD_NUMBER: _builtins.int
+    WARMUP_FIELD_NUMBER: _builtins.int
+    lr: _builtins.float
+    warmup: _builtins.int
+    def __init__(
+        self,
+        *,
+        lr: _builtins.float | None = ...,
+        warmup: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_lr", b"_lr", "_warmup", b"_warmup", "lr", b"lr", "warmup", b"warmup"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_lr", b"_lr", "_warmup", b"_warmup", "lr", b"lr", "warmup", b"warmup"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__lr: _TypeAlias = _typing.Literal["lr"]  # noqa: Y015
+    _WhichOneofArgType__lr: _TypeAlias = _typing.Literal["_lr", b"_lr"]  # noqa: Y015
+    _WhichOneofReturnType__warmup: _TypeAlias = _typing.Literal["warmup"]  # noqa: Y015
+    _WhichOneofArgType__warmup: _TypeAlias = _typing.Literal["_warmup", b"_warmup"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__lr) -> _WhichOneofReturnType__lr | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__warmup) -> _WhichOneofReturnType__warmup | None: ...
+
+Global___InverseSqrtSchedule: _TypeAlias = InverseSqrtSchedule  # noqa: Y015
+
+@_typing.final
+class WarmUpSchedule(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INTO_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    START_FIELD_NUMBER: _builtins.int
+    steps: _builtins.int
+    start: _builtins.float
+    @_builtins.property
+    def into(self) -> Global___Schedule: ...
+    def __init__(
+        self,
+        *,
+        into: Global___Schedule | None = ...,
+        steps: _builtins.int | None = ...,
+        start: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_start", b"_start", "_steps", b"_steps", "into", b"into", "start", b"start", "steps", b"steps"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_start", b"_start", "_steps", b"_steps", "into", b"into", "start", b"start", "steps", b"steps"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__start: _TypeAlias = _typing.Literal["start"]  # noqa: Y015
+    _WhichOneofArgType__start: _TypeAlias = _typing.Literal["_start", b"_start"]  # noqa: Y015
+    _WhichOneofReturnType__steps: _TypeAlias = _typing.Literal["steps"]  # noqa: Y015
+    _WhichOneofArgType__steps: _TypeAlias = _typing.Literal["_steps", b"_steps"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__start) -> _WhichOneofReturnType__start | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__steps) -> _WhichOneofReturnType__steps | None: ...
+
+Global___WarmUpSchedule: _TypeAlias = WarmUpSchedule  # noqa: Y015
+
+@_typing.final
+class ChainSchedule(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def parts(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChainPart]: ...
+    def __init__(
+        self,
+        *,
+        parts: _abc.Iterable[Global___ChainPart] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["parts", b"parts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChainSchedule: _TypeAlias = ChainSchedule  # noqa: Y015
+
+@_typing.final
+class PlateauSchedule(_message.Message):
+    """Servers see lr; worker 0 lowers it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LR_FIELD_NUMBER: _builtins.int
+    METRIC_FIELD_NUMBER: _builtins.int
+    FACTOR_FIELD_NUMBER: _builtins.int
+    PATIENCE_FIELD_NUMBER: _builtins.int
+    THRESHOLD_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    RISES_FIELD_NUMBER: _builtins.int
+    lr: _builtins.float
+    metric: _builtins.str
+    factor: _builtins.float
+    patience: _builtins.int
+    threshold: _builtins.float
+    end: _builtins.float
+    rises: _builtins.bool
+    def __init__(
+        self,
+        *,
+        lr: _builtins.float | None = ...,
+        metric: _builtins.str | None = ...,
+        factor: _builtins.float | None = ...,
+        patience: _builtins.int | None = ...,
+        threshold: _builtins.float | None = ...,
+        end: _builtins.float | None = ...,
+        rises: _builtins.bool | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_end", b"_end", "_factor", b"_factor", "_lr", b"_lr", "_metric", b"_metric", "_patience", b"_patience", "_rises", b"_rises", "_threshold", b"_threshold", "end", b"end", "factor", b"factor", "lr", b"lr", "metric", b"metric", "patience", b"patience", "rises", b"rises", "threshold", b"threshold"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_end", b"_end", "_factor", b"_factor", "_lr", b"_lr", "_metric", b"_metric", "_patience", b"_patience", "_rises", b"_rises", "_threshold", b"_threshold", "end", b"end", "factor", b"factor", "lr", b"lr", "metric", b"metric", "patience", b"patience", "rises", b"rises", "threshold", b"threshold"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__end: _TypeAlias = _typing.Literal["end"]  # noqa: Y015
+    _WhichOneofArgType__end: _TypeAlias = _typing.Literal["_end", b"_end"]  # noqa: Y015
+    _WhichOneofReturnType__factor: _TypeAlias = _typing.Literal["factor"]  # noqa: Y015
+    _WhichOneofArgType__factor: _TypeAlias = _typing.Literal["_factor", b"_factor"]  # noqa: Y015
+    _WhichOneofReturnType__lr: _TypeAlias = _typing.Literal["lr"]  # noqa: Y015
+    _WhichOneofArgType__lr: _TypeAlias = _typing.Literal["_lr", b"_lr"]  # noqa: Y015
+    _WhichOneofReturnType__metric: _TypeAlias = _typing.Literal["metric"]  # noqa: Y015
+    _WhichOneofArgType__metric: _TypeAlias = _typing.Literal["_metric", b"_metric"]  # noqa: Y015
+    _WhichOneofReturnType__patience: _TypeAlias = _typing.Literal["patience"]  # noqa: Y015
+    _WhichOneofArgType__patience: _TypeAlias = _typing.Literal["_patience", b"_patience"]  # noqa: Y015
+    _WhichOneofReturnType__rises: _TypeAlias = _typing.Literal["rises"]  # noqa: Y015
+    _WhichOneofArgType__rises: _TypeAlias = _typing.Literal["_rises", b"_rises"]  # noqa: Y015
+    _WhichOneofReturnType__threshold: _TypeAlias = _typing.Literal["threshold"]  # noqa: Y015
+    _WhichOneofArgType__threshold: _TypeAlias = _typing.Literal["_threshold", b"_threshold"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__end) -> _WhichOneofReturnType__end | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__factor) -> _WhichOneofReturnType__factor | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__lr) -> _WhichOneofReturnType__lr | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__metric) -> _WhichOneofReturnType__metric | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__patience) -> _WhichOneofReturnType__patience | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__rises) -> _WhichOneofReturnType__rises | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__threshold) -> _WhichOneofReturnType__threshold | None: ...
+
+Global___PlateauSchedule: _TypeAlias = PlateauSchedule  # noqa: Y015
+
+@_typing.final
+class ChainPart(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SCHEDULE_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    steps: _builtins.int
+    @_builtins.property
+    def schedule(self) -> Global___Schedule: ...
+    def __init__(
+        self,
+        *,
+        schedule: Global___Schedule | None = ...,
+        steps: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["schedule", b"schedule"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["schedule", b"schedule", "steps", b"steps"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChainPart: _TypeAlias = ChainPart  # noqa: Y015
+
+@_typing.final
+class RuleRecord(_message.Message):
+    """What was changed live in a store, all of it, so that the newest record says everything. At most 1 KiB."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    CHANGES_FIELD_NUMBER: _builtins.int
+    version: _builtins.int
+    """from 1; 0 stands for what was declared"""
+    since: _builtins.int
+    """the first step it holds from"""
+    @_builtins.property
+    def changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___RuleChange]:
+        """in order: a later one wins"""
+
+    def __init__(
+        self,
+        *,
+        version: _builtins.int = ...,
+        since: _builtins.int = ...,
+        changes: _abc.Iterable[Global___RuleChange] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changes", b"changes", "since", b"since", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RuleRecord: _TypeAlias = RuleRecord  # noqa: Y015
+
+@_typing.final
+class RuleChange(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMES_FIELD_NUMBER: _builtins.int
+    TABLES_TO_FIELD_NUMBER: _builtins.int
+    VALUES_FIELD_NUMBER: _builtins.int
+    names: _builtins.str
+    """a pattern of tensors' names, as in fnmatch"""
+    tables_to: _builtins.int
+    """of tables up to this number: what is declared later is as declared"""
+    @_builtins.property
+    def values(self) -> _containers.RepeatedCompositeFieldContainer[Global___HyperParameter]: ...
+    def __init__(
+        self,
+        *,
+        names: _builtins.str = ...,
+        tables_to: _builtins.int = ...,
+        values: _abc.Iterable[Global___HyperParameter] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["names", b"names", "tables_to", b"tables_to", "values", b"values"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RuleChange: _TypeAlias = RuleChange  # noqa: Y015
+
+@_typing.final
+class HyperParameter(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    NUMBERS_FIELD_NUMBER: _builtins.int
+    SCHEDULE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    @_builtins.property
+    def numbers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """one, or two (betas)"""
+
+    @_builtins.property
+    def schedule(self) -> Global___Schedule:
+        """instead of a number"""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        numbers: _abc.Iterable[_builtins.float] | None = ...,
+        schedule: Global___Schedule | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["schedule", b"schedule"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "numbers", b"numbers", "schedule", b"schedule"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HyperParameter: _TypeAlias = HyperParameter  # noqa: Y015
