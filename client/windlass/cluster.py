@@ -151,7 +151,8 @@ class Cluster:
             reply = self._member.control.open_store(
                 pb.OpenStoreRequest(session=self._member.session, job=self.job, store=name, consistency=consistency)
             )
-            store = Store(self._member, reply.store_id, name, reply.consistency or consistency)
+            mode = reply.consistency or consistency
+            store = Store(self._member, reply.store_id, name, mode, job=self.job, run_dir=self.run_dir)
             if self._member.observes:
                 declare.observe(store)
             self._stores[name] = store
@@ -271,6 +272,8 @@ class Cluster:
             if self._scalars is not None:
                 self._scalars.close()
             self._member.close(flush_s=5.0 if finish else 0.5)
+            for store in self._stores.values():
+                store.end()
         finally:
             self._run.close()
             if self._private is not None:

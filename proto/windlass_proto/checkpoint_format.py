@@ -57,7 +57,10 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """How far a data set was read: of `batches` batches of the epoch, dealt to `workers`, each had `rounds`."""
+    """How far a data set was read: of `batches` batches of the epoch, dealt to `workers`, each had `rounds`.
+
+    `row`: so many rows of the epoch's order are used then. `passes` counts the iterations over the data set, from 1.
+    """
 
     loader: str
     passes: int
@@ -65,6 +68,7 @@ class Position:
     rounds: int
     workers: int
     batches: int
+    row: int
 
 
 @dataclass(frozen=True)
@@ -158,7 +162,7 @@ def folders(root: Path) -> list[Path]:
     if not root.is_dir():
         return []
     found = [path for path in root.iterdir() if _FOLDER.fullmatch(path.name)]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
+    return sorted(found, key=_step_of, reverse=True)
 
 
 def newest(root: Path, passed_over: Callable[[str], object]) -> tuple[Path, Manifest] | None:
@@ -179,6 +183,45 @@ def newest(root: Path, passed_over: Callable[[str], object]) -> tuple[Path, Mani
     return None
 
 
+def is_named_as_one(folder: Path) -> bool:
+    """Does a folder have the name of a checkpoint?"""
+    return _FOLDER.fullmatch(folder.name) is not None
+
+
+def sweep(folder: Path, manifest: Manifest) -> None:
+    """Remove parts in a checkpoint's folder that it does not name: of attempts that came to nothing."""
+    named = {part.file for part in manifest.parts}
+    for path in folder.iterdir():
+        if _PART.fullmatch(path.name) and path.name not in named:
+            path.unlink(missing_ok=True)
+
+
+def prune(root: Path, latest: Path, keep_last: int) -> None:
+    """Remove checkpoints of `root` older than the `keep_last` newest complete ones up to `latest`, which stays."""
+    kept = 0
+    for folder in folders(root):
+        if _step_of(folder) > _step_of(latest):
+            continue
+        if kept >= keep_last and folder != latest:
+            _remove(folder)
+        elif (folder / MANIFEST).exists():
+            kept += 1
+
+
+def _remove(folder: Path) -> None:
+    """The manifest first, so that a half-removed folder is no checkpoint; other people's files stay."""
+    (folder / MANIFEST).unlink(missing_ok=True)
+    for path in folder.iterdir():
+        if _PART.fullmatch(path.name) or path.name.startswith((".part-", f".{MANIFEST}.")):
+            path.unlink(missing_ok=True)
+    if not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def _step_of(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
+
+
 def _has_length(path: Path, nbytes: int) -> bool:
     return path.is_file() and path.stat().st_size == nbytes
 
@@ -195,7 +238,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     """
     if len(manifest.raw) > limits.MANIFEST_BYTES_MAX:
         raise UsageError("a manifest is too long", bytes=len(manifest.raw), bytes_max=limits.MANIFEST_BYTES_MAX)
-    tensor_file.write_whole(folder / MANIFEST, lambda file: file.write(manifest.raw))
+    tensor_file.write_whole(folder / MANIFEST, lambda write_all: write_all(manifest.raw))
     tensor_file.sync_folder(folder.parent)
 
 
@@ -270,7 +313,7 @@ def _part_untrusted(part: Mapping[str, Any], groups: tuple[Group, ...]) -> Part:
 
 
 def _position_untrusted(position: Mapping[str, Any]) -> Position:
-    counts = {name: _count(position[name]) for name in ("passes", "epoch", "rounds", "workers", "batches")}
+    counts = {name: _count(position[name]) for name in ("passes", "epoch", "rounds", "workers", "batches", "row")}
     return Position(loader=str(position["loader"]), **counts)
 
 

@@ -30,6 +30,7 @@ from windlass_proto import limits
 from windlass_proto.errors import CorruptionError, UnavailableError, UsageError
 
 Array = npt.NDArray[Any]
+WriteAll = Callable[[bytes | memoryview], None]
 
 _DTYPES: Final = {
     "F64": "<f8",
@@ -78,12 +79,12 @@ def write(path: Path, arrays: Mapping[str, Array], metadata: Mapping[str, str] |
     digest = xxhash.xxh3_128()
     nbytes = 0
 
-    def fill(file: BinaryIO) -> None:
+    def fill(write_all: WriteAll) -> None:
         nonlocal nbytes
-        for piece in (header, *(_bytes_of(array) for array in arrays.values())):
+        for piece in (memoryview(header), *(_bytes_of(array) for array in arrays.values())):
             for at in range(0, len(piece), _CHUNK_BYTES):
-                chunk = memoryview(piece)[at : at + _CHUNK_BYTES]
-                file.write(chunk)
+                chunk = piece[at : at + _CHUNK_BYTES]
+                write_all(chunk)
                 digest.update(chunk)
             nbytes += len(piece)
 
@@ -91,7 +92,7 @@ def write(path: Path, arrays: Mapping[str, Array], metadata: Mapping[str, str] |
     return Written(nbytes, digest.hexdigest())
 
 
-def write_whole(path: Path, fill: Callable[[BinaryIO], None]) -> None:
+def write_whole(path: Path, fill: Callable[[WriteAll], None]) -> None:
     """What `fill` writes becomes the file `path` at once: beside it first, synced, then renamed, its folder synced.
 
     Raises:
@@ -101,7 +102,7 @@ def write_whole(path: Path, fill: Callable[[BinaryIO], None]) -> None:
     try:
         try:
             with beside.open("xb", buffering=0) as file:
-                fill(_Whole(file))  # type: ignore[arg-type] - all that `fill` does is write
+                fill(lambda raw: _write_all(file, raw))
                 os.fsync(file.fileno())
             beside.replace(path)
         except BaseException:
@@ -127,17 +128,11 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-class _Whole:
-    """An unbuffered file whose `write` writes everything: a raw one may take a part."""
-
-    def __init__(self, file: Any) -> None:
-        self._file = file
-
-    def write(self, raw: bytes | memoryview) -> int:
-        left = memoryview(raw)
-        while left:
-            left = left[self._file.write(left) :]
-        return len(raw)
+def _write_all(file: Any, raw: bytes | memoryview) -> None:
+    """Write everything: an unbuffered file may take a part."""
+    left = memoryview(raw)
+    while left:
+        left = left[file.write(left) :]
 
 
 def digest_of(path: Path, nbytes: int) -> str:

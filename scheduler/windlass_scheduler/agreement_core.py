@@ -1,8 +1,9 @@
 """Actions that all workers of a store may ask for and that happen once: assign, set, delete and the like.
 
 An action is known by (store, step, action, key). The first caller is granted it and carries it out; the
-others wait until it is done. A caller whose digest differs asked for something else under the same name: it
-is refused with both ranks and texts. If the granted session ends first, the next waiter is granted.
+others wait until it is done, and are told the result that it left. A caller whose digest differs asked for
+something else under the same name: it is refused with both ranks and texts. If the granted session ends
+first, the next waiter is granted.
 
 Invariant (`validate`): an action that is not done has one grantee unless nobody waits for it; a done one has
 no waiters. Finished actions are kept, the oldest dropped first, so that a retry or a late worker finds that
@@ -41,6 +42,7 @@ class Done:
     waiter: int
     session: bytes
     action_id: int
+    result: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,7 @@ Event: TypeAlias = Agree | Done | Abandoned | SessionGone
 class Agreed:
     granted: bool
     action_id: int
+    result: str = ""
 
 
 @dataclass(slots=True)
@@ -68,6 +71,7 @@ class _Action:
     asked: Agree
     grantee: bytes
     done: bool = False
+    result: str = ""
     waiting: dict[bytes, Agree] = field(default_factory=dict)
 
 
@@ -120,7 +124,7 @@ class Agreements:
         if action.asked.digest != event.digest:
             _refuse(action.asked, event)
         if action.done:
-            return [Answer(event.waiter, Agreed(granted=False, action_id=action.action_id))]
+            return [Answer(event.waiter, Agreed(granted=False, action_id=action.action_id, result=action.result))]
         if action.grantee in (b"", event.session):
             changed = action.grantee != event.session
             action.grantee = event.session
@@ -143,9 +147,15 @@ class Agreements:
                 action=action.asked.action,
                 key=action.asked.key,
             )
-        action.done, action.grantee = True, b""
+        if len(event.result.encode()) > limits.TEXT_BYTES_MAX:
+            raise UsageError(
+                "the result of an action is too long",
+                bytes=len(event.result.encode()),
+                bytes_max=limits.TEXT_BYTES_MAX,
+            )
+        action.done, action.grantee, action.result = True, b"", event.result
         waiting, action.waiting = action.waiting, {}
-        agreed = Agreed(granted=False, action_id=action.action_id)
+        agreed = Agreed(granted=False, action_id=action.action_id, result=action.result)
         answers = [Answer(asked.waiter, agreed) for asked in waiting.values()]
         return [_record(action), Answer(event.waiter, None), *answers]
 
@@ -224,6 +234,7 @@ def _record(action: _Action) -> Persist:
             "names": list(asked.names),
             "grantee": action.grantee.hex(),
             "done": action.done,
+            "result": action.result,
         },
     )
 
@@ -242,4 +253,10 @@ def _action(record: Record) -> _Action:
         names=tuple(cast("list[str]", record.get("names", []))),
     )
     grantee = bytes.fromhex(cast("str", record["grantee"]))
-    return _Action(cast("int", record["action_id"]), asked, grantee, cast("bool", record["done"]))
+    return _Action(
+        cast("int", record["action_id"]),
+        asked,
+        grantee,
+        cast("bool", record["done"]),
+        cast("str", record.get("result", "")),
+    )

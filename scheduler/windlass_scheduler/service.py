@@ -378,12 +378,14 @@ class ControlService(control_pb2_grpc.ControlServicer):
             lambda: status_page.store_waits(self._cluster, request.store_id),
         )
         reply = cast("agreement_core.Agreed", agreed)
-        return pb.AgreeReply(granted=reply.granted, action_id=reply.action_id)
+        return pb.AgreeReply(granted=reply.granted, action_id=reply.action_id, result=reply.result)
 
     @_call
     async def AgreeDone(self, request: pb.AgreeDoneRequest, context: grpc.aio.ServicerContext) -> pb.Ack:
         self._worker_of(request.session, request.store_id)
-        event = functools.partial(agreement_core.Done, session=request.session, action_id=request.action_id)
+        event = functools.partial(
+            agreement_core.Done, session=request.session, action_id=request.action_id, result=request.result
+        )
         await self._ask(context, lambda w: self._action_done(event(waiter=w)))
         return pb.Ack()
 
@@ -443,6 +445,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
     async def NextShard(self, request: pb.NextShardRequest, context: grpc.aio.ServicerContext) -> pb.NextShardReply:
         membership = self._cluster.membership
         member = self._worker(request.session)
+        start = wire.position(request.start) if request.HasField("start") else None
         ranks = {worker.rank for worker in membership.workers(member.job)} | {*membership.ranks_missing(member.job)}
         event = functools.partial(
             shards_core.NextShard,
@@ -450,7 +453,9 @@ class ControlService(control_pb2_grpc.ControlServicer):
             rank=member.rank,
             job=member.job,
             loader=request.loader,
-            plan=shards_core.Plan(request.length, request.size, request.epochs, request.drop_last, request.balanced),
+            plan=shards_core.Plan(
+                request.length, request.size, request.epochs, request.drop_last, request.balanced, start
+            ),
             shards_done=tuple(request.shards_done),
             call=request.call,
             ranks=frozenset(ranks),
@@ -465,6 +470,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
             begins=[begin for begin, _ in handed.batches],
             ends=[end for _, end in handed.batches],
             batches_per_worker=handed.batches_per_worker,
+            positions=[wire.data_position(position) for position in handed.positions],
         )
 
     @_call

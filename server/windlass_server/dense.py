@@ -70,7 +70,9 @@ def _forget(snapshots: Snapshots, block: int) -> None:
         snapshots.pop(key).release()
 
 
-class _BlockArrays:
+class BlockArrays:
+    """The memory of one block."""
+
     __slots__ = ("block", "multipliers", "scalars", "slots", "weights")
 
     def __init__(self, block: Block, spec: GroupSpec, kernels: RuleKernels) -> None:
@@ -92,7 +94,14 @@ class Share:
         self.vshard = vshard
         self.lock = threading.Lock()
         self.core = ShareCore(spec.consistency, blocks, mean=spec.mean)
-        self.arrays = {block.index: _BlockArrays(block, spec, kernels) for block in blocks}
+        self.arrays = {block.index: BlockArrays(block, spec, kernels) for block in blocks}
+
+    def adopt(self, block: int, weights: Vector, slots: tuple[Vector, ...], updates: list[int]) -> None:
+        """Serve these arrays, which have had `updates` by segment, from now on. The caller holds `lock`."""
+        arrays = self.arrays[block]
+        arrays.weights, arrays.slots = weights, slots
+        arrays.scalars.clear()
+        self.core.blocks[block].updates[:] = updates
 
 
 class DenseGroup:
@@ -120,6 +129,11 @@ class DenseGroup:
             for arrays in share.arrays.values():
                 self._reset_slots(arrays, 0, arrays.block.elements)
         self._scratch = threading.local()
+
+    def nbytes(self) -> int:
+        """Bytes of weights and slots that this server holds."""
+        held = [arrays for share in self.shares.values() for arrays in share.arrays.values()]
+        return sum(arrays.weights.nbytes * (1 + len(arrays.slots)) for arrays in held)
 
     def finite(self, values: Vector) -> bool:
         """Are all values finite? One pass at memory speed; no lock is needed."""
@@ -174,7 +188,7 @@ class DenseGroup:
         if answer is not None and answer.origin is not None:
             self._deliver(answer, snapshot, deliver)
 
-    def _equal_multipliers(self, arrays: _BlockArrays, at: int, end: int) -> int:
+    def _equal_multipliers(self, arrays: BlockArrays, at: int, end: int) -> int:
         multipliers = arrays.multipliers
         first = multipliers[at]
         if multipliers[at:end].count(first) == end - at:
@@ -185,7 +199,7 @@ class DenseGroup:
         return stop
 
     def _update(
-        self, arrays: _BlockArrays, effect: Apply, begin: int, end: int, moved: int, seg: int, out: Vector | None
+        self, arrays: BlockArrays, effect: Apply, begin: int, end: int, moved: int, seg: int, out: Vector | None
     ) -> None:
         scalars = self._scalars(arrays, seg, effect.update)
         sources, count = effect.sources, end - begin
@@ -223,7 +237,7 @@ class DenseGroup:
                 self.reductions.scaled_add(total, run, source.weight)
         return total
 
-    def _scalars(self, arrays: _BlockArrays, seg: int, update: int) -> Vector:
+    def _scalars(self, arrays: BlockArrays, seg: int, update: int) -> Vector:
         multipliers = arrays.multipliers[seg]
         known = arrays.scalars.get(multipliers)
         if known is not None and known[0] == update:
@@ -292,6 +306,6 @@ class DenseGroup:
         if effect.fresh:
             self._reset_slots(arrays, begin, end)
 
-    def _reset_slots(self, arrays: _BlockArrays, begin: int, end: int) -> None:
+    def _reset_slots(self, arrays: BlockArrays, begin: int, end: int) -> None:
         for slot, values in zip(self.kernels.slots, arrays.slots, strict=True):
             values[begin:end] = slot.fill

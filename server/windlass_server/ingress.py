@@ -135,6 +135,7 @@ class Ingress:
         for thread in threads:
             thread.join()
         self._builder.shutdown()
+        self.node.checkpoints.close()
         os.close(self._stopping)
 
     def _accept(self) -> None:

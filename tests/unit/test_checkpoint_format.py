@@ -24,7 +24,7 @@ def group() -> Group:
 
 
 def manifest(step: int = 3, parts: tuple[Part, ...] = ()) -> Manifest:
-    positions = (Position("batches-1:10:2", 1, 4, 5, 2, 10),)
+    positions = (Position("batches-1:10:2", 1, 4, 5, 2, 10, 10),)
     return Manifest("job", "model", "bsp", step, 4, "0.1.0", (group(),), parts, positions, {"best": 0.5})
 
 

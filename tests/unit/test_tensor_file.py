@@ -18,7 +18,7 @@ from hypothesis.extra import numpy as arrays_of
 from windlass_proto import tensor_file
 from windlass_proto.errors import CorruptionError, UsageError
 
-ARRAYS = {
+ARRAYS: dict[str, np.ndarray] = {
     "w": np.arange(6, dtype=np.float32).reshape(2, 3),
     "step": np.array(7, np.int64),
     "none": np.zeros((0, 4)),
