@@ -16,8 +16,9 @@ from windlass_proto.errors import UsageError
 
 if TYPE_CHECKING:
     from windlass.member import Member
-    from windlass_proto.checkpoint_format import Position
     from windlass_proto.gen import control_pb2
+
+_POSITIONS_MAX = 256  # as many data sets as a job may read
 
 
 class Batches:
@@ -52,11 +53,8 @@ class Batches:
         self._shuffle = shuffle
         self._passes = 0
         self.name = f"{loader}:{self.length}:{seed}:{int(shuffle)}"
-        self.epochs_begun = 0  # over all passes, the present one's included, less one
         self._epochs = epochs
-        self._position: Position | None = None
         self._resumed = False
-        member.readers.add(self)
         self._loader = f"{loader}:{self.length}:{size}:{epochs}:{seed}:{int(shuffle)}:{int(drop_last)}"
         self._request: dict[str, Any] = {
             "job": job,
@@ -66,10 +64,6 @@ class Batches:
             "drop_last": drop_last,
             "balanced": balanced,
         }
-
-    def position(self) -> Position | None:
-        """Where a checkpoint finds this data set: after the batch that the loop works on, or worked on last."""
-        return self._position
 
     def __iter__(self) -> Iterator[Any]:
         from windlass_proto.gen import control_pb2 as pb
@@ -119,13 +113,17 @@ class Batches:
         return start
 
     def _reached(self, at: control_pb2.DataPosition) -> None:
+        """A checkpoint from now on finds this data set after the batch that the loop is given."""
         from windlass_proto.checkpoint_format import Position
 
-        before = self._position
-        if before is not None and (before.passes, before.epoch, before.rounds) > (self._passes, at.epoch, at.rounds):
+        positions = self._member.positions
+        now = Position(self.name, self._passes, at.epoch, at.rounds, at.workers, at.batches, at.row)
+        before = positions.get(self.name)
+        if before is not None and before[0].order > now.order:
             return  # a dead worker's batch, of a round that is over
-        self.epochs_begun = (self._passes - 1) * self._epochs + at.epoch
-        self._position = Position(self.name, self._passes, at.epoch, at.rounds, at.workers, at.batches, at.row)
+        positions[self.name] = (now, (self._passes - 1) * self._epochs + at.epoch)
+        if len(positions) > _POSITIONS_MAX:
+            del positions[next(iter(positions))]
 
     def _order(self, epoch: int) -> np.ndarray[Any, np.dtype[np.int64]]:
         if not self._shuffle:

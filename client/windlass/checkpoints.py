@@ -36,7 +36,6 @@ from windlass_proto.errors import CorruptionError, InvariantError, UnavailableEr
 from windlass_proto.frames import Op
 
 if TYPE_CHECKING:
-    from windlass.batches import Batches
     from windlass.store import Store
     from windlass_proto.checkpoint_format import Manifest, Part
     from windlass_proto.gen import control_pb2
@@ -66,6 +65,7 @@ class Saving:
         self.path = path
         self.step = step
         self._store = store
+        self.seen = False  # was its end told to anybody?
         self._ended = False
         self._error: Exception | None = None
         self._thread: threading.Thread | None = None
@@ -84,6 +84,7 @@ class Saving:
             self._thread.join()
         elif not self._ended and self._asking is not None:
             self._await_writer(self._asking)
+        self.seen = True
         if self._error is not None:
             raise self._error
         return self.path
@@ -237,8 +238,7 @@ def _manifest(store: Store, state: Mapping[str, Any]) -> Manifest:
     from windlass_proto.consistency import Consistency
     from windlass_proto.group_specs import GroupSpec
 
-    exchange, positions, epoch = store.exchange, [], 0
-    groups = []
+    exchange, groups = store.exchange, []
     for table_id in sorted(exchange.tables):
         layout = exchange.tables[table_id].layout
         consistency = Consistency.parse(store.consistency)
@@ -246,22 +246,17 @@ def _manifest(store: Store, state: Mapping[str, Any]) -> Manifest:
         live = {name for name, place in exchange.where.items() if place[0] == table_id}
         gone = {tensor.name for tensor in layout.tensors} - live
         groups.append(Group(spec, frozenset(gone)))
-    readers: list[Batches] = sorted(store.member.readers, key=lambda reader: reader.name)
-    for reader in readers:
-        position = reader.position()
-        if position is not None:
-            positions.append(position)
-            epoch = max(epoch, reader.epochs_begun)
+    positions = store.member.positions.values()
     return checkpoint_format.Manifest(
         job=store.job,
         store=store.name,
         consistency=store.consistency,
         step=store.steps_done,
-        epoch=epoch,
+        epoch=max((epoch for _, epoch in positions), default=0),
         windlass=__version__,
         groups=tuple(groups),
         parts=(),
-        positions=tuple(positions),
+        positions=tuple(position for position, _ in positions),
         state=state,
     )
 
@@ -287,41 +282,45 @@ def _order(
     """One order to each server of the store; `answers` is filled by server."""
     from windlass_proto import checkpoint_format
 
-    tables = tuple(sorted(store.exchange.tables))
-    shares = {
-        store.member.server_of(block.vshard): (table_id, block.vshard)
-        for table_id in tables
-        for block in store.exchange.tables[table_id].layout.blocks
-    }
+    shares: dict[int, tuple[int, int]] = {}
+    tables: dict[int, dict[int, int]] = {}  # by server: group -> table
+    for group, table_id in enumerate(sorted(store.exchange.tables)):
+        for block in store.exchange.tables[table_id].layout.blocks:
+            server = store.member.server_of(block.vshard)
+            shares[server] = (table_id, block.vshard)
+            tables.setdefault(server, {})[group] = table_id
     ticket = Ticket(store.member.pump, f"checkpoint in {folder}", len(shares), store=store, clock=store.clock)
     clock = store.clock if store.consistency == "bsp" else 0
     requests = []
     for server, share in shares.items():
         file = checkpoint_format.part_name(server, attempt) if attempt else ""
-        raw = to_bytes(Order(phase, key, store.store_id, clock, str(folder), tables, file, manifest))
+        held = tuple(tables[server].items())
         answer = bytearray(ANSWER_BYTES)
         if answers is not None:
             answers[server] = answer
-        sent, received = InFrame((memoryview(raw),), len(raw)), InFrame((memoryview(answer),), ANSWER_BYTES)
-        requests.append(
-            Request(
-                Op.CHECKPOINT,
-                store.store_id,
-                share,
-                0,
-                0,
-                0,
-                owner=ticket,
-                clock=_NO_STEP,
-                payload=sent,
-                nbytes=len(raw),
-                out=received,
-            )
-        )
+        order = Order(phase, key, store.store_id, clock, str(folder), held, file, manifest)
+        requests.append(_request(order, share, answer, ticket))
     if not requests:
         store.on_done(ticket)
     store.member.pump.submit(requests)
     return ticket
+
+
+def _request(order: Order, share: tuple[int, int], answer: bytearray, ticket: Ticket) -> Request:
+    raw = to_bytes(order)
+    return Request(
+        Op.CHECKPOINT,
+        order.store_id,
+        share,
+        0,
+        0,
+        0,
+        owner=ticket,
+        clock=_NO_STEP,
+        payload=InFrame((memoryview(raw),), len(raw)),
+        nbytes=len(raw),
+        out=InFrame((memoryview(answer),), ANSWER_BYTES),
+    )
 
 
 # ---- restoring -------------------------------------------------------------------------------------------------------

@@ -30,7 +30,6 @@ from windlass_proto.errors import ClosedError, UnavailableError, UsageError, Win
 from windlass_proto.links import arena, preamble
 
 if TYPE_CHECKING:
-    from windlass.batches import Batches
     from windlass_proto.checkpoint_format import Position
     from windlass_proto.control_link import Beater, ControlLink
     from windlass_proto.gen import control_pb2
@@ -72,7 +71,7 @@ class Member:
         self.heap: arena.ArenaHeap | None = None
         self.all_shared = False
         self.peers: dict[int, str] = {}
-        self.readers: weakref.WeakSet[Batches] = weakref.WeakSet()  # data sets that this worker reads
+        self.positions: dict[str, tuple[Position, int]] = {}  # by data set: where this worker is, epochs begun before
         self.resumed: dict[str, Position] = {}  # by data set: where a checkpoint was
         self._owners: list[int] = []
         self._owned: set[int] = set()

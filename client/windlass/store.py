@@ -359,7 +359,7 @@ class Store:
 
     def _settle_saving(self) -> None:
         saving, self._saving = self._saving, None
-        if saving is not None:
+        if saving is not None and not saving.seen:
             saving.result()
 
     def next_call(self, action: str) -> int:

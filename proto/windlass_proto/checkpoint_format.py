@@ -70,6 +70,11 @@ class Position:
     batches: int
     row: int
 
+    @property
+    def order(self) -> tuple[int, int, int]:
+        """Later positions of one data set have a greater one."""
+        return self.passes, self.epoch, self.rounds
+
 
 @dataclass(frozen=True)
 class Manifest:

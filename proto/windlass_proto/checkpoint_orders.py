@@ -12,6 +12,7 @@ link broke) finds what its first coming did. So a retry copies nothing twice.
 
 from __future__ import annotations
 
+import itertools
 import json
 import struct
 from dataclasses import dataclass
@@ -39,7 +40,7 @@ class Phase(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """`tables` are those of the store, in the order of the manifest's groups.
+    """`tables`: those with a block on this server, as (number of the manifest's group, table id).
 
     `file` is the part to write (save); `manifest` the digest of the manifest to read (restore); a step's number
     `clock` 0 never waits.
@@ -50,7 +51,7 @@ class Order:
     store_id: int
     clock: int
     folder: str
-    tables: tuple[int, ...]
+    tables: tuple[tuple[int, int], ...]
     file: str = ""
     manifest: str = ""
 
@@ -80,7 +81,8 @@ def from_bytes_untrusted(raw: bytes) -> Order:
         raise ProtocolError("an order is too long", bytes=len(raw), bytes_max=limits.ORDER_BYTES_MAX)
     try:
         record = json.loads(raw)
-        numbers = (record["store"], record["clock"], *record["tables"])
+        tables = tuple((group, table) for group, table in record["tables"])
+        numbers = (record["store"], record["clock"], *itertools.chain.from_iterable(tables))
         texts = (record["key"], record["folder"], record["file"], record["manifest"])
         if not all(type(number) is int and 0 <= number < 1 << 62 for number in numbers):
             raise ValueError("an order's number is out of range")
@@ -90,9 +92,9 @@ def from_bytes_untrusted(raw: bytes) -> Order:
             checkpoint_format.check_part_name_untrusted(record["file"])
         if not Path(record["folder"]).is_absolute():
             raise ValueError("an order's folder is not absolute")
-        store_id, clock, *tables = numbers
         key, folder, file, manifest = texts
-        return Order(Phase(record["phase"]), key[:64], store_id, clock, folder, tuple(tables), file, manifest)
+        store_id, clock = numbers[:2]
+        return Order(Phase(record["phase"]), key[:64], store_id, clock, folder, tables, file, manifest)
     except (ValueError, KeyError, TypeError, RecursionError, WindlassError) as cause:
         raise ProtocolError("an order cannot be read", reason=str(cause)[:200]) from cause
 

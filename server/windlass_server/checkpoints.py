@@ -39,6 +39,8 @@ _LOG = logging.getLogger("windlass.server")
 SAVES_MAX: Final = 8
 
 Done = Callable[[Written | None, WindlassError | None], None]
+Groups = dict[int, DenseGroup]
+"""By the number that the manifest gives them."""
 
 
 class Copied(NamedTuple):
@@ -207,7 +209,7 @@ class Checkpoints:
         if not fresh:
             return
         try:
-            groups = [self._group(table) for table in order.tables]
+            groups = {number: self._group(table) for number, table in order.tables}
             if order.phase is Phase.COPY:
                 self._copy(action, groups)
             else:
@@ -240,7 +242,7 @@ class Checkpoints:
 
     # ---- saving ------------------------------------------------------------------------------------------------------
 
-    def _copy(self, action: _Action, groups: list[DenseGroup]) -> None:
+    def _copy(self, action: _Action, groups: Groups) -> None:
         """Copy every block as the steps before the order's clock left it; at once, or when they are complete."""
         self._check_room(groups)
         copies: list[Copied] = []
@@ -263,7 +265,7 @@ class Checkpoints:
 
         pulls = _Pulls(on_run, on_all)
         shares: list[tuple[Share, DenseGroup, dict[int, tuple[int, Any]]]] = []
-        for number, group in enumerate(groups):
+        for number, group in groups.items():
             for share in group.shares.values():
                 outs: dict[int, tuple[int, Any]] = {}
                 for index, arrays in share.arrays.items():
@@ -287,9 +289,9 @@ class Checkpoints:
             taken[-1][:] = 0
         return Copied(index, group, taken[0], tuple(taken[1:]), np.full(len(arrays.block.segments), -1, np.int64))
 
-    def _check_room(self, groups: list[DenseGroup]) -> None:
+    def _check_room(self, groups: Groups) -> None:
         """Refuse in words what would end the process by want of memory."""
-        needed = sum(group.nbytes() for group in groups)
+        needed = sum(group.nbytes() for group in groups.values())
         held = self._held_bytes() + self.pool.bytes_lent
         if held + needed > self._memory_bytes:
             raise UnavailableError(
@@ -300,7 +302,9 @@ class Checkpoints:
                 next_move="Add servers: each copies what it holds.",
             )
 
-    def _write(self, action: _Action, groups: list[DenseGroup], copies: list[Copied], buffers: list[Buffer]) -> None:
+    def _write(
+        self, action: _Action, groups: dict[int, DenseGroup], copies: list[Copied], buffers: list[Buffer]
+    ) -> None:
         """The disk's thread: make the part of the copies, give their buffers back."""
         try:
             if action.ended or action.error is not None:
@@ -325,16 +329,18 @@ class Checkpoints:
 
     # ---- restoring ---------------------------------------------------------------------------------------------------
 
-    def _stage(self, action: _Action, groups: list[DenseGroup]) -> None:
+    def _stage(self, action: _Action, groups: Groups) -> None:
         """The disk's thread: read and check everything, then wait until the steps before the clock are complete."""
         try:
             self._check_room(groups)
             folder = Path(action.order.folder)
             action.staged = [
-                block for group in groups for block in read_blocks_untrusted(folder, action.order.manifest, group)
+                block
+                for group in groups.values()
+                for block in read_blocks_untrusted(folder, action.order.manifest, group)
             ]
             pulls = _Pulls(None, lambda: action.reach(Phase.STAGE))
-            for group in groups:
+            for group in groups.values():
                 for share in group.shares.values():
                     with share.lock:
                         pulls.ask(share, group, action.order.clock, dict.fromkeys(share.arrays, (0, None)))
