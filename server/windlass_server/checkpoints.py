@@ -63,6 +63,7 @@ class _Pulls:
         self._on_run = on_run
         self._on_all = on_all
         self._left = 1
+        self._given_up = False
         self._lock = threading.Lock()
 
     def ask(self, share: Share, group: DenseGroup, clock: int, outs: dict[int, tuple[int, Any]]) -> None:
@@ -74,6 +75,8 @@ class _Pulls:
                     continue
                 first, last = state.shape.span(begin, end)
                 with self._lock:
+                    if self._given_up:
+                        return
                     self._left += 1
                 target = out[first:last] if out is not None else None
                 origin = Origin(self, number, group.spec.layout.table_id, Op.CHECKPOINT, target)
@@ -93,10 +96,24 @@ class _Pulls:
     def end(self) -> None:
         """One less to come."""
         with self._lock:
+            if self._given_up:
+                return
             self._left -= 1
             last = self._left == 0
         if last:
             self._on_all()
+
+    def give_up(self, groups: Groups) -> bool:
+        """Ask no more; True if some had not come: `on_all` is not called then, and nothing is written from now on."""
+        with self._lock:
+            if self._given_up or not self._left:
+                return False
+            self._given_up = True
+        for group in groups.values():
+            for share in group.shares.values():
+                with share.lock:  # who asks it now is done by then, and the next one sees that we gave up
+                    share.core.drop_origin(self)
+        return True
 
     def wake(self) -> None:
         """A connection's thread would look at its outbox; here everything is done in `post`."""
@@ -114,6 +131,7 @@ class _Action:
         self.error: WindlassError | None = None
         self.ended = False
         self.staged: list[StagedBlock] = []
+        self.give_up: Callable[[], None] = lambda: None  # what is parked for it goes, with its memory
         self._waiting: list[tuple[Phase, Done]] = []
 
     @property
@@ -239,6 +257,7 @@ class Checkpoints:
         with self._lock:
             action.ended, action.staged = True, []
             self._open.pop(action.order.key, None)
+        action.give_up()
 
     # ---- saving ------------------------------------------------------------------------------------------------------
 
@@ -263,6 +282,11 @@ class Checkpoints:
             action.reach(Phase.COPY)
             self._disk.submit(self._write, action, groups, copies, buffers)
 
+        def give_up() -> None:
+            if pulls.give_up(groups):
+                for buffer in buffers:
+                    buffer.release()
+
         pulls = _Pulls(on_run, on_all)
         shares: list[tuple[Share, DenseGroup, dict[int, tuple[int, Any]]]] = []
         for number, group in groups.items():
@@ -274,6 +298,7 @@ class Checkpoints:
                     copies.append(copy)
                     sources.append((arrays, share.core.blocks[index].updates))
                 shares.append((share, group, outs))
+        action.give_up = give_up
         for share, group, outs in shares:
             with share.lock:
                 pulls.ask(share, group, action.order.clock, outs)
@@ -340,6 +365,7 @@ class Checkpoints:
                 for block in read_blocks_untrusted(folder, action.order.manifest, group)
             ]
             pulls = _Pulls(None, lambda: action.reach(Phase.STAGE))
+            action.give_up = lambda: _let_go(pulls, groups)
             for group in groups.values():
                 for share in group.shares.values():
                     with share.lock:
@@ -365,6 +391,10 @@ class Checkpoints:
                 block.share.adopt(block.index, block.weights, block.slots, block.updates)
         _LOG.info("checkpoint_restored folder=%s blocks=%d", action.order.folder, len(staged))
         action.reach(Phase.APPLY)
+
+
+def _let_go(pulls: _Pulls, groups: Groups) -> None:
+    pulls.give_up(groups)
 
 
 @contextlib.contextmanager

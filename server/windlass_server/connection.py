@@ -351,7 +351,9 @@ class Connection:
 
     def _carry_out(self, entry: Entry, buffer: Buffer | None) -> None:
         """An order for a checkpoint: answered when its phase is reached, by whatever thread reaches it."""
-        if buffer is None or entry.arena:
+        if entry.arena or not entry.nbytes:
+            raise ProtocolError("an order came without its bytes")
+        if buffer is None:  # there was no room for them
             self._reply_plain(entry, Status.RETRY)
             return
         raw = buffer.array[entry.offset : entry.offset + entry.nbytes].tobytes()
