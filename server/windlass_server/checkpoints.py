@@ -293,10 +293,11 @@ class Checkpoints:
             for share in group.shares.values():
                 outs: dict[int, tuple[int, Any]] = {}
                 for index, arrays in share.arrays.items():
-                    copy = self._room_for(index, number, arrays, buffers)
+                    state = share.core.blocks[index]
+                    copy = self._room_for(index, number, arrays, buffers, whole=all(state.present))
                     outs[index] = (len(copies), copy.weights)
                     copies.append(copy)
-                    sources.append((arrays, share.core.blocks[index].updates))
+                    sources.append((arrays, state.updates))
                 shares.append((share, group, outs))
         action.give_up = give_up
         for share, group, outs in shares:
@@ -304,14 +305,15 @@ class Checkpoints:
                 pulls.ask(share, group, action.order.clock, outs)
         pulls.end()
 
-    def _room_for(self, index: int, group: int, arrays: BlockArrays, buffers: list[Buffer]) -> Copied:
-        """Memory for one block's copy, zeros where nothing will be copied to."""
+    def _room_for(self, index: int, group: int, arrays: BlockArrays, buffers: list[Buffer], *, whole: bool) -> Copied:
+        """Memory for one block's copy."""
         taken = []
         for source in (arrays.weights, *arrays.slots):
             buffer = self.pool.take(source.nbytes, beyond=True)
             buffers.append(buffer)
             taken.append(buffer.array.view(source.dtype))
-            taken[-1][:] = 0
+            if not whole:  # a file does not show what the memory's last borrower left
+                taken[-1].fill(0)
         return Copied(index, group, taken[0], tuple(taken[1:]), np.full(len(arrays.block.segments), -1, np.int64))
 
     def _check_room(self, groups: Groups) -> None:
