@@ -155,6 +155,7 @@ class _Making:
         self.answers: dict[int, bytearray] = {}
         self._root = root
         self._keep_last = keep_last
+        self._resumed_from = store.resumed_from
         self._blocks = _blocks_by_server(store)
         self._manifest = _manifest(store, state)
 
@@ -167,7 +168,7 @@ class _Making:
         with contextlib.suppress(OSError):  # what is left over costs room, not the checkpoint
             checkpoint_format.sweep(folder, manifest)
             if self._keep_last is not None:
-                checkpoint_format.prune(self._root, folder, self._keep_last)
+                checkpoint_format.prune(self._root, folder, self._keep_last, keep=self._resumed_from)
 
     def _part(self, server: int) -> Part:
         from windlass_proto import checkpoint_format
@@ -357,6 +358,7 @@ def resume(store: Store, place: Path) -> Resume | None:
     if "folder" not in json.loads(result):
         return None
     manifest, found = _take(store, result)
+    store.resumed_from = Path(json.loads(result)["folder"])
     store.member.resumed.update({position.loader: position for position in manifest.positions})
     return found
 

@@ -190,7 +190,7 @@ class Cluster:
         )
 
     def log(self, step: int | None = None, **scalars: float) -> None:
-        """Log numbers of a step (default: the furthest store's clock): merged over workers, shown, kept. Never blocks.
+        """Log numbers of a step (default: the furthest store's steps): merged over workers, shown, kept. Never blocks.
 
         The mean over workers has the weights of their last updates. Raises UsageError for what is not a number.
         """
@@ -199,8 +199,8 @@ class Cluster:
         self._member.check_open()
         if self._scalars is None:
             self._scalars = ScalarLog(self._member, self._run)
-        furthest = max(self._stores.values(), key=lambda store: store.clock, default=None)
-        clock, weight = (0, 1.0) if furthest is None else (furthest.clock, furthest.weight)
+        furthest = max(self._stores.values(), key=lambda store: store.steps_done, default=None)
+        clock, weight = (0, 1.0) if furthest is None else (furthest.steps_done, furthest.weight)
         self._scalars.put(clock if step is None else step, scalars, weight)
 
     def progress(self, items: Iterable[T]) -> Iterator[T]:

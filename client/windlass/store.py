@@ -50,6 +50,7 @@ class Store:
         self.entered = False
         self.steps_before = 0  # of earlier runs, whose checkpoint this store holds, less the clock when it came back
         self.resumes = 0
+        self.resumed_from: Path | None = None  # whoever joins later reads it
         self.exchange = Exchange(member, name)
         self._lock = threading.RLock()
         self._depth = 0
@@ -286,7 +287,8 @@ class Store:
             uri: the folder that holds the run's checkpoints, a path or file:///path that every server and worker
                 reaches. Default `<run_dir>/checkpoints`.
             state: JSON that `resume` gives back, equal on every worker.
-            keep_last: remove older checkpoints, so that this many complete ones are left.
+            keep_last: remove older checkpoints, so that this many complete ones are left, and the one that the run
+                was resumed from.
 
         Raises:
             UsageError: the place is not supported, this step has pushes, or workers call it differently.

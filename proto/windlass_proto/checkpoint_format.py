@@ -201,11 +201,14 @@ def sweep(folder: Path, manifest: Manifest) -> None:
             path.unlink(missing_ok=True)
 
 
-def prune(root: Path, latest: Path, keep_last: int) -> None:
-    """Remove checkpoints of `root` older than the `keep_last` newest complete ones up to `latest`, which stays."""
+def prune(root: Path, latest: Path, keep_last: int, *, keep: Path | None = None) -> None:
+    """Remove checkpoints of `root` older than the `keep_last` newest complete ones up to `latest`.
+
+    `latest` stays, and so does `keep`.
+    """
     kept = 0
     for folder in folders(root):
-        if _step_of(folder) > _step_of(latest):
+        if _step_of(folder) > _step_of(latest) or folder == keep:
             continue
         if kept >= keep_last and folder != latest:
             _remove(folder)

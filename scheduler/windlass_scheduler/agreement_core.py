@@ -76,6 +76,8 @@ class _Action:
 
 
 _PREFIX: Final = "action/"
+# What a worker that joins after a thousand others still asks for; dropped after everything else.
+_LASTING: Final = frozenset({"resume"})
 _Key: TypeAlias = tuple[int, int, str, str]
 
 
@@ -173,6 +175,7 @@ class Agreements:
 
     def _drop_oldest(self, store_id: int) -> list[Effect]:
         mine = [key for key, action in self._actions.items() if key[0] == store_id and action.done]
+        mine.sort(key=lambda key: key[2] in _LASTING)
         dropped: list[Effect] = []
         for key in mine[: max(0, len(mine) - limits.ACTIONS_KEPT_MAX)]:
             action = self._actions.pop(key)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 from collections.abc import Iterator
@@ -81,6 +82,11 @@ def test_a_run_killed_and_resumed_ends_as_an_undisturbed_one(tmp_path: Path) -> 
         begun = "None" if name == "undisturbed" else "Resume(step=40, epoch=1, state={'seen': 40})"
         assert all(out.startswith(f"resumed {begun}\n") for out in outs), outs
         assert last_line(outs[0]) == last_line(outs[1])
+        kept = [110, 100] if name == "undisturbed" else [110, 100, 40]  # whoever joins later reads what was resumed
+        assert checkpoint_format.folders(Path(place)) == [Path(place) / f"step-{step:06d}" for step in kept]
+        logged = {json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()}
+        first = 1 if name == "undisturbed" else 41
+        assert set(range(first, STEPS + 1)) <= logged <= set(range(1, STEPS + 1)), "steps go on counting"
         ends.append(last_line(outs[0]))
     assert ends[0][:2] == ["ended", str(STEPS)]
     assert ends[1] == ends[0]
