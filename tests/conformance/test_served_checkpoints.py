@@ -12,11 +12,15 @@ import numpy as np
 import pytest
 
 from tests.conformance.served import STORE, TABLE, Served, Session
-from windlass_proto import checkpoint_format
+from windlass_proto import checkpoint_format, keys
 from windlass_proto.checkpoint_format import Group, Manifest, Part
 from windlass_proto.checkpoint_orders import Order, Phase
+from windlass_proto.consistency import Consistency
 from windlass_proto.errors import CorruptionError, UnavailableError, UsageError, WindlassError
 from windlass_proto.frames import Op
+from windlass_proto.group_specs import GroupSpec
+from windlass_proto.layout import GroupLayout, TensorSpec
+from windlass_proto.rule_specs import SGD
 from windlass_proto.tensor_file import Written
 from windlass_server.checkpoints import SAVES_MAX
 
@@ -176,3 +180,26 @@ def test_open_checkpoints_are_bounded(served: Served, tmp_path: Path) -> None:
         served.node.checkpoints.end_session(orders.session)
         assert lent(served) == 0
         assert worker.push_pull(np.ones(ELEMENTS, np.float32))[0] == -1.0
+
+
+def test_a_checkpoint_of_format_1_is_read_for_ever(served: Served) -> None:
+    """Written by 0.1: SGD(lr=0.5, momentum=0.5) from w = 0..11 and b = 1, three updates with gradients of 1."""
+    folder = Path(__file__).with_name("checkpoints-format-1") / "step-000003"
+    manifest = checkpoint_format.read_manifest_untrusted(folder)
+    assert (manifest.step, manifest.state) == (3, {"best": 0.5})
+    assert manifest.positions == (checkpoint_format.Position("batches-1:20:1:1", 1, 0, 3, 1, 4, 15),)
+    tensors = (TensorSpec("b", (5,)), TensorSpec("w", (3, 4)))  # in another order, in blocks of another size
+    layout = GroupLayout(TABLE, "float32", tensors, 1024, keys.VSHARDS_DEFAULT)
+    rule = SGD(lr=0.5, momentum=0.5)
+    group = served.node.declare(GroupSpec(STORE, layout, rule, mean=True, consistency=Consistency.parse("asp")))
+    state = group.share_of_block[0].core.blocks[0]
+    state.present[:] = [True, True]
+    orders = Orders(served, folder)
+    orders.ask(Phase.STAGE, "k", manifest=manifest.digest).result()
+    orders.ask(Phase.APPLY, "k").result()
+    arrays = group.share_of_block[0].arrays[0]
+    held, momentum = layout.views(arrays.weights), layout.views(arrays.slots[0])
+    assert held["w"].tolist() == (np.arange(12).reshape(3, 4) - 0.5 * (1 + 1.5 + 1.75)).tolist()
+    assert held["b"].tolist() == [-1.125] * 5
+    assert [set(momentum[name].reshape(-1).tolist()) for name in ("w", "b")] == [{1.75}, {1.75}]
+    assert state.updates == [3, 3]
