@@ -81,6 +81,7 @@ class Batches:
             )
             shard = self._member.ask_peers(self._member.control.next_shard, asking, "the next batch")
             if shard.exhausted:
+                self._passed()
                 return
             if shard.epoch != epoch:
                 epoch = self.epoch = shard.epoch
@@ -112,16 +113,24 @@ class Batches:
         self._reached(start)
         return start
 
-    def _reached(self, at: control_pb2.DataPosition) -> None:
+    def _passed(self) -> None:
+        """A pass is over. What is read again and again goes on with the next one; what is read once is read."""
+        from windlass_proto.gen import control_pb2 as pb
+
+        if self._passes > 1:
+            self._reached(pb.DataPosition(), passes=self._passes + 1)
+
+    def _reached(self, at: control_pb2.DataPosition, *, passes: int = 0) -> None:
         """A checkpoint from now on finds this data set after the batch that the loop is given."""
         from windlass_proto.checkpoint_format import Position
 
         positions = self._member.positions
-        now = Position(self.name, self._passes, at.epoch, at.rounds, at.workers, at.batches, at.row)
+        passes = passes or self._passes
+        now = Position(self.name, passes, at.epoch, at.rounds, at.workers, at.batches, at.row)
         before = positions.get(self.name)
         if before is not None and before[0].order > now.order:
             return  # a dead worker's batch, of a round that is over
-        positions[self.name] = (now, (self._passes - 1) * self._epochs + at.epoch)
+        positions[self.name] = (now, (passes - 1) * self._epochs + at.epoch)
         if len(positions) > _POSITIONS_MAX:
             del positions[next(iter(positions))]
 

@@ -278,6 +278,29 @@ def test_batches_go_on_after_the_rows_that_were_read(
     assert sorted(rows) == sorted([*range(60)] * 2), "neither repeated nor left out"
 
 
+def test_passes_go_on_with_the_one_that_was_under_way(
+    local: LocalCluster, token: None, job: str, tmp_path: Path
+) -> None:
+    taken: list[tuple[int, list[int]]] = []
+    for number, stop in enumerate((7, 8, None)):  # inside the second pass, at its end, and to the end
+        with Team(local, f"{job}-{number}", workers=1) as some:
+            (store,) = some.stores({"w": np.zeros(2, np.float32)}, SGD(lr=1.0))
+            resumed = store.resume(tmp_path)
+            data = some[0].batches(20, size=5, seed=3)
+            for epoch in range(resumed.epoch if resumed is not None else 0, 3):
+                for batch in data:
+                    store.update({"w": np.ones(2, np.float32)})
+                    taken.append((epoch, batch.tolist()))
+                    if store.steps_done == 7 == stop:
+                        break
+                if stop is not None and store.steps_done >= stop:
+                    break
+            store.checkpoint(tmp_path).result()
+    assert [epoch for epoch, _ in taken] == [0] * 4 + [1] * 4 + [2] * 4
+    for epoch in range(3):
+        assert sorted(itertools.chain(*(rows for e, rows in taken if e == epoch))) == list(range(20))
+
+
 # ---- what is not whole ---------------------------------------------------------------------------------------------
 
 
