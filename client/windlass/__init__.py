@@ -22,6 +22,7 @@ from windlass._version import __version__
 
 if TYPE_CHECKING:
     from windlass import optim, schedule
+    from windlass.checkpoints import Resume, load_tensors
     from windlass.cluster import Cluster, connect
     from windlass.store import Store
     from windlass.ticket import Ticket, wait
@@ -46,6 +47,8 @@ _WHERE = {
     "Store": "windlass.store",
     "Ticket": "windlass.ticket",
     "wait": "windlass.ticket",
+    "load_tensors": "windlass.checkpoints",
+    "Resume": "windlass.checkpoints",
     "ClosedError": _ERRORS,
     "CorruptionError": _ERRORS,
     "FencedError": _ERRORS,
@@ -63,6 +66,7 @@ __all__ = [
     "FencedError",
     "InvariantError",
     "ProtocolError",
+    "Resume",
     "Store",
     "Ticket",
     "UnavailableError",
@@ -70,6 +74,7 @@ __all__ = [
     "WindlassError",
     "__version__",
     "connect",
+    "load_tensors",
     "optim",
     "schedule",
     "wait",

@@ -6,6 +6,7 @@ every worker computes the same one (NumPy's Philox). When a worker dies, what it
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,9 @@ from windlass_proto.errors import UsageError
 
 if TYPE_CHECKING:
     from windlass.member import Member
+    from windlass_proto.gen import control_pb2
+
+_POSITIONS_MAX = 256  # as many data sets as a job may read
 
 
 class Batches:
@@ -48,6 +52,9 @@ class Batches:
         self._seed = seed
         self._shuffle = shuffle
         self._passes = 0
+        self.name = f"{loader}:{self.length}:{seed}:{int(shuffle)}"
+        self._epochs = epochs
+        self._resumed = False
         self._loader = f"{loader}:{self.length}:{size}:{epochs}:{seed}:{int(shuffle)}:{int(drop_last)}"
         self._request: dict[str, Any] = {
             "job": job,
@@ -64,22 +71,68 @@ class Batches:
         done: list[int] = []
         call = 0
         self._passes += 1
+        start = self._start()
         loader = f"{self._loader}:{self._passes}"
         epoch, order = -1, np.arange(self.length)
         while True:
             call += 1
             asking = pb.NextShardRequest(
-                session=self._member.session, loader=loader, shards_done=done, call=call, **self._request
+                session=self._member.session, loader=loader, shards_done=done, call=call, start=start, **self._request
             )
             shard = self._member.ask_peers(self._member.control.next_shard, asking, "the next batch")
             if shard.exhausted:
+                self._passed()
                 return
             if shard.epoch != epoch:
                 epoch = self.epoch = shard.epoch
                 order = self._order(epoch)
-            for begin, end in zip(shard.begins, shard.ends, strict=True):
+            for begin, end, position in zip(shard.begins, shard.ends, shard.positions, strict=True):
+                self._reached(position)
                 yield self._batch(order[begin:end])
             done = [shard.shard_id]
+
+    def _start(self) -> control_pb2.DataPosition | None:
+        """Where a resumed run's first pass begins; None: at its beginning."""
+        from windlass_proto.gen import control_pb2 as pb
+
+        resumed = self._member.resumed
+        if self._resumed or not resumed:
+            return None
+        self._resumed = True
+        found = resumed.get(self.name)
+        if found is None:
+            if any(name.partition(":")[0] == self.name.partition(":")[0] for name in resumed):
+                sys.stderr.write(
+                    "windlass: a data set has other rows, seed or order than its checkpoint: it begins anew\n"
+                )
+            return None
+        self._passes = found.passes
+        start = pb.DataPosition(
+            epoch=found.epoch, rounds=found.rounds, workers=found.workers, batches=found.batches, row=found.row
+        )
+        self._reached(start)
+        return start
+
+    def _passed(self) -> None:
+        """A pass is over. What is read again and again goes on with the next one; what is read once is read."""
+        from windlass_proto.gen import control_pb2 as pb
+
+        if self._passes > 1:
+            self._reached(pb.DataPosition(), passes=self._passes + 1)
+
+    def _reached(self, at: control_pb2.DataPosition, *, passes: int = 0) -> None:
+        """A checkpoint from now on finds this data set after the batch that the loop is given."""
+        from windlass_proto.checkpoint_format import Position
+
+        positions = self._member.positions
+        passes = passes or self._passes
+        now = Position(self.name, passes, at.epoch, at.rounds, at.workers, at.batches, at.row)
+        before = positions.get(self.name)
+        if before is not None and before[0].order > now.order:
+            return  # a dead worker's batch, of a round that is over
+        positions[self.name] = (now, (passes - 1) * self._epochs + at.epoch)
+        if len(positions) > _POSITIONS_MAX:
+            del positions[next(iter(positions))]
 
     def _order(self, epoch: int) -> np.ndarray[Any, np.dtype[np.int64]]:
         if not self._shuffle:

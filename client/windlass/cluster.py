@@ -151,7 +151,8 @@ class Cluster:
             reply = self._member.control.open_store(
                 pb.OpenStoreRequest(session=self._member.session, job=self.job, store=name, consistency=consistency)
             )
-            store = Store(self._member, reply.store_id, name, reply.consistency or consistency)
+            mode = reply.consistency or consistency
+            store = Store(self._member, reply.store_id, name, mode, job=self.job, run_dir=self.run_dir)
             if self._member.observes:
                 declare.observe(store)
             self._stores[name] = store
@@ -189,7 +190,7 @@ class Cluster:
         )
 
     def log(self, step: int | None = None, **scalars: float) -> None:
-        """Log numbers of a step (default: the furthest store's clock): merged over workers, shown, kept. Never blocks.
+        """Log numbers of a step (default: the furthest store's steps): merged over workers, shown, kept. Never blocks.
 
         The mean over workers has the weights of their last updates. Raises UsageError for what is not a number.
         """
@@ -198,8 +199,8 @@ class Cluster:
         self._member.check_open()
         if self._scalars is None:
             self._scalars = ScalarLog(self._member, self._run)
-        furthest = max(self._stores.values(), key=lambda store: store.clock, default=None)
-        clock, weight = (0, 1.0) if furthest is None else (furthest.clock, furthest.weight)
+        furthest = max(self._stores.values(), key=lambda store: store.steps_done, default=None)
+        clock, weight = (0, 1.0) if furthest is None else (furthest.steps_done, furthest.weight)
         self._scalars.put(clock if step is None else step, scalars, weight)
 
     def progress(self, items: Iterable[T]) -> Iterator[T]:
@@ -270,6 +271,8 @@ class Cluster:
             if self._scalars is not None:
                 self._scalars.close()
             self._member.close(flush_s=5.0 if finish else 0.5)
+            for store in self._stores.values():
+                store.end()
         finally:
             self._run.close()
             if self._private is not None:

@@ -227,7 +227,7 @@ def refusal_of(status: Status, tensors: str, *, worker: object) -> errors.Windla
         "the server does not hold these tensors" if status is Status.UNKNOWN else "the server has lost their updates",
         tensors=tensors,
         status=status.name,
-        next_move="It was restarted: start the job again.",
+        next_move="It was restarted: start the job again. store.resume goes on from the newest checkpoint.",
     )
 
 

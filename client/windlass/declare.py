@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from windlass.store import Store
     from windlass_proto.gen import control_pb2
 
+_TEXT_CHARACTERS = 500  # of an action in words; up to 4 bytes each
+
 
 def declare(
     store: Store,
@@ -89,7 +91,9 @@ def declare(
 
 def agree(store: Store, action: str, names: list[str], digest: str, text: str) -> int | None:
     """Ask to carry out `action` at this step: its id if this worker is to do it, None once another has done it."""
-    reply = _ask(store, action, names if action == "delete" else (), digest, text)
+    request = asking(store, action, f"call {store.next_call(action)}", digest, text)
+    request.names.extend(names if action == "delete" else ())
+    reply = ask(store, request, f"{action} in store {store.name}")
     return reply.action_id if reply.granted else None
 
 
@@ -112,7 +116,9 @@ def set_rules(store: Store, names: str, hyper_parameters: Mapping[str, Any], key
         rule_specs.changed(rule, dict(change.values))
     text = change.in_words()
     raw = rule_records.change_to_bytes(change)
-    reply = _ask(store, "set", (), _digest_of_names([names, text]), text[:500], raw, key)
+    request = asking(store, "set", key or f"call {store.next_call('set')}", digest_of_text(f"{names}\0{text}"), text)
+    request.change = raw
+    reply = ask(store, request, f"set in store {store.name}")
     live.learn(reply.record)
     return int(reply.result)
 
@@ -172,31 +178,35 @@ def _say_live_values(store: Store) -> None:
         sys.stderr.write(f"windlass: store {store.name}: set live, from step {record.since} on: {record.in_words()}\n")
 
 
-def _ask(
-    store: Store, action: str, names: Iterable[str], digest: str, text: str, change: bytes = b"", key: str = ""
-) -> control_pb2.AgreeReply:
+def asking(
+    store: Store, action: str, key: str, digest: str, text: str, *, step: int | None = None
+) -> control_pb2.AgreeRequest:
+    """The request for an action of this step, or of `step`."""
     from windlass_proto.gen import control_pb2 as pb
 
-    member = store.member
-    asking = pb.AgreeRequest(
-        session=member.session,
+    return pb.AgreeRequest(
+        session=store.member.session,
         store_id=store.store_id,
-        step=store.clock,
+        step=store.clock if step is None else step,
         action=action,
-        key=key or f"call {store.next_call(action)}",
+        key=key,
         digest=digest,
-        text=text,
-        names=names,
-        change=change,
+        text=text[:_TEXT_CHARACTERS],
     )
-    return member.ask_peers(member.control.agree, asking, f"{action} in store {store.name}")
 
 
-def agreed(store: Store, action_id: int) -> None:
-    """The granted action is done."""
+def ask(store: Store, request: control_pb2.AgreeRequest, what: str) -> control_pb2.AgreeReply:
+    """Wait until this worker is granted the action, or another has done it."""
+    return store.member.ask_peers(store.member.control.agree, request, what)
+
+
+def agreed(store: Store, action_id: int, result: str = "") -> None:
+    """The granted action is done; the others are told `result`."""
     from windlass_proto.gen import control_pb2 as pb
 
-    request = pb.AgreeDoneRequest(session=store.member.session, store_id=store.store_id, action_id=action_id)
+    request = pb.AgreeDoneRequest(
+        session=store.member.session, store_id=store.store_id, action_id=action_id, result=result
+    )
     store.member.control.agree_done(request)
 
 
@@ -207,7 +217,7 @@ def delete(store: Store, names: list[str]) -> None:
     for name in names:
         store.exchange.place(name)
     text = ", ".join(names)
-    action = agree(store, "delete", names, _digest_of_names(names), text[:500])
+    action = agree(store, "delete", names, digest_of_text("\0".join(names)), text[:500])
     if action is not None:
         with contextlib.suppress(UsageError):
             store.drops(names).result()
@@ -231,10 +241,11 @@ def in_words(arrays: Mapping[str, Array]) -> str:
     return ", ".join(shown[:4]) + (f" and {len(shown) - 4} more" if len(shown) > 4 else "")
 
 
-def _digest_of_names(names: list[str]) -> str:
+def digest_of_text(text: str) -> str:
+    """A digest of a text."""
     import xxhash
 
-    return xxhash.xxh3_128_hexdigest("\0".join(names).encode())
+    return xxhash.xxh3_128_hexdigest(text.encode())
 
 
 def digest_of(arrays: Mapping[str, Array]) -> str:
@@ -307,7 +318,7 @@ def _take_groups(store: Store, groups: Any, names: Iterable[str] | None) -> bool
             for number, tensor in enumerate(group.tensors)
             if not tensor.deleted and (names is None or tensor.name in names)
         ]
-        store.exchange.add(table, spec.rule, live)
+        store.exchange.add(table, spec, live)
         tickets.append(_declare_to_servers(store, table, group.SerializeToString()))
     for ticket in tickets:
         ticket.result()

@@ -21,6 +21,7 @@ from windlass.data_link import bytes_of
 from windlass.dense_table import DenseTable, Flat, Place, Span, not_finite, tensors_between
 from windlass_proto.errors import UsageError
 from windlass_proto.frames import Op, Status
+from windlass_proto.group_specs import GroupSpec
 from windlass_proto.rule_records import RuleRecord
 from windlass_proto.rule_specs import RuleSpec
 
@@ -55,6 +56,7 @@ class Exchange:
         self.store = store
         self.tables: dict[int, DenseTable] = {}
         self.rules: dict[int, RuleSpec] = {}
+        self.means: dict[int, bool] = {}
         self.where: dict[str, tuple[int, int]] = {}  # tensor name -> (table id, tensor number)
         self.params: dict[int, Flat] = {}  # what init returned
         self.family: Callable[[Array], Any] = lambda array: array
@@ -63,10 +65,11 @@ class Exchange:
 
     # ---- what is declared --------------------------------------------------------------------------------------------
 
-    def add(self, table: DenseTable, rule: RuleSpec, names: Iterable[tuple[str, int]]) -> None:
+    def add(self, table: DenseTable, spec: GroupSpec, names: Iterable[tuple[str, int]]) -> None:
         """A group is declared; `names` are its tensors that are not deleted, with their numbers."""
         self.tables[table.table_id] = table
-        self.rules[table.table_id] = rule
+        self.rules[table.table_id] = spec.rule
+        self.means[table.table_id] = spec.mean
         self.where.update({name: (table.table_id, number) for name, number in names})
         self._changed()
 
@@ -76,7 +79,7 @@ class Exchange:
             self.where.pop(name, None)
         held = {table_id for table_id, _ in self.where.values()}
         for table_id in self.tables.keys() - held:
-            del self.tables[table_id], self.rules[table_id]
+            del self.tables[table_id], self.rules[table_id], self.means[table_id]
             self.params.pop(table_id, None)
         self._changed()
 

@@ -34,6 +34,7 @@ from windlass_proto.links import arena, preamble
 from windlass_proto.schedules import Plateau
 
 if TYPE_CHECKING:
+    from windlass_proto.checkpoint_format import Position
     from windlass_proto.control_link import Beater, ControlLink
     from windlass_proto.gen import control_pb2
 
@@ -76,6 +77,8 @@ class Member:
         self.heap: arena.ArenaHeap | None = None
         self.all_shared = False
         self.peers: dict[int, str] = {}
+        self.positions: dict[str, tuple[Position, int]] = {}  # by data set: where this worker is, epochs begun before
+        self.resumed: dict[str, Position] = {}  # by data set: where a checkpoint was
         self._owners: list[int] = []
         self._owned: set[int] = set()
         self._closed: WindlassError | None = None

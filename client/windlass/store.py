@@ -14,11 +14,12 @@ import contextlib
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from windlass import declare
+from windlass import checkpoints, declare
 from windlass.arrays import Array, as_numpy, family_of
 from windlass.data_link import InArena, InFrame, refusal_of
 from windlass.exchange import Exchange, Plan
@@ -40,13 +41,19 @@ if TYPE_CHECKING:
 class Store:
     """Made by `cluster.store(name)`; see the module."""
 
-    def __init__(self, member: Member, store_id: int, name: str, consistency: str) -> None:
+    def __init__(
+        self, member: Member, store_id: int, name: str, consistency: str, *, job: str = "", run_dir: Path | None = None
+    ) -> None:
         self.name = name
+        self.job = job
         self.consistency = consistency
         self.clock = 0
         self.store_id = store_id
         self.member = member
         self.entered = False
+        self.steps_before = 0  # of earlier runs, whose checkpoint this store holds, less the clock when it came back
+        self.resumes = 0
+        self.resumed_from: Path | None = None  # whoever joins later reads it
         self.exchange = Exchange(member, name)
         self._lock = threading.RLock()
         self._depth = 0
@@ -61,6 +68,9 @@ class Store:
         self._stamp: Stamp | None = None
         self._stamped = -1  # the step that `_stamp` was chosen for
         self._plateau: PlateauWatch | None = None
+        self._run_dir = run_dir
+        self._saving: checkpoints.Saving | None = None
+        self._resume: checkpoints.Resume | None = None
 
     def __repr__(self) -> str:
         count = len(self.exchange.where)
@@ -70,6 +80,11 @@ class Store:
     def weight(self) -> float:
         """This worker's weight in the mean of its last step."""
         return 1.0 if self._weight is None else self._weight
+
+    @property
+    def steps_done(self) -> int:
+        """Steps closed since the run began, also before it was resumed."""
+        return self.steps_before + self.clock
 
     # ---- declaring ---------------------------------------------------------------------------------------------------
 
@@ -298,6 +313,98 @@ class Store:
             self._watch_plateau()
             return self.clock if self.consistency == "asp" else since
 
+    # ---- checkpoints -------------------------------------------------------------------------------------------------
+
+    def checkpoint(
+        self, uri: str | Path | None = None, state: Mapping[str, Any] | None = None, *, keep_last: int | None = None
+    ) -> checkpoints.Saving:
+        """Save weights, slots and data positions as they are after the steps closed so far. Training goes on meanwhile.
+
+        The call returns when every server has copied what it holds; the parts are then written, and the folder
+        counts as a checkpoint once its manifest is there. `result()` of what it returns waits for that; else the
+        next checkpoint and `close` do. Call it on every worker at the same step, or on one; it is one action.
+
+        Args:
+            uri: the folder that holds the run's checkpoints, a path or file:///path that every server and worker
+                reaches. Default `<run_dir>/checkpoints`.
+            state: JSON that `resume` gives back, equal on every worker.
+            keep_last: remove older checkpoints, so that this many complete ones are left, and the one that the run
+                was resumed from.
+
+        Raises:
+            UsageError: the place is not supported, this step has pushes, or workers call it differently.
+        """
+        root = self._place(uri)
+        with self._lock:
+            self._check_rests("checkpoint")
+            self._settle_saving()
+            self._saving = checkpoints.save(self, root, state, keep_last)
+            return self._saving
+
+    def restore(self, uri: str | Path) -> checkpoints.Resume:
+        """Bring back a checkpoint, or the newest complete one in a folder, once the steps before this one are complete.
+
+        Weights, slots and update counts are what they were, on any number of servers; the arrays that `init`
+        returned hold them. Every declared tensor must be in it with its shape and dtype. Call it on every worker.
+
+        Raises:
+            UsageError: there is none, or it holds other tensors or another rule's slots.
+            CorruptionError: its manifest or a part is not what was written; nothing was restored.
+        """
+        place = self._place(uri)
+        with self._lock:
+            self._check_rests("restore")
+            return checkpoints.restore(self, place)
+
+    def resume(self, uri: str | Path | None = None) -> checkpoints.Resume | None:
+        """Go on where an earlier run was: restore the newest complete checkpoint in a folder, or the one named.
+
+        Call it after `init` and before the first step, on every worker. It happens once in a store's life: a worker
+        that joins later, or a cell run twice, gets the same answer and live values. `cluster.batches` goes on after
+        the rows that were read.
+
+        Args:
+            uri: as given to `checkpoint`.
+
+        Returns:
+            Steps, epoch and state of the checkpoint, None if the folder holds none.
+        """
+        place = self._place(uri)
+        with self._lock:
+            self._check_rests("resume")
+            if self._resume is None:
+                self._resume = checkpoints.resume(self, place)
+            return self._resume
+
+    def export(self, path: str | Path) -> None:
+        """Write present weights to one safetensors file, which `wl.load_tensors` and other programs read."""
+        checkpoints.export(self, Path(path))
+
+    def _place(self, uri: str | Path | None) -> Path:
+        from windlass_proto import checkpoint_format
+
+        if uri is not None:
+            return checkpoint_format.local_path(uri)
+        return ((self._run_dir or Path()) / "checkpoints").absolute()
+
+    def _check_rests(self, call: str) -> None:
+        """Nothing is pushed in the open step, and there is something to save."""
+        self._check_writes(call)
+        if self._pushed or self._depth:
+            raise UsageError(
+                f"{call} was called inside a step",
+                store=self.name,
+                step=self.clock,
+                next_move="Close the step with update, push_pull or pull before.",
+            )
+        if not self.exchange.tables:
+            raise UsageError(f"{call} was called before init", store=self.name, next_move="Call store.init first.")
+
+    def _settle_saving(self) -> None:
+        saving, self._saving = self._saving, None
+        if saving is not None and not saving.seen:
+            saving.result()
+
     def next_call(self, action: str) -> int:
         """Counts the calls of `action` at this step, from 1: every worker's n-th is the same action."""
         step, calls = self._actions.get(action, (-1, 0))
@@ -349,6 +456,13 @@ class Store:
         """Wait until what was pushed last is answered."""
         if self._latest is not None and self._latest.left:
             self.member.pump.wait(self._latest, None)
+        if self._saving is not None and self._saving.writes:
+            self._settle_saving()
+
+    def end(self) -> None:
+        """The connection is closed: join what still ran."""
+        if self._saving is not None:
+            self._saving.end()
 
     def raise_failed(self) -> None:
         """Raise the error of a ticket that nobody waited for."""

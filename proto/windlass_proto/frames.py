@@ -71,6 +71,7 @@ class Op(IntEnum):
     DROP = 7
     SET_RULE = 8
     STATS = 9
+    CHECKPOINT = 10  # the payload is an order (checkpoint_orders)
 
 
 class Status(IntEnum):

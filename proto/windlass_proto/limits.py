@@ -65,6 +65,13 @@ TENSORS_MAX: Final = 1 << 16
 NAME_BYTES_MAX: Final = 256
 SPEC_BYTES_MAX: Final = 16 * MIB
 
+# A manifest names every tensor (150 B each: 10 MB for TENSORS_MAX) and block (15 B) and holds the user's state.
+MANIFEST_BYTES_MAX: Final = 64 * MIB
+# About 100 B an array: 5 arrays a block of BLOCKS_MAX are 32 MB.
+TENSOR_FILE_HEADER_BYTES_MAX: Final = 64 * MIB
+# One order to a server: a folder's path, names, a table's number each.
+ORDER_BYTES_MAX: Final = MIB
+
 # Socket paths end at 107 bytes (sun_path of Linux less its zero).
 UNIX_PATH_BYTES_MAX: Final = 107
 

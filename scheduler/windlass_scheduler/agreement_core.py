@@ -1,8 +1,9 @@
 """Actions that all workers of a store may ask for and that happen once: assign, set, delete and the like.
 
 An action is known by (store, step, action, key). The first caller is granted it and carries it out; the
-others wait until it is done. A caller whose digest differs asked for something else under the same name: it
-is refused with both ranks and texts. If the granted session ends first, the next waiter is granted.
+others wait until it is done, and are told the result that it left. A caller whose digest differs asked for
+something else under the same name: it is refused with both ranks and texts. If the granted session ends
+first, the next waiter is granted.
 
 Invariant (`validate`): an action that is not done has one grantee unless nobody waits for it; a done one has
 no waiters. Finished actions are kept, the oldest dropped first, so that a retry or a late worker finds that
@@ -41,7 +42,7 @@ class Done:
     waiter: int
     session: bytes
     action_id: int
-    result: int = 0
+    result: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,7 @@ Event: TypeAlias = Agree | Done | Abandoned | SessionGone
 class Agreed:
     granted: bool
     action_id: int
-    result: int = 0
+    result: str = ""
 
 
 @dataclass(slots=True)
@@ -70,14 +71,16 @@ class _Action:
     asked: Agree
     grantee: bytes
     done: bool = False
+    result: str = ""
     waiting: dict[bytes, Agree] = field(default_factory=dict)
-    result: int = 0
 
     def agreed(self, *, granted: bool) -> Agreed:
         return Agreed(granted, self.action_id, self.result)
 
 
 _PREFIX: Final = "action/"
+# What a worker that joins after a thousand others still asks for; dropped after everything else.
+_LASTING: Final = frozenset({"resume"})
 _Key: TypeAlias = tuple[int, int, str, str]
 
 
@@ -149,6 +152,12 @@ class Agreements:
                 action=action.asked.action,
                 key=action.asked.key,
             )
+        if len(event.result.encode()) > limits.TEXT_BYTES_MAX:
+            raise UsageError(
+                "the result of an action is too long",
+                bytes=len(event.result.encode()),
+                bytes_max=limits.TEXT_BYTES_MAX,
+            )
         action.done, action.grantee, action.result = True, b"", event.result
         waiting, action.waiting = action.waiting, {}
         answers = [Answer(asked.waiter, action.agreed(granted=False)) for asked in waiting.values()]
@@ -168,6 +177,7 @@ class Agreements:
 
     def _drop_oldest(self, store_id: int) -> list[Effect]:
         mine = [key for key, action in self._actions.items() if key[0] == store_id and action.done]
+        mine.sort(key=lambda key: key[2] in _LASTING)
         dropped: list[Effect] = []
         for key in mine[: max(0, len(mine) - limits.ACTIONS_KEPT_MAX)]:
             action = self._actions.pop(key)
@@ -248,5 +258,10 @@ def _action(record: Record) -> _Action:
         names=tuple(cast("list[str]", record.get("names", []))),
     )
     grantee = bytes.fromhex(cast("str", record["grantee"]))
-    result = cast("int", record.get("result", 0))
-    return _Action(cast("int", record["action_id"]), asked, grantee, cast("bool", record["done"]), result=result)
+    return _Action(
+        cast("int", record["action_id"]),
+        asked,
+        grantee,
+        cast("bool", record["done"]),
+        cast("str", record.get("result", "")),
+    )

@@ -400,14 +400,16 @@ class ControlService(control_pb2_grpc.ControlServicer):
         if not any(reply.granted for reply in replies):
             return effects
         (granted,) = replies
-        effects += agreements.step(agreement_core.Done(event.waiter, event.session, granted.action_id, since))
+        effects += agreements.step(agreement_core.Done(event.waiter, event.session, granted.action_id, str(since)))
         stored = [effect for effect in effects if not isinstance(effect, Answer)]
-        return [*live.step(changing), *stored, Answer(event.waiter, replace(granted, granted=False, result=since))]
+        return [*live.step(changing), *stored, Answer(event.waiter, replace(granted, granted=False, result=str(since)))]
 
     @_call
     async def AgreeDone(self, request: pb.AgreeDoneRequest, context: grpc.aio.ServicerContext) -> pb.Ack:
         self._worker_of(request.session, request.store_id)
-        event = functools.partial(agreement_core.Done, session=request.session, action_id=request.action_id)
+        event = functools.partial(
+            agreement_core.Done, session=request.session, action_id=request.action_id, result=request.result
+        )
         await self._ask(context, lambda w: self._action_done(event(waiter=w)))
         return pb.Ack()
 
@@ -467,6 +469,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
     async def NextShard(self, request: pb.NextShardRequest, context: grpc.aio.ServicerContext) -> pb.NextShardReply:
         membership = self._cluster.membership
         member = self._worker(request.session)
+        start = wire.position(request.start) if request.HasField("start") else None
         ranks = {worker.rank for worker in membership.workers(member.job)} | {*membership.ranks_missing(member.job)}
         event = functools.partial(
             shards_core.NextShard,
@@ -474,7 +477,9 @@ class ControlService(control_pb2_grpc.ControlServicer):
             rank=member.rank,
             job=member.job,
             loader=request.loader,
-            plan=shards_core.Plan(request.length, request.size, request.epochs, request.drop_last, request.balanced),
+            plan=shards_core.Plan(
+                request.length, request.size, request.epochs, request.drop_last, request.balanced, start
+            ),
             shards_done=tuple(request.shards_done),
             call=request.call,
             ranks=frozenset(ranks),
@@ -489,6 +494,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
             begins=[begin for begin, _ in handed.batches],
             ends=[end for _, end in handed.batches],
             batches_per_worker=handed.batches_per_worker,
+            positions=[wire.data_position(position) for position in handed.positions],
         )
 
     @_call

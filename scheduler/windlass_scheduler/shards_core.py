@@ -13,6 +13,9 @@ it done with a later call. When a worker ends, what it was not yet handed and wh
 goes, evenly split, to the survivors of the epoch (or waits for whoever comes): every row is read at least
 once an epoch, exactly once if nobody ends.
 
+A resumed pass begins where a checkpoint left it: with the same cut if as many workers read it as before, else
+with the rest of the epoch's rows cut anew.
+
 Invariant (`validate`): the queues, the shards out and those done tile the batches of every open epoch.
 
 A queue is a few arithmetic runs of batch numbers, so a billion rows cost no more than ten. Owner: the loop
@@ -22,7 +25,7 @@ that drives it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import Final, TypeAlias, cast
 
 from windlass_proto.errors import UnavailableError, UsageError
@@ -48,14 +51,26 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
+class Position:
+    """Of the `batches` of `epoch`, dealt to `workers` (1: to whoever asks), each has had `rounds`: `row` rows."""
+
+    epoch: int
+    rounds: int
+    workers: int
+    batches: int
+    row: int
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
-    """What every worker must ask for alike."""
+    """What every worker must ask for alike. `start`: where a checkpoint left this pass, None: at its beginning."""
 
     length: int
     size: int
     epochs: int
     drop_last: bool
     balanced: bool
+    start: Position | None = None
 
 
 # Events
@@ -96,12 +111,16 @@ Event: TypeAlias = NextShard | WorkerGone | JobOver
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """Rows of `batches` as (begin, end) in the epoch's order."""
+    """Rows of `batches` as (begin, end) in the epoch's order.
+
+    `positions`: by batch, where the pass is once every worker has used its like.
+    """
 
     shard_id: int
     epoch: int
     batches: tuple[tuple[int, int], ...]
     batches_per_worker: int
+    positions: tuple[Position, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,12 +143,16 @@ class _Out:
 
 @dataclass(slots=True)
 class _Epoch:
-    """`queues` by rank; a shared queue (unbalanced, or left by the dead) is under rank -1."""
+    """`queues` by rank; a shared queue (unbalanced, or left by the dead) is under rank -1.
+
+    Its batches are those of rows [begin_row, length); of a resumed epoch dealt to others than before, the rest.
+    """
 
     ranks: tuple[int, ...]
     batches: int
     queues: dict[int, list[Run]]
     done: int = 0
+    begin_row: int = 0
 
 
 @dataclass(slots=True)
@@ -197,7 +220,9 @@ class Shards:
         if loader is None:
             _check(event)
             self._check_room(event.job)
+            start = event.plan.start
             loader = _Loader(event.job, event.loader, event.plan, event.rank)
+            loader.epochs_begun = start.epoch if start is not None else 0
             self._loaders[event.job, event.loader] = loader
         elif loader.plan != event.plan:
             _refuse(loader, event)
@@ -216,7 +241,7 @@ class Shards:
                 return out
         while loader.epochs_begun < loader.plan.epochs:
             number = loader.epochs_begun
-            loader.epochs[number] = _begin(loader.plan, event.ranks | {event.rank})
+            loader.epochs[number] = _begin(loader.plan, number, event.ranks | {event.rank})
             loader.epochs_begun += 1
             out = self._take_of(loader, number, event)
             if out is not None:
@@ -246,8 +271,9 @@ class Shards:
 
     def _shard(self, loader: _Loader, out: _Out) -> Shard:
         plan, epoch = loader.plan, loader.epochs[out.epoch]
-        rows = tuple(_rows(plan, epoch.batches, batch) for batch in out.run)
-        return Shard(out.shard_id, out.epoch, rows, -(-epoch.batches // len(epoch.ranks)))
+        rows = tuple(_rows(plan, epoch, batch) for batch in out.run)
+        positions = tuple(_position(plan, epoch, out.epoch, batch) for batch in out.run)
+        return Shard(out.shard_id, out.epoch, rows, -(-epoch.batches // len(epoch.ranks)), positions)
 
     # A worker ends
 
@@ -304,27 +330,53 @@ class Shards:
             assert {out.epoch for out in loader.out.values()} <= loader.epochs.keys()
 
 
-def _begin(plan: Plan, ranks: frozenset[int]) -> _Epoch:
+def _begin(plan: Plan, number: int, ranks: frozenset[int]) -> _Epoch:
     taking_part = tuple(sorted(ranks))
-    n = len(taking_part)
+    start = plan.start if plan.start is not None and plan.start.epoch == number else None
+    fresh = _epoch(plan, taking_part, 0)
+    if start is None:
+        return fresh
+    dealt_to = len(taking_part) if plan.balanced else 1
+    if (start.workers, start.batches) != (dealt_to, fresh.batches):
+        return _epoch(plan, taking_part, min(start.row, plan.length))
+    for queue in fresh.queues.values():
+        for run in queue:
+            queue[:] = [rest for rest in run.split(min(start.rounds, run.count))[1:] if rest.count]
+    fresh.done = fresh.batches - sum(run.count for queue in fresh.queues.values() for run in queue)
+    return fresh
+
+
+def _epoch(plan: Plan, ranks: tuple[int, ...], begin_row: int) -> _Epoch:
+    """The whole of rows [begin_row, length), cut and dealt."""
+    n, length = len(ranks), plan.length - begin_row
     if not plan.balanced:
-        batches = plan.length // plan.size if plan.drop_last else -(-plan.length // plan.size)
-        return _Epoch(taking_part, batches, {_SHARED: [Run(0, batches, 1)] if batches else []})
-    if plan.drop_last:
-        batches = plan.length // (n * plan.size) * n
-    else:
-        batches = min(-(-plan.length // (n * plan.size)) * n, plan.length)
+        batches = length // plan.size if plan.drop_last else -(-length // plan.size)
+        return _Epoch(ranks, batches, {_SHARED: [Run(0, batches, 1)] if batches else []}, 0, begin_row)
+    whole, rounded_up = length // (n * plan.size) * n, -(-length // (n * plan.size)) * n
+    batches = whole if plan.drop_last else min(rounded_up, length)
     queues = {
         rank: [Run(position, len(range(position, batches, n)), n)] if position < batches else []
-        for position, rank in enumerate(taking_part)
+        for position, rank in enumerate(ranks)
     }
-    return _Epoch(taking_part, batches, queues)
+    return _Epoch(ranks, batches, queues, 0, begin_row)
 
 
-def _rows(plan: Plan, batches: int, batch: int) -> tuple[int, int]:
+def _rows(plan: Plan, epoch: _Epoch, batch: int) -> tuple[int, int]:
+    first, length = epoch.begin_row, plan.length - epoch.begin_row
     if plan.balanced and not plan.drop_last:
-        return batch * plan.length // batches, (batch + 1) * plan.length // batches
-    return batch * plan.size, min((batch + 1) * plan.size, plan.length)
+        return first + batch * length // epoch.batches, first + (batch + 1) * length // epoch.batches
+    return first + batch * plan.size, min(first + (batch + 1) * plan.size, plan.length)
+
+
+def _position(plan: Plan, epoch: _Epoch, number: int, batch: int) -> Position:
+    """Where the pass is when every worker has used its batch of the round that `batch` is in.
+
+    An epoch whose beginning was dealt to others is described by rows alone: `batches` is what no dealing has.
+    """
+    workers = len(epoch.ranks) if plan.balanced else 1
+    rounds = batch // workers + 1
+    row = _rows(plan, epoch, min(rounds * workers, epoch.batches) - 1)[1]
+    return Position(number, rounds, workers, 0 if epoch.begin_row else epoch.batches, row)
 
 
 def _dealt(runs: Sequence[Run], ranks: Sequence[int]) -> Iterator[tuple[int, Run]]:
@@ -389,6 +441,7 @@ def _plan_text(plan: Plan) -> str:
     return (
         f"{plan.length} rows, size {plan.size}, {plan.epochs} epochs, "
         f"drop_last={plan.drop_last}, balanced={plan.balanced}"
+        + (f", from row {plan.start.row} of epoch {plan.start.epoch}" if plan.start is not None else "")
     )
 
 
@@ -400,6 +453,7 @@ def _record(loader: _Loader) -> Persist:
             "job": loader.job,
             "name": loader.name,
             "plan": [plan.length, plan.size, plan.epochs, plan.drop_last, plan.balanced],
+            "start": list(astuple(plan.start)) if plan.start is not None else None,
             "rank": loader.rank,
             "epochs_begun": loader.epochs_begun,
             "epochs": [
@@ -408,6 +462,7 @@ def _record(loader: _Loader) -> Persist:
                     "ranks": list(epoch.ranks),
                     "batches": epoch.batches,
                     "done": epoch.done,
+                    "begin_row": epoch.begin_row,
                     "queues": [
                         [rank, [[run.first, run.count, run.stride] for run in runs]]
                         for rank, runs in epoch.queues.items()
@@ -426,10 +481,11 @@ def _record(loader: _Loader) -> Persist:
 
 def _loader(record: Record) -> _Loader:
     length, size, epochs, drop_last, balanced = cast("tuple[int, int, int, bool, bool]", record["plan"])
+    start = cast("list[int] | None", record.get("start"))
     loader = _Loader(
         job=cast("str", record["job"]),
         name=cast("str", record["name"]),
-        plan=Plan(length, size, epochs, drop_last, balanced),
+        plan=Plan(length, size, epochs, drop_last, balanced, Position(*start) if start else None),
         rank=cast("int", record["rank"]),
         epochs_begun=cast("int", record["epochs_begun"]),
     )
@@ -440,6 +496,7 @@ def _loader(record: Record) -> _Loader:
             batches=cast("int", stored["batches"]),
             queues={rank: [Run(*run) for run in runs] for rank, runs in queues},
             done=cast("int", stored["done"]),
+            begin_row=cast("int", stored.get("begin_row", 0)),
         )
     for shard_id, session, epoch, *run in cast("list[tuple[int, str, int, int, int, int]]", record["out"]):
         loader.out[shard_id] = _Out(shard_id, bytes.fromhex(session), epoch, Run(*run))

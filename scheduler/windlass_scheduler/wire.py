@@ -19,6 +19,7 @@ from windlass_scheduler.membership_core import Address, Job, Member
 from windlass_scheduler.metrics_core import LoggedStep
 from windlass_scheduler.roster_core import Roster
 from windlass_scheduler.routing_core import OwnedRun, Routing
+from windlass_scheduler.shards_core import Position
 
 
 def addresses_untrusted(addresses: Iterable[pb.Address]) -> tuple[Address, ...]:
@@ -45,6 +46,16 @@ def logged_steps_untrusted(records: Iterable[pb.LogRecord]) -> tuple[LoggedStep,
     return tuple(
         LoggedStep(record.step, record.weight, tuple((s.name, s.value) for s in record.scalars), record.unix_s)
         for record in records
+    )
+
+
+def position(found: pb.DataPosition) -> Position:
+    return Position(found.epoch, found.rounds, found.workers, found.batches, found.row)
+
+
+def data_position(found: Position) -> pb.DataPosition:
+    return pb.DataPosition(
+        epoch=found.epoch, rounds=found.rounds, workers=found.workers, batches=found.batches, row=found.row
     )
 
 

@@ -23,7 +23,7 @@ from concurrent.futures import Executor
 
 import numpy as np
 
-from windlass_proto import errors, frames, group_specs, limits, rule_records
+from windlass_proto import checkpoint_orders, errors, frames, group_specs, limits, rule_records
 from windlass_proto.consistency import Mode
 from windlass_proto.errors import ProtocolError, UnavailableError, UsageError, WindlassError
 from windlass_proto.frames import Entry, EntryFlag, Flag, Header, Kind, Op, Status
@@ -32,6 +32,7 @@ from windlass_proto.links.bell import Bell
 from windlass_proto.links.stream import Frame, FrameReader, FrameWriter, Place
 from windlass_proto.memory import Buffer
 from windlass_proto.rule_records import DECLARED
+from windlass_proto.tensor_file import Written
 from windlass_server.dense import DenseGroup, Origin, Reply, Share, Values, Vector
 from windlass_server.node import ServerNode
 from windlass_server.share_events import Push, deleted_error
@@ -218,6 +219,9 @@ class Connection:
             raise ProtocolError("a worker sent a frame of another role", kind=header.kind)
 
     def _take_entry(self, entry: Entry, buffer: Buffer | None, refused: bool) -> None:
+        if entry.op == Op.CHECKPOINT:
+            self._carry_out(entry, buffer)
+            return
         if not Op.PUSH <= entry.op <= Op.SET_RULE:
             raise ProtocolError("an entry asks for an unknown operation", op=entry.op)
         if entry.op == Op.DECLARE:
@@ -364,6 +368,31 @@ class Connection:
             self.wake()
 
         self.builder.submit(build)
+
+    def _carry_out(self, entry: Entry, buffer: Buffer | None) -> None:
+        """An order for a checkpoint: answered when its phase is reached, by whatever thread reaches it."""
+        if entry.arena or not entry.nbytes:
+            raise ProtocolError("an order came without its bytes")
+        if buffer is None:  # there was no room for them
+            self._reply_plain(entry, Status.RETRY)
+            return
+        raw = buffer.array[entry.offset : entry.offset + entry.nbytes].tobytes()
+        order = checkpoint_orders.from_bytes_untrusted(raw)
+        origin = Origin(self, entry.tag, entry.table, Op.CHECKPOINT, None)
+
+        def done(written: Written | None, error: WindlassError | None) -> None:
+            status, snapshot = Status.ERROR, None
+            if error is None:
+                status = Status.OK
+                snapshot = self.node.pool.take(checkpoint_orders.ANSWER_BYTES, beyond=True)
+                snapshot.array[:] = np.frombuffer(checkpoint_orders.pack_answer(written), np.uint8)
+            self.post(Reply(origin, status, 0, 0, 0, 0, snapshot, error))
+            self.wake()
+
+        try:
+            self.node.checkpoints.carry_out(self.session, order, done)
+        except WindlassError as refused:
+            done(None, refused)
 
     # ---- answering ---------------------------------------------------------------------------------------------------
 

@@ -98,7 +98,9 @@ class _Setting:
         return self.scalars
 
 
-class _BlockArrays:
+class BlockArrays:
+    """The memory of one block."""
+
     __slots__ = ("block", "settings", "slots", "weights")
 
     def __init__(self, block: Block, spec: GroupSpec, kernels: RuleKernels) -> None:
@@ -127,7 +129,14 @@ class Share:
         self.vshard = vshard
         self.lock = threading.Lock()
         self.core = ShareCore(spec.consistency, blocks, mean=spec.mean)
-        self.arrays = {block.index: _BlockArrays(block, spec, kernels) for block in blocks}
+        self.arrays = {block.index: BlockArrays(block, spec, kernels) for block in blocks}
+
+    def adopt(self, block: int, weights: Vector, slots: tuple[Vector, ...], updates: list[int]) -> None:
+        """Serve these arrays, which have had `updates` by segment, from now on. The caller holds `lock`."""
+        arrays = self.arrays[block]
+        arrays.weights, arrays.slots = weights, slots
+        arrays.settings.clear()
+        self.core.blocks[block].updates[:] = updates
 
 
 class DenseGroup:
@@ -156,6 +165,7 @@ class DenseGroup:
                 self._reset_slots(arrays, 0, arrays.block.elements)
         self._scratch = threading.local()
         self._rules: dict[int, list[RuleSpec]] = {}
+        self.steps_before = 0  # what clocks lack of the steps that a restored checkpoint had; schedules count them
 
     def check(self, record: RuleRecord) -> None:
         """Do the changes in `record` fit this group's rule?
@@ -167,6 +177,11 @@ class DenseGroup:
             self._rules_at(record)
         except UsageError as cause:
             raise ProtocolError("a rule record does not fit its tensors", reason=str(cause)) from cause
+
+    def nbytes(self) -> int:
+        """Bytes of weights and slots that this server holds."""
+        held = [arrays for share in self.shares.values() for arrays in share.arrays.values()]
+        return sum(arrays.weights.nbytes * (1 + len(arrays.slots)) for arrays in held)
 
     def finite(self, values: Vector) -> bool:
         """Are all values finite? One pass at memory speed; no lock is needed."""
@@ -217,13 +232,13 @@ class DenseGroup:
             stop = _equal_settings(settings, at, effect.seg_end)
             run_begin, run_end = block.span(at, stop)
             out_run = out[run_begin - begin : run_end - begin] if out is not None else None
-            scalars = settings[at].at(self.kernels, effect.update, effect.clock)
+            scalars = settings[at].at(self.kernels, effect.update, max(0, effect.clock + self.steps_before))
             self._update(arrays, effect, run_begin, run_end, run_begin - begin, scalars, out_run)
             at = stop
         if answer is not None and answer.origin is not None:
             self._deliver(answer, snapshot, deliver)
 
-    def _settings(self, arrays: _BlockArrays, record: RuleRecord) -> list[_Setting]:
+    def _settings(self, arrays: BlockArrays, record: RuleRecord) -> list[_Setting]:
         """One setting a segment under `record`; equal ones are one object."""
         rules, tensors = self._rules_at(record), self.spec.layout.tensors
         found: dict[tuple[RuleSpec, float, float], _Setting] = {}
@@ -249,7 +264,7 @@ class DenseGroup:
 
     def _update(
         self,
-        arrays: _BlockArrays,
+        arrays: BlockArrays,
         effect: Apply,
         begin: int,
         end: int,
@@ -351,6 +366,6 @@ class DenseGroup:
         if effect.fresh:
             self._reset_slots(arrays, begin, end)
 
-    def _reset_slots(self, arrays: _BlockArrays, begin: int, end: int) -> None:
+    def _reset_slots(self, arrays: BlockArrays, begin: int, end: int) -> None:
         for slot, values in zip(self.kernels.slots, arrays.slots, strict=True):
             values[begin:end] = slot.fill

@@ -11,7 +11,7 @@ its buffer is given back once, after the last use. The share core owns all of it
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -145,7 +145,7 @@ def exactly(runs: list[GateRun], seg_begin: int, seg_end: int) -> list[GateRun]:
     return runs[first:end]
 
 
-def stretches(counts: list[int], seg_begin: int, seg_end: int) -> Iterator[tuple[int, int]]:
+def stretches(counts: Sequence[int], seg_begin: int, seg_end: int) -> Iterator[tuple[int, int]]:
     """Cut [seg_begin, seg_end) into the longest stretches of equal counts."""
     at = seg_begin
     while at < seg_end:

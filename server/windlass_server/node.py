@@ -17,6 +17,7 @@ from windlass_proto.group_specs import GroupSpec
 from windlass_proto.memory import BufferPool
 from windlass_proto.rule_records import RuleRecord
 from windlass_rules import build
+from windlass_server.checkpoints import Checkpoints
 from windlass_server.dense import DenseGroup, Reply, Share
 from windlass_server.share_events import LEFT, Effect, Roster, deleted_error
 from windlass_server.step_stamps import ANNOUNCED_MAX
@@ -42,6 +43,7 @@ class ServerNode:
         self.rosters: dict[int, Roster] = {}
         self.counters = {"frames": 0, "pushes": 0, "pulls": 0, "bytes_in": 0, "bytes_out": 0}
         self.generation = 0
+        self.checkpoints = Checkpoints(self.groups, self.memory_bytes, self._parameter_bytes)
         self._ended: dict[bytes, str] = {}
         self._dropped: dict[int, None] = {}
         self._marks: dict[int, dict[bytes, tuple[int, bool]]] = {}  # store -> session -> its newest mark, does it leave
@@ -96,6 +98,7 @@ class ServerNode:
             while len(self._ended) > ENDED_KEPT:
                 del self._ended[next(iter(self._ended))]
             shares = [(group, share) for group in self.groups.values() for share in group.shares.values()]
+        self.checkpoints.end_session(session)
         for group, share in shares:
             self._run(group, share, lambda core=share.core: core.end_session(session), deliver)  # type: ignore[misc]
 
@@ -166,12 +169,7 @@ class ServerNode:
             )
 
     def _parameter_bytes(self) -> int:
-        return sum(
-            arrays.weights.nbytes * (1 + len(arrays.slots))
-            for group in list(self.groups.values())
-            for share in group.shares.values()
-            for arrays in share.arrays.values()
-        )
+        return sum(group.nbytes() for group in list(self.groups.values()))
 
     def _tell_what_is_known(self, group: DenseGroup) -> None:
         """A share that is made while its store is running hears of the roster and of the marks that came before it."""
@@ -274,6 +272,7 @@ class ServerNode:
             **{name: float(count) for name, count in self.counters.items()},
             "parameter_bytes": float(self._parameter_bytes()),
             "pool_bytes": float(self.pool.bytes_lent),
+            "checkpoint_bytes": float(self.checkpoints.pool.bytes_lent + self.checkpoints.pool.bytes_kept),
             "duplicates": float(sum(core.duplicates for core in cores)),
             "late": float(sum(core.late for core in cores)),
             "rejected": float(sum(core.rejected for core in cores)),

@@ -267,6 +267,8 @@ LIES: dict[str, Callable[[GroupSpec], bytes]] = {
     "a rule record of noise": lying_entry(op=Op.SET_RULE, table=STORE, nbytes=64),
     "a rule record that fits no tensor": lambda _: rule_record("w", {"momentum": 0.9}),
     "a rule record with an invalid value": lambda _: rule_record("*", {"lr": -1.0}),
+    "an order without bytes": lying_entry(op=Op.CHECKPOINT, nbytes=0, payload=b""),
+    "an order of noise": lying_entry(op=Op.CHECKPOINT),
     "a checksum of another frame": lambda spec: frame([push_entry(spec, 0, 1)], block_bytes(spec), checksum=False),
 }
 
@@ -328,6 +330,9 @@ def test_a_mark_from_nowhere_holds_up_no_other_store() -> None:
         sock.close()
 
 
+OPS = (Op.PUSH, Op.PULL, Op.PUSH_PULL, Op.INIT, Op.ASSIGN, Op.DECLARE, Op.DROP, Op.CHECKPOINT)
+
+
 def mutate(raw: bytes, chooser: random.Random) -> bytes:
     """A frame with a few bytes changed, cut, doubled or replaced; half of them with a header that is right again."""
     made = bytearray(raw)
@@ -366,7 +371,9 @@ def test_mutated_frames_on_live_sockets_disturb_nobody(count: int) -> None:
                 sock = served.raw_link("unix", session)
                 sock.setblocking(False)
             seq += 1
-            ops = chooser.choice((Op.PUSH, Op.PULL, Op.PUSH_PULL, Op.INIT, Op.ASSIGN, Op.DECLARE, Op.DROP))
+            ops = chooser.choice(
+                (Op.PUSH, Op.PULL, Op.PUSH_PULL, Op.INIT, Op.ASSIGN, Op.DECLARE, Op.DROP, Op.CHECKPOINT)
+            )
             entry = push_entry(spec, chooser.randrange(3), seq, op=ops, table=chooser.choice((TABLE, 999)))
             raw = frame([entry], block_bytes(spec, entry.block), checksum=False, flags=chooser.choice((0, Flag.MARK)))
             try:

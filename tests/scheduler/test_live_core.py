@@ -82,7 +82,7 @@ def test_a_set_is_done_when_it_is_agreed_on_and_all_workers_of_the_job_hear(runn
     store_id = workers[0].open_store()
     replies = [set_lr(worker, store_id, 4, 0.5) for worker in (*workers, workers[0])]
     assert replies == [replies[0]] * 3, "one action, whoever asks and however often"
-    assert (replies[0].granted, replies[0].result, read(replies[0].record).version) == (False, 4, 1)
+    assert (replies[0].granted, int(replies[0].result), read(replies[0].record).version) == (False, 4, 1)
     for worker in workers:
         assert worker.wait_for("rule").rule == pb.RuleChanged(store_id=store_id, record=replies[0].record)
     assert workers[0].declare(store_id, w=(4, 4)).record == replies[0].record

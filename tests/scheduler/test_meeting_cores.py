@@ -87,6 +87,33 @@ def test_finished_actions_are_dropped_from_the_oldest_on() -> None:
     core.validate()
 
 
+def test_what_an_action_leaves_is_told_to_all_and_outlives_a_restart() -> None:
+    core = Agreements(Counters())
+    records = stored(core.step(agree(1)))
+    core.step(agree(0))
+    done = core.step(Done(99, bytes([1]), 1, "step-000040"))
+    told = Agreed(granted=False, action_id=1, result="step-000040")
+    assert answers(done) == {99: None, 10: told}
+    again = Agreements(Counters())
+    again.restore(records | stored(done))
+    assert answers(again.step(agree(2))) == {12: told}
+    core.step(agree(0, key="b"))
+    with pytest.raises(UsageError, match="result of an action is too long"):
+        core.step(Done(1, bytes([0]), 2, "x" * (limits.TEXT_BYTES_MAX + 1)))
+
+
+def test_a_resumption_is_known_after_a_thousand_other_actions() -> None:
+    core = Agreements(Counters())
+    resume = replace(agree(0, step=0), action="resume")
+    core.step(resume)
+    core.step(Done(1, bytes([0]), 1, "step-000040"))
+    for step in range(limits.ACTIONS_KEPT_MAX + 3):
+        core.step(agree(0, step=step))
+        core.step(Done(1, bytes([0]), step + 2))
+    assert answers(core.step(resume)) == {10: Agreed(granted=False, action_id=1, result="step-000040")}
+    core.validate()
+
+
 # Barriers and broadcasts
 
 LIVE = frozenset({b"\0", b"\1"})

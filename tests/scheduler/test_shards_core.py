@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from windlass_proto.errors import UsageError
 from windlass_scheduler.counters import Counters
 from windlass_scheduler.effects import Answer, Persist, Record
-from windlass_scheduler.shards_core import Event, Exhausted, JobOver, NextShard, Plan, Shard, Shards, WorkerGone
+from windlass_scheduler.shards_core import (
+    Event,
+    Exhausted,
+    JobOver,
+    NextShard,
+    Plan,
+    Position,
+    Shard,
+    Shards,
+    WorkerGone,
+)
+
+Rows = tuple[int, tuple[int, int]]
+"""An epoch, and the (begin, end) of a batch."""
 
 
 class Loaders:
@@ -135,7 +150,65 @@ def test_drop_last_reads_full_batches_only(length: int, size: int, n: int, balan
 def test_batch_k_belongs_to_position_k_mod_n() -> None:
     loaders = Loaders(Plan(80, 10, 1, drop_last=False, balanced=True), range(2))
     first = loaders.ask(1, 1)
-    assert first == Shard(1, 0, ((10, 20), (30, 40), (50, 60), (70, 80)), 4)
+    positions = tuple(Position(0, rounds, 2, 8, 20 * rounds) for rounds in (1, 2, 3, 4))
+    assert first == Shard(1, 0, ((10, 20), (30, 40), (50, 60), (70, 80)), 4, positions)
+
+
+def read_in_lockstep(plan: Plan, n: int, rounds: int) -> tuple[list[Rows], Position]:
+    """The first `rounds` batches of each of `n` workers, round by round, and where a checkpoint says that is."""
+    loaders = Loaders(plan, range(n))
+    batches: dict[int, list[tuple[Rows, Position]]] = {rank: [] for rank in range(n)}
+    for rank in range(n):
+        while len(batches[rank]) < rounds:
+            loaders.calls[rank] += 1
+            shard = loaders.ask(rank, loaders.calls[rank])
+            if isinstance(shard, Exhausted):
+                break
+            loaders.held[rank] = [shard]
+            batches[rank] += [
+                ((shard.epoch, rows), at) for rows, at in zip(shard.batches, shard.positions, strict=True)
+            ]
+    read = [batches[rank][i][0] for i in range(rounds) for rank in range(n) if i < len(batches[rank])]
+    return read, batches[0][min(rounds, len(batches[0])) - 1][1]
+
+
+@given(st.integers(20, 300), st.integers(1, 20), st.integers(1, 4), st.integers(1, 4), st.integers(1, 60))
+def test_a_resumed_pass_neither_repeats_nor_leaves_out_a_row(
+    length: int, size: int, n: int, n_after: int, rounds: int
+) -> None:
+    plan = Plan(length, size, 3, drop_last=False, balanced=True)
+    assume(length >= -(-length // (n * size)) * n)  # else some workers have a round less
+    read, start = read_in_lockstep(plan, n, rounds)
+    resumed = Loaders(replace(plan, start=start), range(n_after))
+    resumed.finish()
+    after = [rows for batches in resumed.read.values() for rows in batches]
+    for epoch in range(3):
+        found = [row for e, (begin, end) in [*read, *after] if e == epoch for row in range(begin, end)]
+        assert sorted(found) == list(range(length))
+    if n_after == n:
+        whole, _ = read_in_lockstep(plan, n, 10_000)
+        assert sorted([*read, *after]) == sorted(whole), "the cut is the same"
+
+
+def test_a_resumed_pass_survives_the_schedulers_restart() -> None:
+    plan = Plan(100, 5, 2, drop_last=False, balanced=True)
+    _, start = read_in_lockstep(plan, 2, 3)
+    loaders = Loaders(replace(plan, start=start), range(3))
+    loaders.next(0)
+    again = Shards(Counters())
+    again.restore(loaders.records)
+    loaders.core = again
+    loaders.core._counters.take("shard")
+    loaders.finish()
+    assert loaders.rows_read(0) == list(range(30, 100))
+
+
+def test_workers_that_resume_from_different_places_are_refused() -> None:
+    loaders = Loaders(Plan(100, 5, 1, drop_last=False, balanced=True), range(2))
+    loaders.next(0)
+    loaders.plan = replace(loaders.plan, start=Position(0, 3, 2, 20, 30))
+    with pytest.raises(UsageError, match=r"rank_1_asks=.*from row 30 of epoch 0"):
+        loaders.next(1)
 
 
 def test_a_dead_workers_batches_are_split_evenly_among_the_survivors() -> None:

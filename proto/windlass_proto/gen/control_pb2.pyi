@@ -1045,8 +1045,8 @@ class AgreeReply(_message.Message):
     granted: _builtins.bool
     """the caller carries it out, then says AgreeDone"""
     action_id: _builtins.int
-    result: _builtins.int
-    """"set": the first step it holds from"""
+    result: _builtins.str
+    """of an action that is done: what its AgreeDone left; "set": the first step it holds from"""
     record: _builtins.bytes
     """"set": as in DeclareReply"""
     def __init__(
@@ -1054,7 +1054,7 @@ class AgreeReply(_message.Message):
         *,
         granted: _builtins.bool = ...,
         action_id: _builtins.int = ...,
-        result: _builtins.int = ...,
+        result: _builtins.str = ...,
         record: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
@@ -1072,19 +1072,23 @@ class AgreeDoneRequest(_message.Message):
     SESSION_FIELD_NUMBER: _builtins.int
     STORE_ID_FIELD_NUMBER: _builtins.int
     ACTION_ID_FIELD_NUMBER: _builtins.int
+    RESULT_FIELD_NUMBER: _builtins.int
     session: _builtins.bytes
     store_id: _builtins.int
     action_id: _builtins.int
+    result: _builtins.str
+    """told to all who ask for the action from now on"""
     def __init__(
         self,
         *,
         session: _builtins.bytes = ...,
         store_id: _builtins.int = ...,
         action_id: _builtins.int = ...,
+        result: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action_id", b"action_id", "session", b"session", "store_id", b"store_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action_id", b"action_id", "result", b"result", "session", b"session", "store_id", b"store_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1214,6 +1218,7 @@ class NextShardRequest(_message.Message):
     BALANCED_FIELD_NUMBER: _builtins.int
     SHARDS_DONE_FIELD_NUMBER: _builtins.int
     CALL_FIELD_NUMBER: _builtins.int
+    START_FIELD_NUMBER: _builtins.int
     session: _builtins.bytes
     job: _builtins.str
     loader: _builtins.str
@@ -1232,6 +1237,10 @@ class NextShardRequest(_message.Message):
     def shards_done(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """handed earlier to this worker and used up"""
 
+    @_builtins.property
+    def start(self) -> Global___DataPosition:
+        """where a checkpoint says that the pass goes on; absent: at its beginning"""
+
     def __init__(
         self,
         *,
@@ -1245,14 +1254,49 @@ class NextShardRequest(_message.Message):
         balanced: _builtins.bool = ...,
         shards_done: _abc.Iterable[_builtins.int] | None = ...,
         call: _builtins.int = ...,
+        start: Global___DataPosition | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["start", b"start"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["balanced", b"balanced", "call", b"call", "drop_last", b"drop_last", "epochs", b"epochs", "job", b"job", "length", b"length", "loader", b"loader", "session", b"session", "shards_done", b"shards_done", "size", b"size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["balanced", b"balanced", "call", b"call", "drop_last", b"drop_last", "epochs", b"epochs", "job", b"job", "length", b"length", "loader", b"loader", "session", b"session", "shards_done", b"shards_done", "size", b"size", "start", b"start"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___NextShardRequest: _TypeAlias = NextShardRequest  # noqa: Y015
+
+@_typing.final
+class DataPosition(_message.Message):
+    """How far a pass over a data set is: of the `batches` batches of `epoch`, dealt to `workers`, each has had `rounds`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EPOCH_FIELD_NUMBER: _builtins.int
+    ROUNDS_FIELD_NUMBER: _builtins.int
+    WORKERS_FIELD_NUMBER: _builtins.int
+    BATCHES_FIELD_NUMBER: _builtins.int
+    ROW_FIELD_NUMBER: _builtins.int
+    epoch: _builtins.int
+    rounds: _builtins.int
+    workers: _builtins.int
+    batches: _builtins.int
+    row: _builtins.int
+    """so many rows of the epoch's order are used then"""
+    def __init__(
+        self,
+        *,
+        epoch: _builtins.int = ...,
+        rounds: _builtins.int = ...,
+        workers: _builtins.int = ...,
+        batches: _builtins.int = ...,
+        row: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batches", b"batches", "epoch", b"epoch", "rounds", b"rounds", "row", b"row", "workers", b"workers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DataPosition: _TypeAlias = DataPosition  # noqa: Y015
 
 @_typing.final
 class NextShardReply(_message.Message):
@@ -1264,6 +1308,7 @@ class NextShardReply(_message.Message):
     BEGINS_FIELD_NUMBER: _builtins.int
     ENDS_FIELD_NUMBER: _builtins.int
     BATCHES_PER_WORKER_FIELD_NUMBER: _builtins.int
+    POSITIONS_FIELD_NUMBER: _builtins.int
     exhausted: _builtins.bool
     shard_id: _builtins.int
     epoch: _builtins.int
@@ -1275,6 +1320,10 @@ class NextShardReply(_message.Message):
 
     @_builtins.property
     def ends(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def positions(self) -> _containers.RepeatedCompositeFieldContainer[Global___DataPosition]:
+        """by batch: where the pass is once every worker has used its like"""
+
     def __init__(
         self,
         *,
@@ -1284,10 +1333,11 @@ class NextShardReply(_message.Message):
         begins: _abc.Iterable[_builtins.int] | None = ...,
         ends: _abc.Iterable[_builtins.int] | None = ...,
         batches_per_worker: _builtins.int = ...,
+        positions: _abc.Iterable[Global___DataPosition] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batches_per_worker", b"batches_per_worker", "begins", b"begins", "ends", b"ends", "epoch", b"epoch", "exhausted", b"exhausted", "shard_id", b"shard_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batches_per_worker", b"batches_per_worker", "begins", b"begins", "ends", b"ends", "epoch", b"epoch", "exhausted", b"exhausted", "positions", b"positions", "shard_id", b"shard_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,502 @@
+"""Checkpoints as a worker makes and takes them: one cut over all servers, one manifest, one action however many ask.
+
+A save is two actions of the store's step. In the first the granted worker has every server copy its blocks; under bsp
+nobody can pass this step while it does, for it has not closed it. Then training goes on. In the second, in a thread of
+its own, it waits for the parts to be on the disk, writes the manifest, and tells the others.
+
+Invariant: the manifest is written after every part that it names. A restore is served by no server before all of them
+have read and checked what they need. What one worker learns (the folder, an error) all learn, from the action's result.
+
+Owner: the store, whose lock is held by the calls; a `Saving` is its thread's until that has ended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import secrets
+import sys
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from windlass import declare
+from windlass._version import __version__
+from windlass.arrays import as_numpy
+from windlass.data_link import InFrame
+from windlass.ticket import Ticket
+from windlass.window_core import Request
+from windlass_proto import errors, tensor_file
+from windlass_proto.checkpoint_orders import ANSWER_BYTES, Order, Phase, to_bytes, unpack_answer
+from windlass_proto.errors import CorruptionError, InvariantError, UnavailableError, UsageError, WindlassError
+from windlass_proto.frames import Op
+
+if TYPE_CHECKING:
+    from windlass.store import Store
+    from windlass_proto.checkpoint_format import Manifest, Part
+    from windlass_proto.gen import control_pb2
+
+# An order belongs to no step: it neither waits for a step's credit nor holds any back.
+_NO_STEP: Final = 1 << 62
+_STATE_SHOWN: Final = 200
+_FIELD_SHOWN: Final = 250
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """Where a run goes on: steps closed before, the epoch then, and what was given to `checkpoint(state=)`."""
+
+    step: int
+    epoch: int
+    state: dict[str, Any]
+
+
+class Saving:
+    """A checkpoint under way, as `store.checkpoint` returns it: everything is copied, and is being written.
+
+    `path` is its folder, `step` its step.
+    """
+
+    def __init__(self, store: Store, path: Path, step: int) -> None:
+        self.path = path
+        self.step = step
+        self._store = store
+        self.seen = False  # was its end told to anybody?
+        self._ended = False
+        self._error: Exception | None = None
+        self._thread: threading.Thread | None = None
+        self._asking: control_pb2.AgreeRequest | None = None
+
+    def __repr__(self) -> str:
+        return f"<windlass checkpoint of step {self.step}, {self.path}>"
+
+    def result(self) -> Path:
+        """Wait until it is whole on the disk; returns its folder. An error is raised at the next checkpoint otherwise.
+
+        Raises:
+            WindlassError: a part or the manifest could not be written.
+        """
+        if self._thread is not None:
+            self._thread.join()
+        elif not self._ended and self._asking is not None:
+            self._await_writer(self._asking)
+        self.seen = True
+        if self._error is not None:
+            raise self._error
+        return self.path
+
+    @property
+    def writes(self) -> bool:
+        """Does this worker write the manifest?"""
+        return self._thread is not None
+
+    def end(self) -> None:
+        """The connection is closed: the thread ends, if it has not."""
+        if self._thread is not None:
+            self._thread.join()
+
+    # ---- the worker that carries it out ------------------------------------------------------------------------------
+
+    def write(self, asking: control_pb2.AgreeRequest, written: Ticket, making: _Making) -> None:
+        """Begin the thread that waits for the parts and writes the manifest."""
+        action = declare.ask(self._store, asking, "a checkpoint")
+        self._thread = threading.Thread(target=self._write, args=(action.action_id, written, making), name="checkpoint")
+        self._thread.start()
+
+    def _write(self, action_id: int, written: Ticket, making: _Making) -> None:
+        try:
+            written.result()
+            making.finish(self.path)
+        except Exception as error:  # noqa: BLE001 - a thread's root: `result` raises it
+            self._error = error
+        result = "" if self._error is None else _error_text(self._error)
+        try:
+            declare.agreed(self._store, action_id, result)
+        except WindlassError as error:
+            self._error = self._error or error
+
+    # ---- the others --------------------------------------------------------------------------------------------------
+
+    def wait_for_writer(self, asking: control_pb2.AgreeRequest) -> None:
+        """Another worker carries it out: `result` asks what came of it."""
+        self._asking = asking
+
+    def _await_writer(self, asking: control_pb2.AgreeRequest) -> None:
+        from windlass_proto import checkpoint_format
+
+        reply = declare.ask(self._store, asking, f"checkpoint of step {self.step}")
+        result = reply.result
+        if reply.granted:  # the writer has ended; perhaps it had done everything but say so
+            try:
+                checkpoint_format.read_manifest_untrusted(self.path)
+            except CorruptionError as cause:
+                lost = UnavailableError(
+                    "the worker that wrote a checkpoint has ended before it was whole",
+                    folder=self.path,
+                    reason=cause.fact,
+                    next_move="The checkpoints before it are as they were.",
+                )
+                result = _error_text(lost)
+            declare.agreed(self._store, reply.action_id, result)
+        self._ended = True
+        self._error = _error_of(result)
+
+
+class _Making:
+    """What becomes a manifest: everything but the parts' lengths and digests is known when the copy is made."""
+
+    def __init__(self, store: Store, root: Path, state: Mapping[str, Any], keep_last: int | None) -> None:
+        self.attempt = secrets.token_hex(4)
+        self.key = secrets.token_hex(16)
+        self.answers: dict[int, bytearray] = {}
+        self._root = root
+        self._keep_last = keep_last
+        self._resumed_from = store.resumed_from
+        self._blocks = _blocks_by_server(store)
+        self._manifest = _manifest(store, state)
+
+    def finish(self, folder: Path) -> None:
+        """Write the manifest, then take away what is not part of it and what is too old."""
+        from windlass_proto import checkpoint_format
+
+        manifest = replace(self._manifest, parts=tuple(self._part(server) for server in sorted(self.answers)))
+        checkpoint_format.write_manifest(folder, manifest)
+        with contextlib.suppress(OSError):  # what is left over costs room, not the checkpoint
+            checkpoint_format.sweep(folder, manifest)
+            if self._keep_last is not None:
+                checkpoint_format.prune(self._root, folder, self._keep_last, keep=self._resumed_from)
+
+    def _part(self, server: int) -> Part:
+        from windlass_proto import checkpoint_format
+
+        written = unpack_answer(self.answers[server])
+        name = checkpoint_format.part_name(server, self.attempt)
+        return checkpoint_format.Part(name, written.nbytes, written.digest, self._blocks[server])
+
+
+# ---- saving ----------------------------------------------------------------------------------------------------------
+
+
+def save(store: Store, root: Path, state: Mapping[str, Any] | None, keep_last: int | None) -> Saving:
+    """Make a checkpoint of the store's present step below `root`; see `Store.checkpoint`."""
+    from windlass_proto import checkpoint_format
+
+    if keep_last is not None and keep_last < 1:
+        raise UsageError("keep_last is not positive", keep_last=keep_last, next_move="The newest one always stays.")
+    given = _as_json(state or {})
+    step = store.steps_done
+    saving = Saving(store, root / checkpoint_format.folder_name(step), step)
+    call = store.next_call("checkpoint")
+    said = json.dumps(given)
+    text = f"{root}, keep_last={keep_last}, state={said[:_STATE_SHOWN]}"
+    digest = declare.digest_of_text(f"{root}\0{keep_last}\0{said}")
+    cut = declare.asking(store, "checkpoint", f"call {call}", digest, text)
+    written = declare.asking(store, "checkpoint written", f"call {call}", digest, text)
+    reply = declare.ask(store, cut, "a checkpoint")
+    if not reply.granted:
+        _raise(reply.result)
+        saving.wait_for_writer(written)
+        return saving
+    try:
+        _check_folder(store, saving.path)
+        making = _Making(store, root, given, keep_last)
+        _order(store, Phase.COPY, making.key, saving.path, attempt=making.attempt).result()
+    except WindlassError as error:
+        declare.agreed(store, reply.action_id, _error_text(error))
+        raise
+    ticket = _order(store, Phase.WRITE, making.key, saving.path, attempt=making.attempt, answers=making.answers)
+    saving.write(written, ticket, making)
+    declare.agreed(store, reply.action_id)
+    return saving
+
+
+def _check_folder(store: Store, folder: Path) -> None:
+    """Two stores must not write over each other's checkpoints."""
+    from windlass_proto import checkpoint_format
+
+    try:
+        there = checkpoint_format.read_manifest_untrusted(folder).store
+    except CorruptionError:
+        return
+    if there != store.name:
+        raise UsageError(
+            "the folder of a checkpoint holds another store's",
+            folder=folder,
+            holds=there,
+            store=store.name,
+            next_move="Give each store a folder of its own: store.checkpoint(uri).",
+        )
+
+
+def _manifest(store: Store, state: Mapping[str, Any]) -> Manifest:
+    """The manifest without its parts."""
+    from windlass_proto import checkpoint_format
+    from windlass_proto.checkpoint_format import Group
+    from windlass_proto.consistency import Consistency
+    from windlass_proto.group_specs import GroupSpec
+
+    exchange, groups = store.exchange, []
+    for table_id in sorted(exchange.tables):
+        layout = exchange.tables[table_id].layout
+        consistency = Consistency.parse(store.consistency)
+        spec = GroupSpec(store.store_id, layout, exchange.rules[table_id], exchange.means[table_id], consistency)
+        live = {name for name, place in exchange.where.items() if place[0] == table_id}
+        gone = {tensor.name for tensor in layout.tensors} - live
+        groups.append(Group(spec, frozenset(gone)))
+    positions = store.member.positions.values()
+    return checkpoint_format.Manifest(
+        job=store.job,
+        store=store.name,
+        consistency=store.consistency,
+        step=store.steps_done,
+        epoch=max((epoch for _, epoch in positions), default=0),
+        windlass=__version__,
+        groups=tuple(groups),
+        parts=(),
+        positions=tuple(position for position, _ in positions),
+        state=state,
+    )
+
+
+def _blocks_by_server(store: Store) -> dict[int, tuple[tuple[int, int], ...]]:
+    held: dict[int, list[tuple[int, int]]] = {}
+    for group, table_id in enumerate(sorted(store.exchange.tables)):
+        for block in store.exchange.tables[table_id].layout.blocks:
+            held.setdefault(store.member.server_of(block.vshard), []).append((group, block.index))
+    return {server: tuple(blocks) for server, blocks in held.items()}
+
+
+def _order(
+    store: Store,
+    phase: Phase,
+    key: str,
+    folder: Path,
+    *,
+    attempt: str = "",
+    manifest: str = "",
+    steps_before: int = 0,
+    answers: dict[int, bytearray] | None = None,
+) -> Ticket:
+    """One order to each server of the store; `answers` is filled by server."""
+    from windlass_proto import checkpoint_format
+
+    shares: dict[int, tuple[int, int]] = {}
+    tables: dict[int, dict[int, int]] = {}  # by server: group -> table
+    for group, table_id in enumerate(sorted(store.exchange.tables)):
+        for block in store.exchange.tables[table_id].layout.blocks:
+            server = store.member.server_of(block.vshard)
+            shares[server] = (table_id, block.vshard)
+            tables.setdefault(server, {})[group] = table_id
+    ticket = Ticket(store.member.pump, f"checkpoint in {folder}", len(shares), store=store, clock=store.clock)
+    clock = store.clock if store.consistency == "bsp" else 0
+    requests = []
+    for server, share in shares.items():
+        file = checkpoint_format.part_name(server, attempt) if attempt else ""
+        held = tuple(tables[server].items())
+        answer = bytearray(ANSWER_BYTES)
+        if answers is not None:
+            answers[server] = answer
+        order = Order(phase, key, store.store_id, clock, str(folder), held, file, manifest, steps_before)
+        requests.append(_request(order, share, answer, ticket))
+    if not requests:
+        store.on_done(ticket)
+    store.member.pump.submit(requests)
+    return ticket
+
+
+def _request(order: Order, share: tuple[int, int], answer: bytearray, ticket: Ticket) -> Request:
+    raw = to_bytes(order)
+    return Request(
+        Op.CHECKPOINT,
+        order.store_id,
+        share,
+        0,
+        0,
+        0,
+        owner=ticket,
+        clock=_NO_STEP,
+        payload=InFrame((memoryview(raw),), len(raw)),
+        nbytes=len(raw),
+        out=InFrame((memoryview(answer),), ANSWER_BYTES),
+    )
+
+
+# ---- restoring -------------------------------------------------------------------------------------------------------
+
+
+def restore(store: Store, place: Path) -> Resume:
+    """Bring back a checkpoint, or the newest in a folder; see `Store.restore`."""
+    asking = declare.asking(
+        store, "restore", f"call {store.next_call('restore')}", declare.digest_of_text(str(place)), str(place)
+    )
+    reply = declare.ask(store, asking, "restore")
+    result = _carry_out(store, reply.action_id, place, needed=True) if reply.granted else reply.result
+    _raise(result)
+    return _take(store, result)[1]
+
+
+def resume(store: Store, place: Path) -> Resume | None:
+    """Bring back the newest checkpoint of a folder, once in the store's life; see `Store.resume`."""
+    text = str(place)
+    store.resumes += 1
+    asking = declare.asking(store, "resume", f"call {store.resumes}", declare.digest_of_text(text), text, step=0)
+    reply = declare.ask(store, asking, "resume")
+    if reply.granted:
+        late = UsageError(
+            "a store that has made steps was to be resumed",
+            store=store.name,
+            steps=store.clock,
+            next_move="Resume before the first step, on every worker; store.restore brings values back later.",
+        )
+        result = _carry_out(store, reply.action_id, place, needed=False, refused=late if store.clock else None)
+    else:
+        result = reply.result
+    _raise(result)
+    if "folder" not in json.loads(result):
+        return None
+    manifest, found = _take(store, result)
+    store.resumed_from = Path(json.loads(result)["folder"])
+    store.member.resumed.update({position.loader: position for position in manifest.positions})
+    return found
+
+
+def _carry_out(store: Store, action_id: int, place: Path, *, needed: bool, refused: WindlassError | None = None) -> str:
+    """The granted worker restores; the result that all are told."""
+    try:
+        if refused is not None:
+            raise refused
+        result = _load(store, place, needed=needed)
+    except WindlassError as error:
+        declare.agreed(store, action_id, _error_text(error))
+        raise
+    declare.agreed(store, action_id, result)
+    return result
+
+
+def _load(store: Store, place: Path, *, needed: bool) -> str:
+    found = choose(place)
+    if found is None:
+        if needed:
+            raise UsageError("a folder holds no complete checkpoint", folder=place)
+        return "{}"
+    folder, manifest = found
+    if manifest.store != store.name:
+        raise UsageError("a checkpoint is of another store", folder=folder, store=store.name, checkpoint=manifest.store)
+    key = secrets.token_hex(16)
+    before = manifest.step - store.clock
+    try:
+        _order(store, Phase.STAGE, key, folder, manifest=manifest.digest, steps_before=before).result()
+        _order(store, Phase.APPLY, key, folder, manifest=manifest.digest).result()
+    except WindlassError:
+        with contextlib.suppress(WindlassError):  # a server that staged nothing knows of nothing
+            _order(store, Phase.DROP, key, folder).result()
+        raise
+    return json.dumps({"folder": str(folder), "manifest": manifest.digest, "step": manifest.step, "clock": store.clock})
+
+
+def choose(place: Path) -> tuple[Path, Manifest] | None:
+    """The checkpoint that `place` is, or the newest complete one in it.
+
+    Raises:
+        CorruptionError: `place` is named as a checkpoint, and is no whole one.
+    """
+    from windlass_proto import checkpoint_format
+
+    if checkpoint_format.is_named_as_one(place) or (place / checkpoint_format.MANIFEST).exists():
+        return place, checkpoint_format.read_manifest_untrusted(place)
+    return checkpoint_format.newest(place, lambda said: sys.stderr.write(f"windlass: passed over: {said}\n"))
+
+
+def _take(store: Store, result: str) -> tuple[Manifest, Resume]:
+    """What every worker does once the servers hold a checkpoint."""
+    from windlass_proto import checkpoint_format
+
+    told = json.loads(result)
+    manifest = checkpoint_format.read_manifest_untrusted(Path(told["folder"]))
+    if manifest.digest != told["manifest"]:
+        raise CorruptionError(
+            "a worker sees another manifest than the one that restored",
+            file=Path(told["folder"]) / checkpoint_format.MANIFEST,
+            digest=manifest.digest,
+            expected=told["manifest"],
+        )
+    store.steps_before = told["step"] - told["clock"]
+    _refresh(store)
+    return manifest, Resume(store.steps_done, manifest.epoch, dict(manifest.state))
+
+
+def _refresh(store: Store) -> None:
+    """The arrays that `init` returned hold what the servers hold."""
+    exchange = store.exchange
+    out = {
+        name: exchange.params[table_id].tensors[number]
+        for name, (table_id, number) in exchange.where.items()
+        if table_id in exchange.params
+    }
+    if out:
+        store.pull(list(out), out=out).result()
+
+
+# ---- plain files -----------------------------------------------------------------------------------------------------
+
+
+def export(store: Store, path: Path) -> None:
+    """Write present weights to one file; see `Store.export`."""
+    values: dict[str, Any] = store.pull().result()
+    arrays = {name: np.asarray(as_numpy(name, value)) for name, value in values.items()}
+    tensor_file.write(path, arrays, {"format": "np", "windlass": __version__})
+
+
+def load_tensors(path: str | Path) -> dict[str, np.ndarray[Any, Any]]:
+    """The arrays of a safetensors file, by name: what `store.export` or another program wrote.
+
+    BF16, which NumPy lacks, comes as float32. `store.init` takes them as first values.
+
+    Raises:
+        UsageError: there is no such file.
+        CorruptionError: it is torn or altered; the file is named.
+    """
+    return tensor_file.load(Path(path))
+
+
+# ---- results of actions ----------------------------------------------------------------------------------------------
+
+
+def _as_json(state: Mapping[str, Any]) -> dict[str, Any]:
+    """`state` as it will be read back.
+
+    Raises:
+        UsageError: it is not JSON.
+    """
+    try:
+        found: dict[str, Any] = json.loads(json.dumps(dict(state), sort_keys=True, allow_nan=False))
+    except (TypeError, ValueError) as cause:
+        raise UsageError(
+            "a checkpoint's state is not JSON",
+            reason=str(cause),
+            next_move="Give numbers, texts, lists and dicts; arrays belong into the store.",
+        ) from cause
+    return found
+
+
+def _error_text(error: Exception) -> str:
+    """An error as an action's result."""
+    known = error if isinstance(error, WindlassError) else InvariantError("a checkpoint failed", reason=repr(error))
+    values = {name: str(value)[:_FIELD_SHOWN] for name, value in list(known.values.items())[:4]}
+    short = type(known)(known.fact[:_FIELD_SHOWN], next_move=known.next_move[:_FIELD_SHOWN], **values)
+    return json.dumps({"error": errors.to_wire(short).decode()})
+
+
+def _error_of(result: str) -> WindlassError | None:
+    record = json.loads(result) if result else {}
+    return errors.from_wire_untrusted(record["error"].encode()) if "error" in record else None
+
+
+def _raise(result: str) -> None:
+    error = _error_of(result)
+    if error is not None:
+        raise error

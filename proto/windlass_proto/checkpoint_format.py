@@ -1,0 +1,373 @@
+"""Checkpoints on storage: a folder of parts and, written last, a manifest. The format is public: docs/checkpoints.md.
+
+    step-000123/
+        part-0-5f2a91c4.safetensors     what server 0 held: weights, slots and update counts by block
+        part-1-5f2a91c4.safetensors
+        manifest.json                   what the parts are, what was declared, whose step, the user's state
+
+Invariant: a folder without a whole manifest is no checkpoint. The manifest carries a digest of itself and one of each
+part, so what is read back is what was written, or a CorruptionError that names the file. Blocks are those of the
+group's layout (`layout`), a function of what was declared and not of the servers, so any number of servers can read
+them.
+
+`FORMAT` grows when an older release could misread a newer folder; a reader reads every earlier one.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import unquote, urlsplit
+
+import xxhash
+
+from windlass_proto import group_specs, limits, rule_specs, tensor_file
+from windlass_proto.errors import CorruptionError, UsageError, WindlassError
+from windlass_proto.gen import control_pb2
+from windlass_proto.group_specs import GroupSpec
+
+FORMAT: Final = 1
+MANIFEST: Final = "manifest.json"
+_FOLDER: Final = re.compile(r"step-(\d{6,18})")
+_PART: Final = re.compile(r"part-\d{1,5}-[0-9a-f]{8}\.safetensors")
+
+
+@dataclass(frozen=True)
+class Group:
+    """A dense group as it was declared; `deleted` names keep their place in its layout and hold nothing."""
+
+    spec: GroupSpec
+    deleted: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One file: its blocks as (group, block), its length and its digest."""
+
+    file: str
+    nbytes: int
+    digest: str
+    blocks: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """How far a data set was read: of `batches` batches of the epoch, dealt to `workers`, each had `rounds`.
+
+    `row`: so many rows of the epoch's order are used then. `passes` counts the iterations over the data set, from 1.
+    """
+
+    loader: str
+    passes: int
+    epoch: int
+    rounds: int
+    workers: int
+    batches: int
+    row: int
+
+    @property
+    def order(self) -> tuple[int, int, int]:
+        """Later positions of one data set have a greater one."""
+        return self.passes, self.epoch, self.rounds
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a checkpoint says of itself. `step` counts from the run's beginning, over all its resumptions."""
+
+    job: str
+    store: str
+    consistency: str
+    step: int
+    epoch: int
+    windlass: str
+    groups: tuple[Group, ...]
+    parts: tuple[Part, ...]
+    positions: tuple[Position, ...] = ()
+    state: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def raw(self) -> bytes:
+        """The bytes of manifest.json."""
+        record = {
+            "format": FORMAT,
+            "windlass": self.windlass,
+            "job": self.job,
+            "store": self.store,
+            "consistency": self.consistency,
+            "step": self.step,
+            "epoch": self.epoch,
+            "groups": [_group_record(group) for group in self.groups],
+            "parts": [
+                {"file": p.file, "bytes": p.nbytes, "xxh3_128": p.digest, "blocks": [list(b) for b in p.blocks]}
+                for p in self.parts
+            ],
+            "data": [asdict(position) for position in self.positions],
+            "state": self.state,
+        }
+        return json.dumps({"digest": _digest(record), **record}, indent=1).encode() + b"\n"
+
+    @cached_property
+    def digest(self) -> str:
+        """A digest of the whole manifest: two that agree on it read the same checkpoint."""
+        return xxhash.xxh3_128_hexdigest(self.raw)
+
+
+# ---- places ----------------------------------------------------------------------------------------------------------
+
+
+def local_path(uri: str | Path) -> Path:
+    """The folder that `uri` names: a path, or file:///path.
+
+    Raises:
+        UsageError: another scheme.
+    """
+    if isinstance(uri, Path):
+        return uri.absolute()
+    split = urlsplit(uri)
+    if split.scheme == "file" and split.netloc in ("", "localhost"):
+        return Path(unquote(split.path)).absolute()
+    if "://" in uri:
+        raise UsageError(
+            "a checkpoint's place is not supported",
+            uri=uri,
+            supported="a path, or file:///path",
+            next_move="Give a folder that every server and worker can reach: on one host any, else a shared one.",
+        )
+    return Path(uri).absolute()
+
+
+def folder_name(step: int) -> str:
+    """Names of later steps sort after those of earlier ones."""
+    return f"step-{step:06d}"
+
+
+def part_name(server: int, attempt: str) -> str:
+    return f"part-{server}-{attempt}.safetensors"
+
+
+def check_part_name_untrusted(name: str) -> str:
+    """`name`, if it is one of a part: a file of its folder, and of no other kind.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if not _PART.fullmatch(name):
+        raise UsageError("a part of a checkpoint has another kind of name", file=name[:80])
+    return name
+
+
+def folders(root: Path) -> list[Path]:
+    """Folders of `root` that are named as checkpoints are, the newest first; whole or not."""
+    if not root.is_dir():
+        return []
+    found = [path for path in root.iterdir() if _FOLDER.fullmatch(path.name)]
+    return sorted(found, key=_step_of, reverse=True)
+
+
+def newest(root: Path, passed_over: Callable[[str], object]) -> tuple[Path, Manifest] | None:
+    """The newest complete checkpoint of `root`: its manifest is whole and its parts are there in full length.
+
+    `passed_over` is told why a newer one does not count.
+    """
+    for folder in folders(root):
+        try:
+            manifest = read_manifest_untrusted(folder)
+        except CorruptionError as error:
+            passed_over(str(error))
+            continue
+        torn = [part.file for part in manifest.parts if not _has_length(folder / part.file, part.nbytes)]
+        if not torn:
+            return folder, manifest
+        passed_over(f"a checkpoint lacks a part or some of it (folder={folder}, part={torn[0]})")
+    return None
+
+
+def is_named_as_one(folder: Path) -> bool:
+    """Does a folder have the name of a checkpoint?"""
+    return _FOLDER.fullmatch(folder.name) is not None
+
+
+def sweep(folder: Path, manifest: Manifest) -> None:
+    """Remove parts in a checkpoint's folder that it does not name: of attempts that came to nothing."""
+    named = {part.file for part in manifest.parts}
+    for path in folder.iterdir():
+        if _PART.fullmatch(path.name) and path.name not in named:
+            path.unlink(missing_ok=True)
+
+
+def prune(root: Path, latest: Path, keep_last: int, *, keep: Path | None = None) -> None:
+    """Remove checkpoints of `root` older than the `keep_last` newest complete ones up to `latest`.
+
+    `latest` stays, and so does `keep`.
+    """
+    kept = 0
+    for folder in folders(root):
+        if _step_of(folder) > _step_of(latest) or folder == keep:
+            continue
+        if kept >= keep_last and folder != latest:
+            _remove(folder)
+        elif (folder / MANIFEST).exists():
+            kept += 1
+
+
+def _remove(folder: Path) -> None:
+    """The manifest first, so that a half-removed folder is no checkpoint; other people's files stay."""
+    (folder / MANIFEST).unlink(missing_ok=True)
+    for path in folder.iterdir():
+        if _PART.fullmatch(path.name) or path.name.startswith((".part-", f".{MANIFEST}.")):
+            path.unlink(missing_ok=True)
+    if not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def _step_of(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
+
+
+def _has_length(path: Path, nbytes: int) -> bool:
+    return path.is_file() and path.stat().st_size == nbytes
+
+
+# ---- the manifest ----------------------------------------------------------------------------------------------------
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """With it the folder is a checkpoint. Its parts are on the disk already.
+
+    Raises:
+        UsageError: the user's state makes it too long.
+        UnavailableError: it could not be written.
+    """
+    if len(manifest.raw) > limits.MANIFEST_BYTES_MAX:
+        raise UsageError("a manifest is too long", bytes=len(manifest.raw), bytes_max=limits.MANIFEST_BYTES_MAX)
+    tensor_file.write_whole(folder / MANIFEST, lambda write_all: write_all(manifest.raw))
+    tensor_file.sync_folder(folder.parent)
+
+
+def read_manifest_untrusted(folder: Path) -> Manifest:
+    """The manifest of a checkpoint's folder.
+
+    Raises:
+        CorruptionError: it is missing, torn, altered, or of a later format.
+    """
+    path = folder / MANIFEST
+    try:
+        with path.open("rb") as file:
+            raw = file.read(limits.MANIFEST_BYTES_MAX + 1)
+    except OSError as cause:
+        raise CorruptionError("a checkpoint has no manifest", file=path, reason=cause.strerror or cause) from cause
+    try:
+        record = json.loads(raw)
+        said = record.pop("digest")
+        found = _digest(record)
+        if record["format"] > FORMAT:
+            raise CorruptionError(
+                "a checkpoint is of a later format",
+                file=path,
+                format=record["format"],
+                format_max=FORMAT,
+                next_move="Read it with the release that wrote it, or a later one.",
+            )
+        if said != found:
+            raise CorruptionError("a manifest is not what was written", file=path, digest=found, expected=said)
+        return _manifest_untrusted(record)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, WindlassError) as cause:
+        if isinstance(cause, CorruptionError):
+            raise
+        raise CorruptionError("a manifest cannot be read", file=path, reason=str(cause)[:200]) from cause
+
+
+def _digest(record: Mapping[str, Any]) -> str:
+    canonical = json.dumps(record, sort_keys=True, separators=(",", ":"))
+    return xxhash.xxh3_128_hexdigest(canonical.encode())
+
+
+def _manifest_untrusted(record: Mapping[str, Any]) -> Manifest:
+    if not isinstance(record["state"], dict):
+        raise TypeError("the state is not an object")
+    groups = tuple(_group_untrusted(group) for group in record["groups"])
+    return Manifest(
+        job=str(record["job"]),
+        store=str(record["store"]),
+        consistency=str(record["consistency"]),
+        step=_count(record["step"]),
+        epoch=_count(record["epoch"]),
+        windlass=str(record["windlass"]),
+        groups=groups,
+        parts=tuple(_part_untrusted(part, groups) for part in record["parts"]),
+        positions=tuple(_position_untrusted(position) for position in record["data"]),
+        state=record["state"],
+    )
+
+
+def _count(number: Any) -> int:
+    if type(number) is not int or not 0 <= number < 1 << 62:
+        raise ValueError(f"{number!r} is not a count")
+    return number
+
+
+def _part_untrusted(part: Mapping[str, Any], groups: tuple[Group, ...]) -> Part:
+    blocks = tuple((_count(group), _count(block)) for group, block in part["blocks"])
+    if any(block >= len(groups[group].spec.layout.blocks) for group, block in blocks):
+        raise ValueError("a part names a block that its group lacks")
+    file = check_part_name_untrusted(part["file"])
+    return Part(file, _count(part["bytes"]), str(part["xxh3_128"]), blocks)
+
+
+def _position_untrusted(position: Mapping[str, Any]) -> Position:
+    counts = {name: _count(position[name]) for name in ("passes", "epoch", "rounds", "workers", "batches", "row")}
+    return Position(loader=str(position["loader"]), **counts)
+
+
+def _group_record(group: Group) -> dict[str, Any]:
+    layout = group.spec.layout
+    return {
+        "dtype": layout.dtype_name,
+        "block_elements": layout.block_elements,
+        "reduce": "mean" if group.spec.mean else "sum",
+        "rule": rule_specs.to_bytes(group.spec.rule).hex(),
+        "rule_text": repr(group.spec.rule),
+        "tensors": [
+            {"name": t.name, "shape": list(t.shape), "lr_mult": t.lr_mult, "decay_mult": t.decay_mult}
+            for t in layout.tensors
+        ],
+        "deleted": sorted(group.deleted),
+    }
+
+
+def _group_untrusted(record: Mapping[str, Any]) -> Group:
+    """Checked as what a peer declares is."""
+    message = control_pb2.Group(
+        dtype=record["dtype"],
+        tensors=[control_pb2.Tensor(dtype=record["dtype"], **tensor) for tensor in record["tensors"]],
+        block_elements=record["block_elements"],
+        rule=bytes.fromhex(record["rule"]),
+        reduce=record["reduce"],
+        consistency="bsp",
+        vshards=2,
+    )
+    return Group(group_specs.from_message(message), frozenset(record["deleted"]))
+
+
+# ---- names in a part -------------------------------------------------------------------------------------------------
+
+
+def weight_key(group: int, block: int) -> str:
+    """The weights of a block, padding included: block.elements of the group's dtype."""
+    return f"{group}.{block}.weight"
+
+
+def slot_key(group: int, block: int, slot: str) -> str:
+    """A slot of the rule, as long as the weights."""
+    return f"{group}.{block}.slot.{slot}"
+
+
+def updates_key(group: int, block: int) -> str:
+    """int64 by segment: how many updates it has had; -1 where it holds nothing."""
+    return f"{group}.{block}.updates"

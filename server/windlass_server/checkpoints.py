@@ -1,0 +1,420 @@
+"""Checkpoints on this server: what is copied and being written, and what is staged to be served.
+
+A save asks its shares as a reader does: one pull of every run of present segments, at the worker's clock. So a share
+answers when the steps before that clock are complete on the run, under its lock, and the copy of weights, slots and
+update counts is made right then. When all runs have come, a thread of its own writes the part; nobody waits for the
+disk but who asked. A restore reads and checks everything in that thread, beside what is served, and then exchanges
+arrays with the locks of all its shares held: no reader sees a half of it.
+
+Invariant: copies lie in a pool of their own, kept warm for the next save, so that gradients never wait for a file. A
+buffer goes back once every pull that may write to it has been answered. At most `SAVES_MAX` saves and stages are open.
+
+Owner of `_open`: `_lock`. A save's fields are its own lock's. Locks are taken share's first, then a save's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from windlass_proto import checkpoint_format, tensor_file
+from windlass_proto.checkpoint_orders import Order, Phase
+from windlass_proto.errors import InvariantError, UnavailableError, UsageError, WindlassError
+from windlass_proto.frames import Op, Status
+from windlass_proto.memory import Buffer, BufferPool
+from windlass_proto.tensor_file import Written
+from windlass_server.dense import BlockArrays, DenseGroup, Origin, Reply, Share
+from windlass_server.gate_runs import stretches
+from windlass_server.staged_blocks import StagedBlock, read_blocks_untrusted
+
+_LOG = logging.getLogger("windlass.server")
+SAVES_MAX: Final = 8
+
+Done = Callable[[Written | None, WindlassError | None], None]
+Groups = dict[int, DenseGroup]
+"""By the number that the manifest gives them."""
+
+
+class Copied(NamedTuple):
+    """One block's copy: its weights and slots in buffers, and the counts of its segments."""
+
+    block: int
+    group: int
+    weights: npt.NDArray[np.floating]
+    slots: tuple[npt.NDArray[np.floating], ...]
+    updates: npt.NDArray[np.int64]
+
+
+class _Pulls:
+    """Pulls of every present segment of some groups at a clock; what stands in for their connection.
+
+    `on_run` is called for each run with its share's lock held, `on_all` once after the last.
+    """
+
+    def __init__(self, on_run: Callable[[int, Reply], None] | None, on_all: Callable[[], None]) -> None:
+        self._on_run = on_run
+        self._on_all = on_all
+        self._left = 1
+        self._given_up = False
+        self._lock = threading.Lock()
+
+    def ask(self, share: Share, group: DenseGroup, clock: int, outs: dict[int, tuple[int, Any]]) -> None:
+        """Pull the blocks of `share`; `outs`: by block, a number for `on_run` and where its weights are to go."""
+        for index, state in share.core.blocks.items():
+            number, out = outs[index]
+            for begin, end in stretches(state.present, 0, len(state.present)):
+                if not state.present[begin]:
+                    continue
+                first, last = state.shape.span(begin, end)
+                with self._lock:
+                    if self._given_up:
+                        return
+                    self._left += 1
+                target = out[first:last] if out is not None else None
+                origin = Origin(self, number, group.spec.layout.table_id, Op.CHECKPOINT, target)
+                group.execute(share, share.core.pull(origin, clock, index, begin, end), self.deliver)
+
+    def deliver(self, reply: Reply) -> None:
+        reply.origin.connection.post(reply)
+
+    def post(self, reply: Reply) -> None:
+        """A run may be read; called under its share's lock."""
+        if self._on_run is not None:
+            self._on_run(reply.origin.tag, reply)
+        if reply.snapshot is not None:
+            reply.snapshot.release()
+        self.end()
+
+    def end(self) -> None:
+        """One less to come."""
+        with self._lock:
+            if self._given_up:
+                return
+            self._left -= 1
+            last = self._left == 0
+        if last:
+            self._on_all()
+
+    def give_up(self, groups: Groups) -> bool:
+        """Ask no more; True if some had not come: `on_all` is not called then, and nothing is written from now on."""
+        with self._lock:
+            if self._given_up or not self._left:
+                return False
+            self._given_up = True
+        for group in groups.values():
+            for share in group.shares.values():
+                with share.lock:  # who asks it now is done by then, and the next one sees that we gave up
+                    share.core.drop_origin(self)
+        return True
+
+    def wake(self) -> None:
+        """A connection's thread would look at its outbox; here everything is done in `post`."""
+
+
+class _Action:
+    """A save or a restore: what is done by now, and who wants to know."""
+
+    def __init__(self, session: bytes, order: Order) -> None:
+        self.session = session
+        self.order = order
+        self.lock = threading.Lock()
+        self.reached: set[Phase] = set()
+        self.written: Written | None = None
+        self.error: WindlassError | None = None
+        self.ended = False
+        self.staged: list[StagedBlock] = []
+        self.give_up: Callable[[], None] = lambda: None  # what is parked for it goes, with its memory
+        self._waiting: list[tuple[Phase, Done]] = []
+
+    @property
+    def finished(self) -> bool:
+        """Will nothing come of it any more?"""
+        return self.ended or self.error is not None or bool(self.reached & {Phase.WRITE, Phase.APPLY})
+
+    def ask(self, phase: Phase, done: Done) -> None:
+        """Call `done` once `phase` is reached, or the action has failed."""
+        with self.lock:
+            if phase not in self.reached and self.error is None:
+                self._waiting.append((phase, done))
+                return
+        done(self.written, self.error)
+
+    def reach(self, phase: Phase) -> None:
+        with self.lock:
+            self.reached.add(phase)
+        self._answer()
+
+    def fail(self, error: WindlassError) -> None:
+        with self.lock:
+            self.error = self.error or error
+        self._answer()
+
+    def _answer(self) -> None:
+        with self.lock:
+            ready = [done for phase, done in self._waiting if phase in self.reached or self.error is not None]
+            self._waiting = [w for w in self._waiting if w[0] not in self.reached and self.error is None]
+        for done in ready:
+            done(self.written, self.error)
+
+
+class Checkpoints:
+    """Saves and restores of this server.
+
+    Args:
+        groups: the server's groups by table id.
+        memory_bytes: what this machine has.
+        held_bytes: what tables hold of it.
+    """
+
+    def __init__(self, groups: dict[int, DenseGroup], memory_bytes: int, held_bytes: Callable[[], int]) -> None:
+        self.pool = BufferPool(memory_bytes)
+        self._groups = groups
+        self._memory_bytes = memory_bytes
+        self._held_bytes = held_bytes
+        self._open: dict[str, _Action] = {}
+        self._lock = threading.Lock()
+        self._disk = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
+
+    def carry_out(self, session: bytes, order: Order, done: Done) -> None:
+        """Do what `order` says; `done` is called by some thread, once.
+
+        Raises:
+            WindlassError: it cannot be begun.
+        """
+        if order.phase in (Phase.COPY, Phase.STAGE):
+            self._begin(session, order, done)
+            return
+        with self._lock:
+            action = self._open.get(order.key)
+        if action is None or action.session != session:
+            raise UnavailableError("the server does not know of a checkpoint", key=order.key, phase=order.phase.value)
+        if order.phase is Phase.APPLY:
+            self._apply(action)
+        elif order.phase is Phase.DROP:
+            self._forget(action)
+            action.reach(Phase.DROP)
+        action.ask(order.phase, done)
+
+    def end_session(self, session: bytes) -> None:
+        """Nobody asks for the checkpoints of this session any more."""
+        with self._lock:
+            found = [action for action in self._open.values() if action.session == session]
+        for action in found:
+            self._forget(action)
+
+    def close(self) -> None:
+        """Finish what is being written, join the thread."""
+        self._disk.shutdown()
+
+    # ---- beginning ---------------------------------------------------------------------------------------------------
+
+    def _begin(self, session: bytes, order: Order, done: Done) -> None:
+        with self._lock:
+            action = self._open.get(order.key)
+            fresh = action is None
+            if action is None:
+                self._drop_oldest()
+                action = self._open[order.key] = _Action(session, order)
+        action.ask(order.phase, done)
+        if not fresh:
+            return
+        try:
+            groups = {number: self._group(table) for number, table in order.tables}
+            if order.phase is Phase.COPY:
+                self._copy(action, groups)
+            else:
+                self._disk.submit(self._stage, action, groups)
+        except WindlassError as error:
+            action.fail(error)
+
+    def _drop_oldest(self) -> None:
+        finished = [key for key, action in self._open.items() if action.finished]
+        for key in finished[: max(0, len(self._open) - SAVES_MAX + 1)]:
+            del self._open[key]
+        if len(self._open) >= SAVES_MAX:
+            raise UnavailableError(
+                "too many checkpoints are being written",
+                open=len(self._open),
+                open_max=SAVES_MAX,
+                next_move="Wait for the earlier ones.",
+            )
+
+    def _group(self, table: int) -> DenseGroup:
+        group = self._groups.get(table)
+        if group is None:
+            raise UsageError("a checkpoint names a table that is not declared here", table=table)
+        return group
+
+    def _forget(self, action: _Action) -> None:
+        with self._lock:
+            action.ended, action.staged = True, []
+            self._open.pop(action.order.key, None)
+        action.give_up()
+
+    # ---- saving ------------------------------------------------------------------------------------------------------
+
+    def _copy(self, action: _Action, groups: Groups) -> None:
+        """Copy every block as the steps before the order's clock left it; at once, or when they are complete."""
+        self._check_room(groups)
+        copies: list[Copied] = []
+        sources: list[tuple[BlockArrays, list[int]]] = []
+        buffers: list[Buffer] = []
+
+        def on_run(number: int, reply: Reply) -> None:
+            if reply.status is not Status.OK:
+                action.fail(InvariantError("a present segment could not be read", block=reply.block))
+                return
+            arrays, updates = sources[number]
+            begin, end = arrays.block.span(reply.seg_begin, reply.seg_end)
+            for copy, slot in zip(copies[number].slots, arrays.slots, strict=True):
+                np.copyto(copy[begin:end], slot[begin:end])
+            copies[number].updates[reply.seg_begin : reply.seg_end] = updates[reply.seg_begin : reply.seg_end]
+
+        def on_all() -> None:
+            action.reach(Phase.COPY)
+            self._disk.submit(self._write, action, groups, copies, buffers)
+
+        def give_up() -> None:
+            if pulls.give_up(groups):
+                for buffer in buffers:
+                    buffer.release()
+
+        pulls = _Pulls(on_run, on_all)
+        shares: list[tuple[Share, DenseGroup, dict[int, tuple[int, Any]]]] = []
+        for number, group in groups.items():
+            for share in group.shares.values():
+                outs: dict[int, tuple[int, Any]] = {}
+                for index, arrays in share.arrays.items():
+                    state = share.core.blocks[index]
+                    copy = self._room_for(index, number, arrays, buffers, whole=all(state.present))
+                    outs[index] = (len(copies), copy.weights)
+                    copies.append(copy)
+                    sources.append((arrays, state.updates))
+                shares.append((share, group, outs))
+        action.give_up = give_up
+        for share, group, outs in shares:
+            with share.lock:
+                pulls.ask(share, group, action.order.clock, outs)
+        pulls.end()
+
+    def _room_for(self, index: int, group: int, arrays: BlockArrays, buffers: list[Buffer], *, whole: bool) -> Copied:
+        """Memory for one block's copy."""
+        taken = []
+        for source in (arrays.weights, *arrays.slots):
+            buffer = self.pool.take(source.nbytes, beyond=True)
+            buffers.append(buffer)
+            taken.append(buffer.array.view(source.dtype))
+            if not whole:  # a file does not show what the memory's last borrower left
+                taken[-1].fill(0)
+        return Copied(index, group, taken[0], tuple(taken[1:]), np.full(len(arrays.block.segments), -1, np.int64))
+
+    def _check_room(self, groups: Groups) -> None:
+        """Refuse in words what would end the process by want of memory."""
+        needed = sum(group.nbytes() for group in groups.values())
+        held = self._held_bytes() + self.pool.bytes_lent
+        if held + needed > self._memory_bytes:
+            raise UnavailableError(
+                "the server has no memory for a checkpoint's copy",
+                bytes_needed=needed,
+                bytes_held=held,
+                bytes_max=self._memory_bytes,
+                next_move="Add servers: each copies what it holds.",
+            )
+
+    def _write(
+        self, action: _Action, groups: dict[int, DenseGroup], copies: list[Copied], buffers: list[Buffer]
+    ) -> None:
+        """The disk's thread: make the part of the copies, give their buffers back."""
+        try:
+            if action.ended or action.error is not None:
+                return
+            arrays: dict[str, npt.NDArray[Any]] = {}
+            for copy in copies:
+                arrays[checkpoint_format.weight_key(copy.group, copy.block)] = copy.weights
+                for slot, values in zip(groups[copy.group].kernels.slots, copy.slots, strict=True):
+                    arrays[checkpoint_format.slot_key(copy.group, copy.block, slot.name)] = values
+                arrays[checkpoint_format.updates_key(copy.group, copy.block)] = copy.updates
+            folder = Path(action.order.folder)
+            with _refusals_in_words(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+            action.written = tensor_file.write(folder / action.order.file, arrays)
+            _LOG.info("part_written file=%s bytes=%d", folder / action.order.file, action.written.nbytes)
+            action.reach(Phase.WRITE)
+        except Exception as error:  # noqa: BLE001 - a thread's root: the worker is told
+            action.fail(_known(error, "a part could not be written"))
+        finally:
+            for buffer in buffers:
+                buffer.release()
+
+    # ---- restoring ---------------------------------------------------------------------------------------------------
+
+    def _stage(self, action: _Action, groups: Groups) -> None:
+        """The disk's thread: read and check everything, then wait until the steps before the clock are complete."""
+        try:
+            self._check_room(groups)
+            folder = Path(action.order.folder)
+            action.staged = [
+                block
+                for group in groups.values()
+                for block in read_blocks_untrusted(folder, action.order.manifest, group)
+            ]
+            pulls = _Pulls(None, lambda: action.reach(Phase.STAGE))
+            action.give_up = lambda: _let_go(pulls, groups)
+            for group in groups.values():
+                for share in group.shares.values():
+                    with share.lock:
+                        pulls.ask(share, group, action.order.clock, dict.fromkeys(share.arrays, (0, None)))
+            pulls.end()
+        except Exception as error:  # noqa: BLE001 - a thread's root: the worker is told
+            action.staged = []
+            action.fail(_known(error, "a checkpoint could not be read"))
+
+    def _apply(self, action: _Action) -> None:
+        """Serve what was staged, from one moment on."""
+        with action.lock:
+            if Phase.APPLY in action.reached:
+                return
+            if Phase.STAGE not in action.reached:
+                raise UsageError("a checkpoint was to be served before it was staged", key=action.order.key)
+            staged, action.staged = action.staged, []
+        shares = {(block.group.spec.layout.table_id, block.share.vshard): block.share for block in staged}
+        with contextlib.ExitStack() as held:
+            for _, share in sorted(shares.items(), key=lambda item: item[0]):
+                held.enter_context(share.lock)
+            for block in staged:
+                block.group.steps_before = action.order.steps_before
+                block.share.adopt(block.index, block.weights, block.slots, block.updates)
+        _LOG.info("checkpoint_restored folder=%s blocks=%d", action.order.folder, len(staged))
+        action.reach(Phase.APPLY)
+
+
+def _let_go(pulls: _Pulls, groups: Groups) -> None:
+    pulls.give_up(groups)
+
+
+@contextlib.contextmanager
+def _refusals_in_words(folder: Path) -> Any:
+    try:
+        yield
+    except OSError as cause:
+        raise UnavailableError(
+            "a checkpoint's folder could not be made",
+            folder=folder,
+            reason=cause.strerror or cause,
+            next_move="Give a folder that every server can write to.",
+        ) from cause
+
+
+def _known(error: Exception, fact: str) -> WindlassError:
+    if isinstance(error, WindlassError):
+        return error
+    _LOG.exception("checkpoint_failed")
+    return InvariantError(fact, reason=repr(error)[:200])

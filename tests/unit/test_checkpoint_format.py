@@ -1,0 +1,107 @@
+"""Manifests: what counts as a checkpoint, and that an altered one does not."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from windlass_proto import checkpoint_format as format_
+from windlass_proto.checkpoint_format import Group, Manifest, Part, Position
+from windlass_proto.consistency import Consistency
+from windlass_proto.errors import CorruptionError, UsageError
+from windlass_proto.group_specs import GroupSpec
+from windlass_proto.layout import GroupLayout, TensorSpec
+from windlass_proto.rule_specs import Adam
+
+
+def group() -> Group:
+    tensors = (TensorSpec("w", (2, 3)), TensorSpec("gone", (4,)), TensorSpec("b", (), 0.5, 0.0))
+    layout = GroupLayout(0, "float32", tensors, 1024, 2)
+    return Group(GroupSpec(0, layout, Adam(lr=0.25), True, Consistency.parse("bsp")), frozenset({"gone"}))
+
+
+def manifest(step: int = 3, parts: tuple[Part, ...] = ()) -> Manifest:
+    positions = (Position("batches-1:10:2", 1, 4, 5, 2, 10, 10),)
+    return Manifest("job", "model", "bsp", step, 4, "0.1.0", (group(),), parts, positions, {"best": 0.5})
+
+
+def written(root: Path, step: int, parts: tuple[Part, ...] = ()) -> Path:
+    folder = root / format_.folder_name(step)
+    folder.mkdir(parents=True)
+    format_.write_manifest(folder, manifest(step, parts))
+    return folder
+
+
+def test_a_manifest_comes_back_as_it_was(tmp_path: Path) -> None:
+    part = Part(format_.part_name(0, "0badcafe"), 5, "ab", ((0, 0),))
+    folder = written(tmp_path, 3, (part,))
+    found = format_.read_manifest_untrusted(folder)
+    assert found == manifest(3, (part,))
+    assert found.digest == manifest(3, (part,)).digest != manifest(4, (part,)).digest
+    assert os.listdir(folder) == ["manifest.json"]
+
+
+def test_every_torn_manifest_is_refused_by_name(tmp_path: Path) -> None:
+    folder = written(tmp_path, 3)
+    raw = (folder / "manifest.json").read_bytes().rstrip()
+    for length in range(len(raw)):
+        (folder / "manifest.json").write_bytes(raw[:length])
+        with pytest.raises(CorruptionError, match=r"step-000003/manifest\.json"):
+            format_.read_manifest_untrusted(folder)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [('"step": 3', '"step": 4'), ('"best": 0.5', '"best": 0.6'), ('"w"', '"v"'), ('"format": 1', '"format": 2')],
+)
+def test_an_altered_manifest_is_refused(tmp_path: Path, before: str, after: str) -> None:
+    path = written(tmp_path, 3) / "manifest.json"
+    text = path.read_text(encoding="utf-8")
+    assert before in text
+    path.write_text(text.replace(before, after), encoding="utf-8")
+    with pytest.raises(CorruptionError, match=r"not what was written|a later format"):
+        format_.read_manifest_untrusted(path.parent)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"step": -1},
+        {"parts": [{"file": "../../etc/part", "bytes": 1, "xxh3_128": "", "blocks": []}]},
+        {"parts": [{"file": "part-0-00000000.safetensors", "bytes": 1, "xxh3_128": "", "blocks": [[0, 9]]}]},
+        {"groups": [{"dtype": "float32"}]},
+        {"state": []},
+        {"data": [{"loader": "x"}]},
+    ],
+    ids=["count", "path", "block", "group", "state", "position"],
+)
+def test_a_manifest_that_is_whole_and_nonsense_is_refused(tmp_path: Path, change: dict[str, object]) -> None:
+    path = written(tmp_path, 3) / "manifest.json"
+    record = json.loads(path.read_text(encoding="utf-8")) | change
+    del record["digest"]
+    path.write_text(json.dumps({"digest": format_._digest(record), **record}), encoding="utf-8")
+    with pytest.raises(CorruptionError, match="cannot be read"):
+        format_.read_manifest_untrusted(path.parent)
+
+
+def test_the_newest_complete_checkpoint_counts(tmp_path: Path) -> None:
+    passed: list[str] = []
+    assert format_.newest(tmp_path / "nothing", passed.append) is None
+    good = written(tmp_path, 999_999)
+    written(tmp_path, 1_000_000, (Part(format_.part_name(0, "0badcafe"), 5, "ab", ()),))
+    (tmp_path / "step-1000001").mkdir()
+    (tmp_path / "notes").mkdir()
+    found = format_.newest(tmp_path, passed.append)
+    assert found is not None
+    assert found[0] == good
+    assert ["no manifest" in passed[0], "lacks a part" in passed[1]] == [True, True]
+
+
+def test_places_that_are_not_local_are_refused_in_words() -> None:
+    assert format_.local_path("file:///a/b%20c") == Path("/a/b c")
+    assert format_.local_path("runs/x") == Path.cwd() / "runs" / "x"
+    with pytest.raises(UsageError, match=r"uri=s3://bucket/x, supported=a path, or file:///path"):
+        format_.local_path("s3://bucket/x")
