@@ -167,9 +167,13 @@ class Member:
         known.lowered(plateau)
         return known
 
-    def watches(self) -> list[PlateauWatch]:
-        """Those that merged metrics are for."""
-        return list(self._watches.values())
+    def _take_metrics(self, metrics: control_pb2.Metrics) -> None:
+        """Scalars merged over the workers: for whoever logs them, and for the watches over plateaus."""
+        if self.on_metrics is not None:
+            self.on_metrics(metrics)
+        for watch in list(self._watches.values()):
+            for record in metrics.records:
+                watch.observe({scalar.name: scalar.value for scalar in record.scalars})
 
     # ---- memory ------------------------------------------------------------------------------------------------------
 
@@ -197,8 +201,8 @@ class Member:
                 self.peers[peer.rank] = peer.host
         elif what == "rule":
             self.live(update.rule.store_id).learn(update.rule.record)
-        elif what == "metrics" and self.on_metrics is not None:
-            self.on_metrics(update.metrics)
+        elif what == "metrics":
+            self._take_metrics(update.metrics)
         elif what == "event" and self.on_event is not None:
             self.on_event(update.event.kind, update.event.text, update.event.unix_s)
         elif what == "ended" and update.ended.session == self.session:

@@ -161,8 +161,6 @@ class ScalarLog:
             for record in metrics.records:
                 scalars = {scalar.name: scalar.value for scalar in record.scalars}
                 self._run.metric(record.step, record.unix_s, scalars)
-                for watch in self._member.watches():
-                    watch.observe(scalars)
                 self._merged_names.setdefault(record.step, set()).update(scalars)
                 for name in scalars:
                     self._outstanding.pop((record.step, name), None)
