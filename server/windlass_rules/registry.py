@@ -16,9 +16,10 @@ import numpy as np
 import numpy.typing as npt
 from numba import types
 
+from windlass_proto import kernel_cache
 from windlass_proto.errors import InvariantError, UsageError
 from windlass_proto.rule_specs import SGD, Adagrad, Adam, AdamW, RuleSpec, rule_name
-from windlass_rules import adagrad, adam, kernel_cache, reduce, sgd
+from windlass_rules import adagrad, adam, reduce, sgd
 from windlass_rules.rule import Kernel, Slot, Variant, Vector
 
 RULE_MODULES: Final[dict[type[RuleSpec], Any]] = {SGD: sgd, Adagrad: adagrad, Adam: adam, AdamW: adam}

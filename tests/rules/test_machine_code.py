@@ -11,8 +11,9 @@ import numba
 import numpy as np
 import pytest
 
+from windlass_proto import kernel_cache
 from windlass_proto.rule_specs import SGD, Adagrad, Adam, RuleSpec
-from windlass_rules import kernel_cache, reduce
+from windlass_rules import reduce
 from windlass_rules.registry import RULE_MODULES, signatures
 
 pytestmark = pytest.mark.skipif(

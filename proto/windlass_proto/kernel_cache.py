@@ -34,7 +34,7 @@ import numba
 import numpy as np
 from numba import types
 
-_LOG = logging.getLogger("windlass.rules")
+_LOG = logging.getLogger("windlass.kernels")
 _DECORATING = threading.Lock()
 
 _FLAGS: Final[dict[str, Any]] = {
