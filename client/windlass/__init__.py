@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Any
 from windlass._version import __version__
 
 if TYPE_CHECKING:
-    from windlass import optim
+    from windlass import init, optim
     from windlass.cluster import Cluster, connect
+    from windlass.hashing import hash64
     from windlass.store import Store
     from windlass.ticket import Ticket, wait
     from windlass_proto.errors import (
@@ -40,6 +41,8 @@ _ERRORS = "windlass_proto.errors"
 _WHERE = {
     "optim": "",
     "datasets": "",
+    "init": "",
+    "hash64": "windlass.hashing",
     "Cluster": "windlass.cluster",
     "connect": "windlass.cluster",
     "Store": "windlass.store",
@@ -69,6 +72,8 @@ __all__ = [
     "WindlassError",
     "__version__",
     "connect",
+    "hash64",
+    "init",
     "optim",
     "wait",
 ]

@@ -25,6 +25,7 @@ from windlass_proto.rule_specs import RuleSpec
 
 if TYPE_CHECKING:
     from windlass.member import Member
+    from windlass.sparse_table import Table
     from windlass.window_core import Request
 
 _PLANS_MAX = 8
@@ -53,6 +54,7 @@ class Exchange:
         self.member = member
         self.store = store
         self.tables: dict[int, DenseTable] = {}
+        self.sparse: dict[int, Table] = {}
         self.rules: dict[int, RuleSpec] = {}
         self.where: dict[str, tuple[int, int]] = {}  # tensor name -> (table id, tensor number)
         self.params: dict[int, Flat] = {}  # what init returned
@@ -68,6 +70,15 @@ class Exchange:
         self.rules[table.table_id] = rule
         self.where.update({name: (table.table_id, number) for name, number in names})
         self._changed()
+
+    def add_sparse(self, table: Table) -> None:
+        """A sparse table is declared."""
+        self.sparse[table.spec.table_id] = table
+        self._changed()
+
+    def sparse_named(self, name: str) -> Table | None:
+        """The declared sparse table of that name."""
+        return next((table for table in self.sparse.values() if table.name == name), None)
 
     def forget(self, names: Iterable[str]) -> None:
         """Deleted tensors are not this worker's any more."""
@@ -85,6 +96,7 @@ class Exchange:
         if self._servers[0] != generation:
             owner = self.member.server_of
             found = {owner(block.vshard) for table in self.tables.values() for block in table.layout.blocks}
+            found |= {owner(band.start) for sparse in self.sparse.values() for band in sparse.bands()}
             self._servers = (generation, tuple(sorted(found)))
         return self._servers[1]
 
@@ -120,6 +132,8 @@ class Exchange:
 
     def table_names(self, table_id: int) -> str:
         """A table in words: its first tensors."""
+        if table_id in self.sparse:
+            return f"table {self.sparse[table_id].name}"
         table = self.tables.get(table_id)
         return _shown([tensor.name for tensor in table.layout.tensors]) if table is not None else f"table {table_id}"
 
@@ -127,7 +141,7 @@ class Exchange:
         """The tensors of a request in words; of a rejected one those that are not finite."""
         table = self.tables.get(request.share[0])
         if table is None:
-            return f"table {request.share[0]}"
+            return self.table_names(request.share[0])
         place = (table.layout, request.block, request.seg_begin, request.seg_end)
         names: list[str] = []
         if status is Status.REJECTED:

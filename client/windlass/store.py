@@ -1,4 +1,4 @@
-"""A store: named dense tensors with one consistency mode, as a worker uses them.
+"""A store: named dense tensors and sparse tables with one consistency mode, as a worker uses them.
 
 Every push belongs to the worker's current step of the store. A step closes at `update`, at `push_pull`, at the end of
 `with store.step():`, and otherwise at the first `pull` after a `push`; closing sends a mark to every server of the
@@ -11,9 +11,10 @@ thread at a time (`_lock`), tickets may be waited for by any.
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,10 +29,12 @@ from windlass.window_core import Request
 from windlass_proto import limits, memory
 from windlass_proto.errors import UsageError, WindlassError
 from windlass_proto.frames import Op, Status
+from windlass_proto.init_specs import InitSpec, Normal
 from windlass_proto.rule_specs import RuleSpec
 
 if TYPE_CHECKING:
     from windlass.member import Member
+    from windlass.sparse_table import Table
 
 
 class Store:
@@ -102,6 +105,35 @@ class Store:
         params: dict[str, Any] = ticket.result()
         return params
 
+    def table(
+        self,
+        name: str,
+        dim: int,
+        optimizer: RuleSpec,
+        init: InitSpec | None = None,
+        dtype: Any = np.float32,
+        reduce: str = "mean",
+        bytes_max: int = limits.TABLE_BYTES_DEFAULT,
+    ) -> Table:
+        """Declare a sparse table: rows of `dim` values by id. Every worker calls it with equal arguments.
+
+        Args:
+            name: with the id it decides where a row lies and how it begins, so equal names begin alike in any cluster.
+            dim: values of a row, 1 to 4,096.
+            optimizer: the rule, which touches the rows of a push alone and keeps its state for each of them.
+            init: how a row begins, one of `windlass.init`; Normal(0.01) unless given.
+            dtype: float32 or float64.
+            reduce: "mean" (weighted by `weight=`) or "sum" over workers, under "bsp".
+            bytes_max: what rows and their state may take over all servers; a push beyond is refused whole.
+
+        Raises:
+            UsageError: another worker declared the name otherwise; both are named.
+        """
+        with self._lock:
+            self._check()
+            spec = Normal(0.01) if init is None else init
+            return declare.declare_table(self, name, dim, optimizer, spec, np.dtype(dtype), reduce, bytes_max)
+
     def specs(self) -> dict[str, dict[str, Any]]:
         """name -> shape, dtype and rule of every declared tensor."""
         return self.exchange.specs()
@@ -136,16 +168,8 @@ class Store:
             weight: this worker's weight in the mean, the same for all pushes of a step.
             priority: higher ones overtake what has not been sent.
         """
-        with self._lock:
-            self._check_writes("push")
-            self._check_weight(weight)
-            plan = self.exchange.push_plan(Op.PUSH, grads, None, borrow=borrow)
-            self._weight = weight
-            ticket, requests = self._ticket(Op.PUSH, plan, priority=priority)
-            self._pushed = True
-            self._latest = self._open_push = ticket
-            self.member.pump.submit(requests)
-            return ticket
+        make = functools.partial(self.exchange.push_plan, Op.PUSH, grads, None, borrow=borrow)
+        return self.send(Op.PUSH, make, weight=weight, priority=priority)
 
     def pull(self, names: Iterable[str] | str | None = None, out: Mapping[str, Any] | None = None) -> Ticket:
         """Ask for present values (all tensors, or those named); closes the step if something was pushed in it.
@@ -163,11 +187,7 @@ class Store:
                     missing=", ".join(sorted(set(chosen) - out.keys())),
                     next_move="Pass an array for each name.",
                 )
-            inside = self._depth > 0
-            mark = self._close_step() if self._pushed and not inside else None
-            ticket, requests = self._ticket(Op.PULL, self.exchange.pull_plan(chosen, out), nowait=inside)
-            self.member.pump.submit(requests, mark)
-            return ticket
+            return self.ask(Op.PULL, functools.partial(self.exchange.pull_plan, chosen, out))
 
     def push_pull(
         self,
@@ -263,6 +283,39 @@ class Store:
         self._actions[action] = (self.clock, calls + 1 if step == self.clock else 1)
         return self._actions[action][1]
 
+    # ---- what tables send and ask ------------------------------------------------------------------------------------
+
+    def send(self, op: Op, make: Callable[[], Plan], *, weight: float | None = None, priority: int = 0) -> Ticket:
+        """Send what `make` plans: a push in the current step, a push_pull that closes it, or an erasure."""
+        with self._lock:
+            self._check_writes(op.name.lower())
+            if op is Op.PUSH_PULL:
+                self._check_no_step(op)
+            if weight is not None:
+                self._check_weight(weight)
+                self._weight = weight
+            ticket, requests = self._ticket(op, make(), priority=priority)
+            mark = None
+            if op is Op.PUSH:
+                self._pushed = True
+                self._open_push = ticket
+            elif op is Op.PUSH_PULL:
+                mark = self._close_step()
+                self._bound_open_steps(ticket)
+            self._latest = ticket
+            self.member.pump.submit(requests, mark)
+            return ticket
+
+    def ask(self, op: Op, make: Callable[[], Plan]) -> Ticket:
+        """Ask for what `make` plans; a pull closes the step if something was pushed in it, other questions do not."""
+        with self._lock:
+            self._check()
+            inside = self._depth > 0 or op is not Op.PULL
+            mark = self._close_step() if self._pushed and not inside else None
+            ticket, requests = self._ticket(op, make(), nowait=inside)
+            self.member.pump.submit(requests, mark)
+            return ticket
+
     # ---- what the pump calls -----------------------------------------------------------------------------------------
 
     def on_done(self, ticket: Ticket) -> None:
@@ -283,7 +336,7 @@ class Store:
 
     def leave(self) -> None:
         """Say the last clock: nobody waits for this worker's further steps."""
-        if self.entered and self.exchange.tables:
+        if self.entered and self.exchange.servers():
             self.member.pump.submit(
                 [], Mark(self.store_id, max(0, self.clock - 1), self.exchange.servers(), leaves=True)
             )
@@ -322,12 +375,7 @@ class Store:
         """What a push_pull sends: its entries and the mark of the step that it closes."""
         self._check_writes("push_pull")
         self._check_weight(weight)
-        if self._depth:
-            raise UsageError(
-                "push_pull was called inside `with store.step()`",
-                store=self.name,
-                next_move="Use push inside the block and pull after it.",
-            )
+        self._check_no_step(Op.PUSH_PULL)
         plan = self.exchange.push_plan(Op.PUSH_PULL, grads, out, borrow=borrow)
         self._weight = weight
         ticket, requests = self._ticket(Op.PUSH_PULL, plan, priority=priority, last=True)
@@ -347,6 +395,14 @@ class Store:
         if self.member.observes:
             raise UsageError(
                 "an observer reads only", call=call, next_move="Connect without observe=True to take part in steps."
+            )
+
+    def _check_no_step(self, op: Op) -> None:
+        if self._depth:
+            raise UsageError(
+                f"{op.name.lower()} was called inside `with store.step()`",
+                store=self.name,
+                next_move="Use push inside the block and pull after it.",
             )
 
     def _check_weight(self, weight: float) -> None:

@@ -29,7 +29,7 @@ from windlass_proto.errors import InvariantError, ProtocolError
 from windlass_proto.frames import Entry, EntryFlag, Flag, Op, Status
 
 _STATUSES: Final = {int(status): status for status in Status}
-WRITES: Final = frozenset({Op.PUSH, Op.PUSH_PULL, Op.INIT, Op.ASSIGN})
+WRITES: Final = frozenset({Op.PUSH, Op.PUSH_PULL, Op.INIT, Op.ASSIGN, Op.ERASE})
 
 
 class Request:

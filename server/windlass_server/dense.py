@@ -38,13 +38,17 @@ class Values(NamedTuple):
 
 
 class Origin(NamedTuple):
-    """Who asked, and where values go (`out`: in the worker's shared memory; None: in the answer's frame)."""
+    """Who asked, and where values go (`out`: in the worker's shared memory; None: in the answer's frame).
+
+    `asked`: of a sparse table, the ids or the row numbers whose rows go along.
+    """
 
     connection: Any
     tag: int
     table: int
     op: int
     out: Vector | None
+    asked: Any = None
 
 
 class Reply(NamedTuple):
@@ -86,13 +90,17 @@ class _BlockArrays:
 
 
 class Share:
-    """One vshard's blocks of a group: a core, its arrays, their lock."""
+    """The unit of order and locking: a core, the lock, and what its effects change.
 
-    def __init__(self, vshard: int, blocks: list[Block], spec: GroupSpec, kernels: RuleKernels) -> None:
+    `arrays`: of a dense group, one vshard's blocks. A band of a sparse table (whose first vshard is `vshard`) keeps its
+    rows in the table.
+    """
+
+    def __init__(self, vshard: int, core: ShareCore, arrays: dict[int, _BlockArrays]) -> None:
         self.vshard = vshard
         self.lock = threading.Lock()
-        self.core = ShareCore(spec.consistency, blocks, mean=spec.mean)
-        self.arrays = {block.index: _BlockArrays(block, spec, kernels) for block in blocks}
+        self.core = core
+        self.arrays = arrays
 
 
 class DenseGroup:
@@ -114,12 +122,28 @@ class DenseGroup:
         for block in spec.layout.blocks:
             if block.vshard in vshards:
                 held.setdefault(block.vshard, []).append(block)
-        self.shares = {vshard: Share(vshard, blocks, spec, kernels) for vshard, blocks in sorted(held.items())}
+        self.shares = {
+            vshard: Share(
+                vshard,
+                ShareCore(spec.consistency, blocks, mean=spec.mean),
+                {block.index: _BlockArrays(block, spec, kernels) for block in blocks},
+            )
+            for vshard, blocks in sorted(held.items())
+        }
         self.share_of_block = {block.index: self.shares[vshard] for vshard, blocks in held.items() for block in blocks}
         for share in self.shares.values():
             for arrays in share.arrays.values():
                 self._reset_slots(arrays, 0, arrays.block.elements)
         self._scratch = threading.local()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of weights and slots."""
+        return sum(
+            arrays.weights.nbytes * (1 + len(arrays.slots))
+            for share in self.shares.values()
+            for arrays in share.arrays.values()
+        )
 
     def finite(self, values: Vector) -> bool:
         """Are all values finite? One pass at memory speed; no lock is needed."""
