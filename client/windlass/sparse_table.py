@@ -164,6 +164,16 @@ class Table:
         wanted, shape = self._ids(ids)
         array = as_numpy("grads", grads)
         check_like(self.name, array, (*shape, self.dim), self.dtype, what="a gradient of rows")
+        # The sum of finite values is finite unless it overflows, and costs half of looking at each.
+        with np.errstate(over="ignore", invalid="ignore"):
+            finite = bool(np.isfinite(array.sum()) or np.isfinite(array).all())
+        if not finite:
+            raise UsageError(
+                "a gradient of rows holds values that are not finite",
+                table=self.name,
+                worker=self._store.member.joined.rank,
+                next_move="Nothing was sent. Look for an overflow or a division by 0.",
+            )
         return wanted, shape, np.ascontiguousarray(array).reshape(-1)
 
     # ---- plans -------------------------------------------------------------------------------------------------------
