@@ -34,7 +34,8 @@ def declared(team: Team, mode: str, optimizer: Any = None, **options: Any) -> li
     def declare(worker: wl.Cluster, _: int) -> tuple[Store, Table]:
         store = worker.store("model", consistency=mode)
         rule = optimizer if optimizer is not None else SGD(lr=1.0)
-        return store, store.table("user", **{"dim": DIM, "optimizer": rule, "init": wl.init.Zeros()} | options)
+        given: dict[str, Any] = {"dim": DIM, "optimizer": rule, "init": wl.init.Zeros()}
+        return store, store.table("user", **(given | options))
 
     return team.each(declare)
 
