@@ -14,6 +14,7 @@ than a frame is cut into several entries a band, none of which says that it is t
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
@@ -198,11 +199,8 @@ class Table:
         family: Callable[[Array], Any] = lambda array: array,
     ) -> Plan:
         plan = id_kernels.plan(ids, self.spec.seed, self.spec.vshards)
-        rows: Array = np.empty(plan.ids.size * self.dim, self.dtype)
-        seen = np.zeros(plan.ids.size, np.uint8)
-        id_kernels.moves(self.dtype).sum_rows(grads, plan.inverse, self.dim, 1.0, rows, seen)
         runs = self._cut(plan, every_band=self.spec.mean and self.spec.consistency.mode is Mode.BSP)
-        room, sent = self._staged(plan, runs, rows)
+        room, sent = self._staged(plan, runs, grads)
         settle = [lambda: self._give(room)]
         if op is Op.PUSH:
             return self._planned(runs, sent, [None] * len(runs), settle, None)
@@ -236,24 +234,23 @@ class Table:
         return Plan([spans], tuple(settle), finish, len(spans))
 
     def _staged(
-        self, plan: id_kernels.IdPlan, runs: list[tuple[range, int, int]], rows: Array | None
+        self, plan: id_kernels.IdPlan, runs: list[tuple[range, int, int]], grads: Array | None
     ) -> tuple[_Room, list[InFrame | InArena | None]]:
-        """Each run's ids, and its rows behind them, where they are sent from."""
-        sizes = [self._entry_bytes(end - begin, rows is not None) for _, begin, end in runs]
-        room = self._take(sum(map(aligned, sizes)))
-        sent, at = [], 0
-        for (_, begin, end), nbytes in zip(runs, sizes, strict=True):
-            count = end - begin
-            room.array[at : at + 8 * count].view(np.uint64)[:] = plan.ids[begin:end]
-            if rows is not None:
-                target = room.array[at + aligned(8 * count) : at + nbytes].view(self.dtype)
-                target[:] = rows[begin * self.dim : end * self.dim]
-            sent.append(room.values(at, nbytes))
-            at += aligned(nbytes)
-        return room, sent
-
-    def _entry_bytes(self, count: int, with_rows: bool) -> int:
-        return aligned(8 * count) + count * self._row_bytes if with_rows else 8 * count
+        """Each run's ids, and behind them the sums of its gradients, where they are sent from."""
+        ids_bytes = [8 * (end - begin) if grads is None else aligned(8 * (end - begin)) for _, begin, end in runs]
+        sizes = [
+            nbytes + (0 if grads is None else (end - begin) * self._row_bytes)
+            for nbytes, (_, begin, end) in zip(ids_bytes, runs, strict=True)
+        ]
+        room, begins = self._laid_out(sizes)
+        for (_, begin, end), at in zip(runs, begins, strict=True):
+            room.array[at : at + 8 * (end - begin)].view(np.uint64)[:] = plan.ids[begin:end]
+        if grads is not None:
+            places = self._places(runs, [at + nbytes for at, nbytes in zip(begins, ids_bytes, strict=True)])
+            seen = np.zeros(plan.ids.size, np.uint8)
+            moves = id_kernels.moves(self.dtype)
+            moves.sum_rows(grads, plan.inverse, places, self.dim, 1.0, room.array.view(self.dtype), seen)
+        return room, [room.values(at, nbytes) for at, nbytes in zip(begins, sizes, strict=True)]
 
     def _received(
         self,
@@ -265,25 +262,30 @@ class Table:
     ) -> tuple[list[Any], list[Callable[[], None]], Callable[[], Any]]:
         """Where each run's rows arrive, and what makes the caller's array of them."""
         sizes = [(end - begin) * self._row_bytes for _, begin, end in runs]
-        room = self._take(sum(map(aligned, sizes)))
-        outs, begins, at = [], [], 0
-        for nbytes in sizes:
-            outs.append(room.values(at, nbytes))
-            begins.append(at)
-            at += aligned(nbytes)
+        room, begins = self._laid_out(sizes)
 
         def finish() -> Any:
-            if self._row_bytes % limits.ALIGN_BYTES == 0:
-                rows = room.array[: plan.ids.size * self._row_bytes].view(self.dtype)
-            else:  # runs have padding between them
-                parts = [room.array[b : b + n] for b, n in zip(begins, sizes, strict=True)]
-                rows = np.concatenate([np.empty(0, np.uint8), *parts]).view(self.dtype)
             found: Array = np.empty(plan.inverse.size * self.dim, self.dtype)
-            id_kernels.moves(self.dtype).take_rows(rows, plan.inverse, self.dim, found)
+            places = self._places(runs, begins)
+            rows = room.array.view(self.dtype)
+            id_kernels.moves(self.dtype).take_rows(rows, plan.inverse, places, self.dim, found)
             self._give(room)
             return family(found.reshape(*shape, self.dim))
 
-        return outs, settle, finish
+        return [room.values(at, nbytes) for at, nbytes in zip(begins, sizes, strict=True)], settle, finish
+
+    def _laid_out(self, sizes: list[int]) -> tuple[_Room, list[int]]:
+        """Room for parts of these bytes, and where each begins: on multiples of 64."""
+        begins = [0, *itertools.accumulate(map(aligned, sizes))]
+        return self._take(begins[-1]), begins[:-1]
+
+    def _places(self, runs: list[tuple[range, int, int]], begins: list[int]) -> npt.NDArray[np.int64]:
+        """The element at which each row of the plan begins, in room where the rows of run i begin at byte begins[i]."""
+        counts = [end - begin for _, begin, end in runs]
+        moved = [at // self.dtype.itemsize - begin * self.dim for at, (_, begin, _) in zip(begins, runs, strict=True)]
+        places: npt.NDArray[np.int64] = np.arange(sum(counts), dtype=np.int64) * self.dim
+        places += np.repeat(np.array(moved, np.int64), counts)
+        return places
 
     # ---- what the servers hold ---------------------------------------------------------------------------------------
 

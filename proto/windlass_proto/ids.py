@@ -118,26 +118,30 @@ def _plan(ids: Ids, seed: int, shift: int, slots: Positions, inverse: Positions,
     return count
 
 
-def _sum_rows(grads: Vector, inverse: Positions, dim: int, weight: float, out: Vector, seen: Any) -> None:
-    """out[inverse[i]] = the sum of weight * grads[i] in the order given; `seen` says which rows of `out` hold one."""
+def _sum_rows(grads: Vector, inverse: Positions, begins: Any, dim: int, weight: float, out: Vector, seen: Any) -> None:
+    """The row of `out` at begins[inverse[i]] = the sum of weight * grads[i], in the order given.
+
+    `seen` says which rows hold a sum already.
+    """
     for i in range(inverse.size):
-        at = np.int64(inverse[i])
+        place = np.int64(inverse[i])
         source = grads[i * dim : (i + 1) * dim]
-        row = out[at * dim : (at + 1) * dim]
-        if seen[at]:
+        at = begins[place]
+        row = out[at : at + dim]
+        if seen[place]:
             for j in range(row.size):
                 row[j] += weight * source[j]
         else:
-            seen[at] = 1
+            seen[place] = 1
             for j in range(row.size):
                 row[j] = weight * source[j]
 
 
-def _take_rows(rows: Vector, inverse: Positions, dim: int, out: Vector) -> None:
-    """out[i] = rows[inverse[i]]."""
+def _take_rows(rows: Vector, inverse: Positions, begins: Any, dim: int, out: Vector) -> None:
+    """Row i of `out` = the row of `rows` at begins[inverse[i]]."""
     for i in range(inverse.size):
-        at = np.int64(inverse[i])
-        source = rows[at * dim : (at + 1) * dim]
+        at = begins[np.int64(inverse[i])]
+        source = rows[at : at + dim]
         row = out[i * dim : (i + 1) * dim]
         for j in range(row.size):
             row[j] = source[j]
@@ -191,8 +195,9 @@ def moves(dtype: npt.DTypeLike) -> RowMoves:
             readable = kernel_cache.vector_type(kind, readonly=True)
             inverse = types.Array(types.uint32, 1, "C", readonly=True)
             seen = types.Array(types.uint8, 1, "C")
-            summing = types.void(readable, inverse, types.intp, kernel_cache.scalar_type(kind), vector, seen)
-            taking = types.void(readable, inverse, types.intp, vector)
+            begins = types.Array(types.int64, 1, "C")
+            summing = types.void(readable, inverse, begins, types.intp, kernel_cache.scalar_type(kind), vector, seen)
+            taking = types.void(readable, inverse, begins, types.intp, vector)
             ready = _MOVES[kind] = RowMoves(
                 kernel_cache.compiled(_sum_rows, [summing], kind), kernel_cache.compiled(_take_rows, [taking], kind)
             )

@@ -192,10 +192,11 @@ class SparseTable:
         plan = id_kernels.plan(np.concatenate(numbers).astype(np.uint64), 0, 1)
         total: Vector = np.empty(plan.ids.size * self.spec.dim, self.spec.dtype)
         seen = np.zeros(plan.ids.size, np.uint8)
+        begins = np.arange(plan.ids.size, dtype=np.int64) * self.spec.dim
         at = 0
         for source, own in zip(sources, numbers, strict=True):
             inverse = plan.inverse[at : at + own.size]
-            self.moves.sum_rows(source.buffer.array, inverse, self.spec.dim, source.weight, total, seen)
+            self.moves.sum_rows(source.buffer.array, inverse, begins, self.spec.dim, source.weight, total, seen)
             at += own.size
         return plan.ids.astype(np.uint32), total
 

@@ -34,12 +34,13 @@ def test_gradients_of_one_id_are_summed_in_the_order_given(dtype: str) -> None:
     grads = np.array([[1e8, 1], [2, 3], [1, 10], [-1e8, 100]], dtype)
     plan = ids.plan(asked, 7, 16)
     out, seen = np.empty((2, 2), dtype).reshape(-1), np.zeros(2, np.uint8)
-    ids.moves(dtype).sum_rows(grads.reshape(-1), plan.inverse, 2, 1.0, out, seen)
+    begins = np.array([2, 0])
+    ids.moves(dtype).sum_rows(grads.reshape(-1), plan.inverse, begins, 2, 1.0, out, seen)
     kind = np.dtype(dtype).type
     expected = (kind(1e8) + kind(1)) + kind(-1e8)
-    assert out.reshape(2, 2)[plan.inverse[0]].tolist() == [expected, 111.0]
+    assert out.reshape(2, 2)[1 - plan.inverse[0]].tolist() == [expected, 111.0]
     back = np.empty(8, dtype)
-    ids.moves(dtype).take_rows(out, plan.inverse, 2, back)
+    ids.moves(dtype).take_rows(out, plan.inverse, begins, 2, back)
     assert back.reshape(4, 2)[1].tolist() == [2.0, 3.0]
 
 
