@@ -184,7 +184,7 @@ class SparseTable:
             scale = 1.0 / effect.divisor
         scalars = self._numbers_of_step(share.vshard, effect.update)
         arrays = (table.rows, *table.slots)
-        self.rule.update(arrays, table.slots, numbers, self.spec.dim, gradient, scale, scalars)
+        self.rule.update(arrays, numbers, self.spec.dim, gradient, scale, scalars)
 
     def _summed(self, table: RowTable, sources: list[Source]) -> tuple[Numbers, Vector]:
         """Each row of several sources once, with the weighted sum of its gradients in the order of the sources."""

@@ -152,7 +152,7 @@ def test_a_row_moves_as_a_dense_tensor_would_and_others_stay(spec: RuleSpec, dty
         chosen = random.choice(count, 25, replace=False).astype(np.uint32)
         grads = random.normal(size=chosen.size * dim).astype(dtype)
         scalars = rule.scalars(spec, step)
-        rule.update((rows, *slots), slots, chosen, dim, grads, 0.5, scalars)
+        rule.update((rows, *slots), chosen, dim, grads, 0.5, scalars)
         for i, number in enumerate(chosen):
             run = grads[i * dim : (i + 1) * dim]
             dense.update(expected, expected_slots, int(number) * dim, run, 0.5, scalars)
