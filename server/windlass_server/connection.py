@@ -40,7 +40,10 @@ _LOG = logging.getLogger("windlass.server")
 _SINK = memoryview(bytearray(limits.MIB))
 _STALL_LOOK_MS = 1000
 _FRAMES_A_TURN = 8
-_WRITES = frozenset({Op.PUSH, Op.PUSH_PULL, Op.INIT, Op.ASSIGN, Op.ERASE})
+_DENSE_WRITES = frozenset({Op.PUSH, Op.PUSH_PULL, Op.INIT, Op.ASSIGN})
+_ROW_WRITES = frozenset({Op.PUSH, Op.PUSH_PULL, Op.ERASE})
+_ROW_READS = frozenset({Op.PULL, Op.STATS, Op.SCAN})
+_WRITES = _DENSE_WRITES | _ROW_WRITES
 _NO_IDS = np.empty(0, np.uint64)
 _NO_ROWS = np.empty(0, np.float32)
 
@@ -263,7 +266,7 @@ class Connection:
             self.node.drop(group, entry.block, entry.seg_begin, entry.seg_end, self._deliver)
             self._reply_plain(entry, Status.OK)
             return
-        if op not in _WRITES:
+        if op not in _DENSE_WRITES:
             raise ProtocolError("an entry asks for an unknown operation", op=op)
         values = None if refused else self._values(entry, nbytes, dtype, buffer)
         event = Push(
@@ -300,7 +303,9 @@ class Connection:
         if entry.clock > share.core.clock_begun + limits.CLOCK_AHEAD_MAX:
             raise ProtocolError("an entry's step is out of reach", clock=entry.clock)
         op, counters = entry.op, self.node.counters
-        writes = op in (Op.PUSH, Op.PUSH_PULL, Op.ERASE)
+        writes = op in _ROW_WRITES
+        if not writes and op not in _ROW_READS:
+            raise ProtocolError("an entry asks a sparse table for what dense tensors do", op=op)
         if refused and not writes:
             self._reply_plain(entry, Status.RETRY)
             return
