@@ -51,9 +51,9 @@ def sparse(extent: Extent) -> Iterator[Row]:
 def _figures(table: Table, batches: list[np.ndarray]) -> dict[str, float]:
     grads = np.ones((batches[0].size, DIM), np.float32)
     return {
-        "push_mrows_s": _rate(batches, lambda ids: table.push(ids, grads).result()),
-        "pull_mrows_s": _rate(batches, lambda ids: table.pull(ids).result()),
-        "push_pull_mrows_s": _rate(batches, lambda ids: table.push_pull(ids, grads).result()),
+        "push_mrows_per_s": _rate(batches, lambda ids: table.push(ids, grads).result()),
+        "pull_mrows_per_s": _rate(batches, lambda ids: table.pull(ids).result()),
+        "push_pull_mrows_per_s": _rate(batches, lambda ids: table.push_pull(ids, grads).result()),
     }
 
 
@@ -64,7 +64,7 @@ def _floor(resident: int, batches: list[np.ndarray]) -> dict[str, float]:
     def add(ids: np.ndarray) -> None:
         rows[ids] = rows[ids] + grads
 
-    return {"push_mrows_s": _rate(batches, add), "pull_mrows_s": _rate(batches, lambda ids: rows[ids])}
+    return {"push_mrows_per_s": _rate(batches, add), "pull_mrows_per_s": _rate(batches, lambda ids: rows[ids])}
 
 
 def _rate(batches: list[np.ndarray], act: Callable[[np.ndarray], object]) -> float:

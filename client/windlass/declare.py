@@ -18,7 +18,6 @@ import numpy as np
 from windlass.arrays import Array
 from windlass.data_link import InFrame
 from windlass.dense_table import DenseTable
-from windlass.sparse_table import Table
 from windlass.ticket import Ticket
 from windlass.window_core import Request
 from windlass_proto import group_specs, init_specs, limits, rule_specs, table_specs
@@ -29,6 +28,7 @@ from windlass_proto.layout import dtype_named
 from windlass_proto.rule_specs import RuleSpec
 
 if TYPE_CHECKING:
+    from windlass.sparse_table import Table
     from windlass.store import Store
     from windlass_proto.gen import control_pb2
 
@@ -274,6 +274,8 @@ def _take_groups(store: Store, groups: Any, names: Iterable[str] | None) -> bool
         group.vshards = group.vshards or member.vshards
         group.store_id = store.store_id
         if table_specs.is_table(group):
+            from windlass.sparse_table import Table  # brings Numba, which dense tensors do without
+
             rows = Table(store, table_specs.from_message(group))
             store.exchange.add_sparse(rows)
             vshards = [band.start for band in rows.bands()]
