@@ -106,6 +106,9 @@ def _figure(name: str, value: float) -> str:
 
 UNITS = {
     "gb_per_s": "GB/s",
+    "push_mrows_per_s": "M rows/s pushed",
+    "pull_mrows_per_s": "M rows/s pulled",
+    "push_pull_mrows_per_s": "M rows/s both",
     "cpu_s_per_gb": "CPU s/GB",
     "samples_per_s": "samples/s",
     "accuracy": "accuracy",

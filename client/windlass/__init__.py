@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING, Any
 from windlass._version import __version__
 
 if TYPE_CHECKING:
-    from windlass import optim, schedule
+    from windlass import init, optim, schedule
     from windlass.checkpoints import Resume, load_tensors
     from windlass.cluster import Cluster, connect
+    from windlass.hashing import hash64
     from windlass.store import Store
     from windlass.ticket import Ticket, wait
     from windlass_proto.errors import (
@@ -42,6 +43,8 @@ _WHERE = {
     "optim": "",
     "schedule": "",
     "datasets": "",
+    "init": "",
+    "hash64": "windlass.hashing",
     "Cluster": "windlass.cluster",
     "connect": "windlass.cluster",
     "Store": "windlass.store",
@@ -74,6 +77,8 @@ __all__ = [
     "WindlassError",
     "__version__",
     "connect",
+    "hash64",
+    "init",
     "load_tensors",
     "optim",
     "schedule",

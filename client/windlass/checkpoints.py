@@ -190,7 +190,7 @@ def save(store: Store, root: Path, state: Mapping[str, Any] | None, keep_last: i
     given = _as_json(state or {})
     step = store.steps_done
     saving = Saving(store, root / checkpoint_format.folder_name(step), step)
-    call = store.next_call("checkpoint")
+    call = declare.next_call(store, "checkpoint")
     said = json.dumps(given)
     text = f"{root}, keep_last={keep_last}, state={said[:_STATE_SHOWN]}"
     digest = declare.digest_of_text(f"{root}\0{keep_last}\0{said}")
@@ -331,7 +331,7 @@ def _request(order: Order, share: tuple[int, int], answer: bytearray, ticket: Ti
 def restore(store: Store, place: Path) -> Resume:
     """Bring back a checkpoint, or the newest in a folder; see `Store.restore`."""
     asking = declare.asking(
-        store, "restore", f"call {store.next_call('restore')}", declare.digest_of_text(str(place)), str(place)
+        store, "restore", f"call {declare.next_call(store, 'restore')}", declare.digest_of_text(str(place)), str(place)
     )
     reply = declare.ask(store, asking, "restore")
     result = _carry_out(store, reply.action_id, place, needed=True) if reply.granted else reply.result
@@ -396,6 +396,39 @@ def _load(store: Store, place: Path, *, needed: bool) -> str:
             _order(store, Phase.DROP, key, folder).result()
         raise
     return json.dumps({"folder": str(folder), "manifest": manifest.digest, "step": manifest.step, "clock": store.clock})
+
+
+def settle(store: Store) -> None:
+    """See an earlier save through, and raise what it met if nobody has seen that."""
+    saving, store.saving = store.saving, None
+    if saving is not None and not saving.seen:
+        saving.result()
+
+
+def place_of(store: Store, uri: str | Path | None) -> Path:
+    """The folder that `uri` names; unless given, that of the run."""
+    from windlass_proto import checkpoint_format
+
+    if uri is not None:
+        return checkpoint_format.local_path(uri)
+    return ((store.run_dir or Path()) / "checkpoints").absolute()
+
+
+def check_holdable(store: Store, call: str) -> None:
+    """Does a checkpoint hold all of `store`?
+
+    Raises:
+        UsageError: it has sparse tables, or nothing is declared.
+    """
+    if store.exchange.sparse:
+        raise UsageError(
+            f"{call} would leave out sparse tables, which checkpoints do not hold yet",
+            store=store.name,
+            tables=", ".join(table.name for table in store.exchange.sparse.values()),
+            next_move="Keep them in a store of their own, or save their items() yourself.",
+        )
+    if not store.exchange.tables:
+        raise UsageError(f"{call} was called before init", store=store.name, next_move="Call store.init first.")
 
 
 def choose(place: Path) -> tuple[Path, Manifest] | None:

@@ -16,23 +16,36 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from windlass.arrays import Array
+from windlass.arrays import Array, as_numpy
 from windlass.data_link import InFrame
 from windlass.dense_table import DenseTable
 from windlass.ticket import Ticket
 from windlass.window_core import Request
-from windlass_proto import group_specs, rule_records, rule_specs
+from windlass_proto import group_specs, init_specs, limits, rule_records, rule_specs, table_specs
 from windlass_proto.errors import UnavailableError, UsageError
 from windlass_proto.frames import Op
+from windlass_proto.init_specs import InitSpec
 from windlass_proto.layout import dtype_named
 from windlass_proto.rule_specs import RuleSpec
 from windlass_proto.schedules import Plateau, Rate
 
 if TYPE_CHECKING:
+    from windlass.sparse_table import Table
     from windlass.store import Store
     from windlass_proto.gen import control_pb2
 
 _TEXT_CHARACTERS = 500  # of an action in words; up to 4 bytes each
+
+
+def arrays_of(call: str, arrays: object) -> dict[str, Array]:
+    """The NumPy arrays of a dict of arrays.
+
+    Raises:
+        UsageError: it is no dict, or a value is no array.
+    """
+    if not isinstance(arrays, Mapping):
+        raise UsageError(f"{call} was not given a dict", type=type(arrays).__name__, next_move="Pass name -> array.")
+    return {name: as_numpy(name, value) for name, value in arrays.items()}
 
 
 def declare(
@@ -45,14 +58,7 @@ def declare(
     """Declare `arrays` in `store` and see that they have values; True if one of their tables is new to this worker."""
     from windlass_proto.gen import control_pb2 as pb
 
-    if reduce not in ("mean", "sum"):
-        raise UsageError("a reduction is not known", got=reduce, known="mean, sum")
-    if not isinstance(optimizer, RuleSpec):
-        raise UsageError(
-            "the optimizer is not an update rule",
-            type=type(optimizer).__name__,
-            next_move="Pass one of windlass.optim, for example windlass.optim.Adam(lr=1e-3).",
-        )
+    _check_rule(optimizer, reduce)
     if not arrays:
         raise UsageError("init was given no tensors", store=store.name, next_move="Pass a dict of name -> array.")
     _check_groups(groups, {*arrays, *store.exchange.where})
@@ -67,11 +73,82 @@ def declare(
         rule=rule_specs.to_bytes(optimizer),
         reduce=reduce,
     )
+    return _carry_out(store, request, arrays)
+
+
+def declare_table(
+    store: Store,
+    name: str,
+    dim: int,
+    optimizer: RuleSpec,
+    init: InitSpec,
+    dtype: np.dtype[Any],
+    reduce: str,
+    bytes_max: int,
+) -> Table:
+    """Declare a sparse table in `store`, or find it as it was declared."""
+    from windlass_proto.gen import control_pb2 as pb
+
+    dtype_named(dtype.name)
+    _check_rule(optimizer, reduce)
+    if not isinstance(init, InitSpec):
+        raise UsageError("the initialiser of a table is not one of windlass.init", type=type(init).__name__, table=name)
+    tensor = pb.Tensor(
+        name=name,
+        dtype=dtype.name,
+        shape=[_counted("dim", dim, limits.ROW_ELEMENTS_MAX)],
+        lr_mult=1.0,
+        decay_mult=1.0,
+        table=pb.Table(
+            init=init_specs.to_message(init), bytes_max=_counted("bytes_max", bytes_max, limits.TABLE_BYTES_MAX)
+        ),
+    )
+    request = pb.DeclareRequest(
+        session=store.member.session,
+        store_id=store.store_id,
+        step=store.clock,
+        tensors=[tensor],
+        rule=rule_specs.to_bytes(optimizer),
+        reduce=reduce,
+    )
+    if store.member.observes:
+        observe(store)
+    else:
+        _carry_out(store, request, {})
+    found = store.exchange.sparse_named(name)
+    if found is None:
+        raise UnavailableError("no worker has declared this table yet", store=store.name, table=name)
+    return found
+
+
+def _counted(what: str, number: object, most: int) -> int:
+    if isinstance(number, bool) or not isinstance(number, int | np.integer) or not 1 <= number <= most:
+        raise UsageError(f"a table's {what} is not an integer in its range", got=number, allowed=f"1..{most}")
+    return int(number)
+
+
+def _check_rule(optimizer: object, reduce: str) -> None:
+    if reduce not in ("mean", "sum"):
+        raise UsageError("a reduction is not known", got=reduce, known="mean, sum")
+    if not isinstance(optimizer, RuleSpec):
+        raise UsageError(
+            "the optimizer is not an update rule",
+            type=type(optimizer).__name__,
+            next_move="Pass one of windlass.optim, for example windlass.optim.Adam(lr=1e-3).",
+        )
+
+
+def _carry_out(store: Store, request: control_pb2.DeclareRequest, arrays: Mapping[str, Array]) -> bool:
+    """Declare, see that every new tensor has values, enter the roster; True if a group is new to this worker."""
+    from windlass_proto.gen import control_pb2 as pb
+
+    member = store.member
+    names = [tensor.name for tensor in request.tensors]
     fresh = False
     while True:
         reply = member.control.declare(request)
         member.live(store.store_id).learn(reply.record)
-        fresh = _take_groups(store, reply.groups, arrays) or fresh
+        fresh = _take_groups(store, reply.groups, names) or fresh
         if reply.sealed:
             break
         new = {name: array for name, array in arrays.items() if store.exchange.where[name][0] in reply.tables}
@@ -91,7 +168,7 @@ def declare(
 
 def agree(store: Store, action: str, names: list[str], digest: str, text: str) -> int | None:
     """Ask to carry out `action` at this step: its id if this worker is to do it, None once another has done it."""
-    request = asking(store, action, f"call {store.next_call(action)}", digest, text)
+    request = asking(store, action, f"call {next_call(store, action)}", digest, text)
     request.names.extend(names if action == "delete" else ())
     reply = ask(store, request, f"{action} in store {store.name}")
     return reply.action_id if reply.granted else None
@@ -116,11 +193,29 @@ def set_rules(store: Store, names: str, hyper_parameters: Mapping[str, Any], key
         rule_specs.changed(rule, dict(change.values))
     text = change.in_words()
     raw = rule_records.change_to_bytes(change)
-    request = asking(store, "set", key or f"call {store.next_call('set')}", digest_of_text(f"{names}\0{text}"), text)
+    request = asking(store, "set", key or f"call {next_call(store, 'set')}", digest_of_text(f"{names}\0{text}"), text)
     request.change = raw
     reply = ask(store, request, f"set in store {store.name}")
     live.learn(reply.record)
     return int(reply.result)
+
+
+def watch_plateau(store: Store) -> None:
+    """Worker 0 lowers the lr of tensors that follow a plateau: one a store, that of the first such tensor."""
+    plateau = next((lr for lr in live_rates(store) if isinstance(lr, Plateau)), None)
+    store.plateau = store.member.watch(store.store_id, plateau)
+
+
+def lower_lr(store: Store) -> None:
+    """Between two steps: what the metrics called for. While the scheduler is away it has to wait for the next."""
+    watch_plateau(store)
+    if store.plateau is None:
+        return
+    present = store.plateau.plateau
+    with contextlib.suppress(UnavailableError):
+        if present.lowered() != present:
+            set_rules(store, "*", {"lr": present.lowered()}, key="plateau")
+    watch_plateau(store)
 
 
 def live_rates(store: Store) -> list[Rate]:
@@ -220,7 +315,7 @@ def delete(store: Store, names: list[str]) -> None:
     action = agree(store, "delete", names, digest_of_text("\0".join(names)), text[:500])
     if action is not None:
         with contextlib.suppress(UsageError):
-            store.drops(names).result()
+            _drops(store, names).result()
         agreed(store, action)
     store.exchange.forget(names)
 
@@ -305,12 +400,20 @@ def _take_groups(store: Store, groups: Any, names: Iterable[str] | None) -> bool
     tickets = []
     fresh = False
     for group in groups:
-        if group.table_id in store.exchange.tables:
+        if group.table_id in store.exchange.tables or group.table_id in store.exchange.sparse:
             continue
         fresh = True
         group.consistency = group.consistency or store.consistency
         group.vshards = group.vshards or member.vshards
         group.store_id = store.store_id
+        if table_specs.is_table(group):
+            from windlass.sparse_table import Table  # brings Numba, which dense tensors do without
+
+            rows = Table(store, table_specs.from_message(group))
+            store.exchange.add_sparse(rows)
+            vshards = [band.start for band in rows.bands()]
+            tickets.append(_declare_to_servers(store, group.table_id, vshards, group.SerializeToString()))
+            continue
         spec = group_specs.from_message(group)
         table = DenseTable(spec.layout, store.store_id, member.heap)
         live = [
@@ -319,19 +422,19 @@ def _take_groups(store: Store, groups: Any, names: Iterable[str] | None) -> bool
             if not tensor.deleted and (names is None or tensor.name in names)
         ]
         store.exchange.add(table, spec, live)
-        tickets.append(_declare_to_servers(store, table, group.SerializeToString()))
+        vshards = [block.vshard for block in table.layout.blocks]
+        tickets.append(_declare_to_servers(store, group.table_id, vshards, group.SerializeToString()))
     for ticket in tickets:
         ticket.result()
     return fresh
 
 
-def _declare_to_servers(store: Store, table: DenseTable, raw: bytes) -> Ticket:
-    """One entry to each server that owns a block of `table`."""
+def _declare_to_servers(store: Store, table_id: int, vshards: list[int], raw: bytes) -> Ticket:
+    """One entry to each server that owns one of `vshards`."""
     owner = store.member.server_of
-    shares = {owner(block.vshard): (table.table_id, block.vshard) for block in reversed(table.layout.blocks)}
-    ticket = Ticket(
-        store.member.pump, f"declaration of {store.exchange.table_names(table.table_id)}", len(shares), store=store
-    )
+    shares = {owner(vshard): (table_id, vshard) for vshard in reversed(vshards)}
+    what = f"declaration of {store.exchange.table_names(table_id)}"
+    ticket = Ticket(store.member.pump, what, len(shares), store=store)
     requests = [
         Request(
             Op.DECLARE,
@@ -353,7 +456,8 @@ def _declare_to_servers(store: Store, table: DenseTable, raw: bytes) -> Ticket:
 def _write_first_values(store: Store, arrays: Mapping[str, Array], declaration_id: int) -> None:
     from windlass_proto.gen import control_pb2 as pb
 
-    store.first_values(arrays).result()
+    if arrays:  # a sparse table needs none: its rows begin as its initialiser says
+        _first_values(store, arrays).result()
     store.member.control.seal(
         pb.SealRequest(session=store.member.session, store_id=store.store_id, declaration_id=declaration_id)
     )
@@ -369,3 +473,28 @@ def _await_seal(store: Store, arrays: Mapping[str, Array], declaration_id: int) 
         _write_first_values(store, arrays, declaration_id)
     elif not reply.sealed:
         raise UnavailableError("first values did not come", store=store.name)
+
+
+def _first_values(store: Store, arrays: Mapping[str, Array]) -> Ticket:
+    """Send first values of declared tensors."""
+    ticket, requests = store.ticket_of(Op.INIT, store.exchange.push_plan(Op.INIT, arrays, None))
+    store.member.pump.submit(requests)
+    return ticket
+
+
+def _drops(store: Store, names: list[str]) -> Ticket:
+    """Delete tensors on the servers, after the steps before this one have completed on them."""
+    before, requests = store.ticket_of(Op.PULL, store.exchange.pull_plan(names, None))
+    store.member.pump.submit(requests)
+    with contextlib.suppress(UsageError):  # another worker deleted them at an earlier step
+        before.result()
+    ticket, requests = store.ticket_of(Op.DROP, store.exchange.drop_plan(names))
+    store.member.pump.submit(requests)
+    return ticket
+
+
+def next_call(store: Store, action: str) -> int:
+    """Counts the calls of `action` at this step, from 1: every worker's n-th is the same action."""
+    step, calls = store.actions.get(action, (-1, 0))
+    store.actions[action] = (store.clock, calls + 1 if step == store.clock else 1)
+    return store.actions[action][1]

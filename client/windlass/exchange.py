@@ -17,8 +17,9 @@ import numpy as np
 
 from windlass.arrays import Array, as_numpy, as_target, check_like
 from windlass.borrow import Borrowed
-from windlass.data_link import bytes_of
+from windlass.data_link import InArena, bytes_of
 from windlass.dense_table import DenseTable, Flat, Place, Span, not_finite, tensors_between
+from windlass.window_core import Request
 from windlass_proto.errors import UsageError
 from windlass_proto.frames import Op, Status
 from windlass_proto.group_specs import GroupSpec
@@ -27,7 +28,8 @@ from windlass_proto.rule_specs import RuleSpec
 
 if TYPE_CHECKING:
     from windlass.member import Member
-    from windlass.window_core import Request
+    from windlass.sparse_table import Table
+    from windlass.window_core import Stamp
 
 _PLANS_MAX = 8
 
@@ -42,6 +44,44 @@ class Plan(NamedTuple):
     finish: Callable[[], Any] | None
     entries: int
 
+    def requests(
+        self,
+        op: Op,
+        store_id: int,
+        owner: Any,
+        *,
+        clock: int,
+        weight: float,
+        stamp: Stamp | None,
+        free: bool,
+        last: bool,
+        nowait: bool,
+        priority: int,
+    ) -> list[Request]:
+        """An entry for each span; `free`: what lies in shared memory does not travel."""
+        return [
+            Request(
+                op,
+                store_id,
+                share,
+                block,
+                begin,
+                end,
+                owner=owner,
+                clock=clock,
+                payload=payload,
+                nbytes=0 if payload is None or (free and type(payload) is InArena) else payload.nbytes,
+                out=out,
+                weight=weight,
+                stamp=stamp,
+                last=last,
+                nowait=nowait,
+                priority=priority,
+            )
+            for spans in self.spans
+            for share, block, begin, end, payload, out in spans
+        ]
+
 
 class Exchange:
     """The declared tensors of one store in one worker.
@@ -55,6 +95,7 @@ class Exchange:
         self.member = member
         self.store = store
         self.tables: dict[int, DenseTable] = {}
+        self.sparse: dict[int, Table] = {}
         self.rules: dict[int, RuleSpec] = {}
         self.means: dict[int, bool] = {}
         self.where: dict[str, tuple[int, int]] = {}  # tensor name -> (table id, tensor number)
@@ -73,6 +114,15 @@ class Exchange:
         self.where.update({name: (table.table_id, number) for name, number in names})
         self._changed()
 
+    def add_sparse(self, table: Table) -> None:
+        """A sparse table is declared."""
+        self.sparse[table.spec.table_id] = table
+        self._changed()
+
+    def sparse_named(self, name: str) -> Table | None:
+        """The declared sparse table of that name."""
+        return next((table for table in self.sparse.values() if table.name == name), None)
+
     def forget(self, names: Iterable[str]) -> None:
         """Deleted tensors are not this worker's any more."""
         for name in names:
@@ -89,6 +139,7 @@ class Exchange:
         if self._servers[0] != generation:
             owner = self.member.server_of
             found = {owner(block.vshard) for table in self.tables.values() for block in table.layout.blocks}
+            found |= {owner(band.start) for sparse in self.sparse.values() for band in sparse.bands()}
             self._servers = (generation, tuple(sorted(found)))
         return self._servers[1]
 
@@ -124,6 +175,8 @@ class Exchange:
 
     def table_names(self, table_id: int) -> str:
         """A table in words: its first tensors."""
+        if table_id in self.sparse:
+            return f"table {self.sparse[table_id].name}"
         table = self.tables.get(table_id)
         return _shown([tensor.name for tensor in table.layout.tensors]) if table is not None else f"table {table_id}"
 
@@ -131,7 +184,7 @@ class Exchange:
         """The tensors of a request in words; of a rejected one those that are not finite."""
         table = self.tables.get(request.share[0])
         if table is None:
-            return f"table {request.share[0]}"
+            return self.table_names(request.share[0])
         place = (table.layout, request.block, request.seg_begin, request.seg_end)
         names: list[str] = []
         if status is Status.REJECTED:

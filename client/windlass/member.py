@@ -7,6 +7,7 @@ inbox. The data plane goes on while the scheduler is away.
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import re
 import secrets
@@ -19,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
 import numpy.typing as npt
 
 from windlass.data_link import Target
@@ -28,7 +30,7 @@ from windlass.live_rules import LiveRules
 from windlass.plateau import PlateauWatch
 from windlass.pump import Pump
 from windlass.ticket import Ticket
-from windlass_proto import limits
+from windlass_proto import limits, memory
 from windlass_proto.errors import ClosedError, UnavailableError, UsageError, WindlassError
 from windlass_proto.links import arena, preamble
 from windlass_proto.schedules import Plateau
@@ -176,6 +178,18 @@ class Member:
                 watch.observe({scalar.name: scalar.value for scalar in record.scalars})
 
     # ---- memory ------------------------------------------------------------------------------------------------------
+
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+        """Memory that pushes lend: shared with the servers of this host, if there are such."""
+        count = math.prod(shape)
+        if self.heap is None:
+            array = memory.aligned_zeros(count, dtype)
+            self.own(array)
+        else:
+            piece = self.heap.take(count * dtype.itemsize)
+            self.heap.own_span(piece, 0, count * dtype.itemsize)
+            array = piece.array.view(dtype)
+        return array.reshape(shape)
 
     def own(self, array: npt.NDArray[Any]) -> None:
         """`array` was made by `store.empty`: pushes of it are lent, not copied."""

@@ -1,4 +1,4 @@
-"""A store: named dense tensors with one consistency mode, as a worker uses them.
+"""A store: named dense tensors and sparse tables with one consistency mode, as a worker uses them.
 
 Every push belongs to the worker's current step of the store. A step closes at `update`, at `push_pull`, at the end of
 `with store.step():`, and otherwise at the first `pull` after a `push`; closing sends a mark to every server of the
@@ -11,9 +11,10 @@ thread at a time (`_lock`), tickets may be waited for by any.
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,21 +22,22 @@ import numpy as np
 
 from windlass import checkpoints, declare
 from windlass.arrays import Array, as_numpy, family_of
-from windlass.data_link import InArena, InFrame, refusal_of
+from windlass.data_link import InFrame, refusal_of
 from windlass.exchange import Exchange, Plan
 from windlass.plateau import PlateauWatch
 from windlass.pump import Mark
 from windlass.ticket import Ticket
 from windlass.window_core import Request, Stamp
-from windlass_proto import limits, memory, rule_records
-from windlass_proto.errors import UnavailableError, UsageError, WindlassError
+from windlass_proto import limits, rule_records
+from windlass_proto.errors import UsageError, WindlassError
 from windlass_proto.frames import Op, Status
+from windlass_proto.init_specs import InitSpec, Normal
 from windlass_proto.rule_records import RuleRecord
 from windlass_proto.rule_specs import RuleSpec
-from windlass_proto.schedules import Plateau
 
 if TYPE_CHECKING:
     from windlass.member import Member
+    from windlass.sparse_table import Table
 
 
 class Store:
@@ -58,7 +60,7 @@ class Store:
         self._lock = threading.RLock()
         self._depth = 0
         self._pushed = False
-        self._actions: dict[str, tuple[int, int]] = {}  # action -> the step of its last calls, and how many
+        self.actions: dict[str, tuple[int, int]] = {}  # action -> the step of its last calls, and how many
         self._latest: Ticket | None = None
         self._open_push: Ticket | None = None  # the last push of the open step
         self._weight: float | None = None
@@ -67,9 +69,9 @@ class Store:
         self._live = member.live(store_id)
         self._stamp: Stamp | None = None
         self._stamped = -1  # the step that `_stamp` was chosen for
-        self._plateau: PlateauWatch | None = None
-        self._run_dir = run_dir
-        self._saving: checkpoints.Saving | None = None
+        self.plateau: PlateauWatch | None = None
+        self.run_dir = run_dir
+        self.saving: checkpoints.Saving | None = None
         self._resume: checkpoints.Resume | None = None
 
     def __repr__(self) -> str:
@@ -111,19 +113,44 @@ class Store:
         """
         with self._lock:
             self._check_writes("init")
-            if not isinstance(arrays, Mapping):
-                raise UsageError(
-                    "init was not given a dict", type=type(arrays).__name__, next_move="Pass name -> array."
-                )
-            given = {name: as_numpy(name, value) for name, value in arrays.items()}
+            given = declare.arrays_of("init", arrays)
             self.exchange.family = family_of(next(iter(arrays.values()), None))
             fresh = declare.declare(self, given, optimizer, groups or {}, reduce)
-            self._watch_plateau()
+            declare.watch_plateau(self)
             plan = self.exchange.params_plan(list(given))
-            ticket, requests = self._ticket(Op.PULL, plan, clock=0 if fresh else self.clock)
+            ticket, requests = self.ticket_of(Op.PULL, plan, clock=0 if fresh else self.clock)
             self.member.pump.submit(requests)
         params: dict[str, Any] = ticket.result()
         return params
+
+    def table(
+        self,
+        name: str,
+        dim: int,
+        optimizer: RuleSpec,
+        init: InitSpec | None = None,
+        dtype: Any = np.float32,
+        reduce: str = "mean",
+        bytes_max: int = limits.TABLE_BYTES_DEFAULT,
+    ) -> Table:
+        """Declare a sparse table: rows of `dim` values by id. Every worker calls it with equal arguments.
+
+        Args:
+            name: with the id it decides where a row lies and how it begins, so equal names begin alike in any cluster.
+            dim: values of a row, 1 to 4,096.
+            optimizer: the rule, which touches the rows of a push alone and keeps its state for each of them.
+            init: how a row begins, one of `windlass.init`; Normal(0.01) unless given.
+            dtype: float32 or float64.
+            reduce: "mean" (weighted by `weight=`) or "sum" over workers, under "bsp".
+            bytes_max: what rows and their state may take over all servers; a push beyond is refused whole.
+
+        Raises:
+            UsageError: another worker declared the name otherwise; both are named.
+        """
+        with self._lock:
+            self._check()
+            spec = Normal(0.01) if init is None else init
+            return declare.declare_table(self, name, dim, optimizer, spec, np.dtype(dtype), reduce, bytes_max)
 
     def specs(self) -> dict[str, dict[str, Any]]:
         """name -> shape, dtype and rule of every declared tensor, with the hyper-parameters of the present step."""
@@ -134,18 +161,7 @@ class Store:
 
         Between `push` and its ticket's end it is borrowed: do not write to it.
         """
-        dims = (shape,) if isinstance(shape, int) else tuple(shape)
-        kind = np.dtype(dtype)
-        nbytes = int(np.prod(dims, dtype=np.int64)) * kind.itemsize
-        heap = self.member.heap
-        if heap is None:
-            array = memory.aligned_zeros(nbytes // kind.itemsize, kind)
-            self.member.own(array)
-        else:
-            piece = heap.take(nbytes)
-            heap.own_span(piece, 0, nbytes)
-            array = piece.array.view(kind)
-        return array.reshape(dims)
+        return self.member.empty((shape,) if isinstance(shape, int) else tuple(shape), np.dtype(dtype))
 
     # ---- steps -------------------------------------------------------------------------------------------------------
 
@@ -154,27 +170,15 @@ class Store:
 
         Args:
             grads: name -> array of the tensor's shape and dtype. Arrays of `store.empty` are borrowed until the ticket
-            is
-                done; others are copied before the call returns, unless `borrow`.
+                is done; others are copied before the call returns, unless `borrow`.
             weight: this worker's weight in the mean, the same for all pushes of a step.
             priority: higher ones overtake what has not been sent.
         """
-        with self._lock:
-            self._check_writes("push")
-            self._check_weight(weight)
-            plan = self.exchange.push_plan(Op.PUSH, grads, None, borrow=borrow)
-            self._weight = weight
-            ticket, requests = self._ticket(Op.PUSH, plan, priority=priority)
-            self._pushed = True
-            self._latest = self._open_push = ticket
-            self.member.pump.submit(requests)
-            return ticket
+        make = functools.partial(self.exchange.push_plan, Op.PUSH, grads, None, borrow=borrow)
+        return self.send(Op.PUSH, make, weight=weight, priority=priority)
 
     def pull(self, names: Iterable[str] | str | None = None, out: Mapping[str, Any] | None = None) -> Ticket:
-        """Ask for present values (all tensors, or those named); closes the step if something was pushed in it.
-
-        The ticket's result is a dict of arrays: `out`'s where given, else fresh ones.
-        """
+        """Ask for present values (all, or those named) in `out` or fresh arrays; closes a step that has pushes."""
         with self._lock:
             self._check()
             chosen = [names] if isinstance(names, str) else list(self.exchange.where if names is None else names)
@@ -186,11 +190,7 @@ class Store:
                     missing=", ".join(sorted(set(chosen) - out.keys())),
                     next_move="Pass an array for each name.",
                 )
-            inside = self._depth > 0
-            mark = self._close_step() if self._pushed and not inside else None
-            ticket, requests = self._ticket(Op.PULL, self.exchange.pull_plan(chosen, out), nowait=inside)
-            self.member.pump.submit(requests, mark)
-            return ticket
+            return self.ask(Op.PULL, functools.partial(self.exchange.pull_plan, chosen, out))
 
     def push_pull(
         self,
@@ -253,7 +253,7 @@ class Store:
             self.exchange.by_table(given, what="an assigned array")
             action = declare.agree(self, "assign", sorted(given), declare.digest_of(given), declare.in_words(given))
             if action is not None:
-                ticket, requests = self._ticket(Op.ASSIGN, self.exchange.push_plan(Op.ASSIGN, given, None))
+                ticket, requests = self.ticket_of(Op.ASSIGN, self.exchange.push_plan(Op.ASSIGN, given, None))
                 self.member.pump.submit(requests)
                 ticket.result()
                 declare.agreed(self, action)
@@ -271,13 +271,7 @@ class Store:
         with self._lock:
             self._check_writes("delete")
             chosen = sorted({names} if isinstance(names, str) else set(names))
-            if self._pushed:
-                raise UsageError(
-                    "tensors were to be deleted inside a step",
-                    store=self.name,
-                    step=self.clock,
-                    next_move="Close the step with update, push_pull or pull before.",
-                )
+            self._check_nothing_pushed("delete")
             declare.delete(self, chosen)
 
     def set(self, names: str = "*", **hyper_parameters: Any) -> int:
@@ -292,25 +286,18 @@ class Store:
             hyper_parameters: numbers of their rule, or schedules for lr and weight_decay.
 
         Returns:
-            The first step that it holds from: this one, or (not under "asp") a later one that an earlier change holds
-            from.
+            The first step it holds from: this one, or (not under "asp") a later one that an earlier change holds from.
 
         Raises:
             UsageError: the rule has no such number, a value is not valid, this step has pushes, or another worker sets
-            something else at this step; both are named.
+            something else; both are named.
         """
         with self._lock:
             self._check_writes("set")
-            if self._pushed:
-                raise UsageError(
-                    "hyper-parameters were to be set inside a step",
-                    store=self.name,
-                    step=self.clock,
-                    next_move="A step has one version of them: set them before its first push.",
-                )
+            self._check_nothing_pushed("set")
             since = declare.set_rules(self, names, hyper_parameters)
             self._stamped = -1
-            self._watch_plateau()
+            declare.watch_plateau(self)
             return self.clock if self.consistency == "asp" else since
 
     # ---- checkpoints -------------------------------------------------------------------------------------------------
@@ -334,12 +321,13 @@ class Store:
         Raises:
             UsageError: the place is not supported, this step has pushes, or workers call it differently.
         """
-        root = self._place(uri)
+        root = checkpoints.place_of(self, uri)
         with self._lock:
-            self._check_rests("checkpoint")
-            self._settle_saving()
-            self._saving = checkpoints.save(self, root, state, keep_last)
-            return self._saving
+            self.check_between_steps("checkpoint")
+            checkpoints.check_holdable(self, "checkpoint")
+            checkpoints.settle(self)
+            self.saving = checkpoints.save(self, root, state, keep_last)
+            return self.saving
 
     def restore(self, uri: str | Path) -> checkpoints.Resume:
         """Bring back a checkpoint, or the newest complete one in a folder, once the steps before this one are complete.
@@ -351,9 +339,10 @@ class Store:
             UsageError: there is none, or it holds other tensors or another rule's slots.
             CorruptionError: its manifest or a part is not what was written; nothing was restored.
         """
-        place = self._place(uri)
+        place = checkpoints.place_of(self, uri)
         with self._lock:
-            self._check_rests("restore")
+            self.check_between_steps("restore")
+            checkpoints.check_holdable(self, "restore")
             return checkpoints.restore(self, place)
 
     def resume(self, uri: str | Path | None = None) -> checkpoints.Resume | None:
@@ -369,9 +358,10 @@ class Store:
         Returns:
             Steps, epoch and state of the checkpoint, None if the folder holds none.
         """
-        place = self._place(uri)
+        place = checkpoints.place_of(self, uri)
         with self._lock:
-            self._check_rests("resume")
+            self.check_between_steps("resume")
+            checkpoints.check_holdable(self, "resume")
             if self._resume is None:
                 self._resume = checkpoints.resume(self, place)
             return self._resume
@@ -380,36 +370,38 @@ class Store:
         """Write present weights to one safetensors file, which `wl.load_tensors` and other programs read."""
         checkpoints.export(self, Path(path))
 
-    def _place(self, uri: str | Path | None) -> Path:
-        from windlass_proto import checkpoint_format
+    # ---- what tables send and ask ------------------------------------------------------------------------------------
 
-        if uri is not None:
-            return checkpoint_format.local_path(uri)
-        return ((self._run_dir or Path()) / "checkpoints").absolute()
+    def send(self, op: Op, make: Callable[[], Plan], *, weight: float | None = None, priority: int = 0) -> Ticket:
+        """Send what `make` plans: a push in the current step, a push_pull that closes it, or an erasure."""
+        with self._lock:
+            self._check_writes(op.name.lower())
+            if op is Op.PUSH_PULL:
+                self._check_no_step(op)
+            if weight is not None:
+                self._check_weight(weight)
+                self._weight = weight
+            ticket, requests = self.ticket_of(op, make(), priority=priority)
+            mark = None
+            if op is Op.PUSH:
+                self._pushed = True
+                self._open_push = ticket
+            elif op is Op.PUSH_PULL:
+                mark = self._close_step()
+                self._bound_open_steps(ticket)
+            self._latest = ticket
+            self.member.pump.submit(requests, mark)
+            return ticket
 
-    def _check_rests(self, call: str) -> None:
-        """Nothing is pushed in the open step, and there is something to save."""
-        self._check_writes(call)
-        if self._pushed or self._depth:
-            raise UsageError(
-                f"{call} was called inside a step",
-                store=self.name,
-                step=self.clock,
-                next_move="Close the step with update, push_pull or pull before.",
-            )
-        if not self.exchange.tables:
-            raise UsageError(f"{call} was called before init", store=self.name, next_move="Call store.init first.")
-
-    def _settle_saving(self) -> None:
-        saving, self._saving = self._saving, None
-        if saving is not None and not saving.seen:
-            saving.result()
-
-    def next_call(self, action: str) -> int:
-        """Counts the calls of `action` at this step, from 1: every worker's n-th is the same action."""
-        step, calls = self._actions.get(action, (-1, 0))
-        self._actions[action] = (self.clock, calls + 1 if step == self.clock else 1)
-        return self._actions[action][1]
+    def ask(self, op: Op, make: Callable[[], Plan]) -> Ticket:
+        """Ask for what `make` plans; a pull closes the step if something was pushed in it, other questions do not."""
+        with self._lock:
+            self._check()
+            inside = self._depth > 0 or op is not Op.PULL
+            mark = self._close_step() if self._pushed and not inside else None
+            ticket, requests = self.ticket_of(op, make(), nowait=inside)
+            self.member.pump.submit(requests, mark)
+            return ticket
 
     # ---- what the pump calls -----------------------------------------------------------------------------------------
 
@@ -431,11 +423,10 @@ class Store:
 
     def leave(self) -> None:
         """Say the last clock: nobody waits for this worker's further steps."""
-        if self.entered and self.exchange.tables:
-            self.member.pump.submit(
-                [],
-                Mark(self.store_id, max(0, self.clock - 1), self.exchange.servers(), leaves=True, stamp=self._stamp),
-            )
+        if self.entered and self.exchange.servers():
+            last = max(0, self.clock - 1)
+            mark = Mark(self.store_id, last, self.exchange.servers(), leaves=True, stamp=self._stamp)
+            self.member.pump.submit([], mark)
 
     def check_waitable(self, ticket: Ticket) -> None:
         """Under bsp a push is answered once its step has completed, which waits for this worker to close it.
@@ -456,13 +447,13 @@ class Store:
         """Wait until what was pushed last is answered."""
         if self._latest is not None and self._latest.left:
             self.member.pump.wait(self._latest, None)
-        if self._saving is not None and self._saving.writes:
-            self._settle_saving()
+        if self.saving is not None and self.saving.writes:
+            checkpoints.settle(self)
 
     def end(self) -> None:
         """The connection is closed: join what still ran."""
-        if self._saving is not None:
-            self._saving.end()
+        if self.saving is not None:
+            self.saving.end()
 
     def raise_failed(self) -> None:
         """Raise the error of a ticket that nobody waited for."""
@@ -478,15 +469,10 @@ class Store:
         """What a push_pull sends: its entries and the mark of the step that it closes."""
         self._check_writes("push_pull")
         self._check_weight(weight)
-        if self._depth:
-            raise UsageError(
-                "push_pull was called inside `with store.step()`",
-                store=self.name,
-                next_move="Use push inside the block and pull after it.",
-            )
+        self._check_no_step(Op.PUSH_PULL)
         plan = self.exchange.push_plan(Op.PUSH_PULL, grads, out, borrow=borrow)
         self._weight = weight
-        ticket, requests = self._ticket(Op.PUSH_PULL, plan, priority=priority, last=True)
+        ticket, requests = self.ticket_of(Op.PUSH_PULL, plan, priority=priority, last=True)
         self._latest = ticket
         mark = self._close_step()
         self._bound_open_steps(ticket)
@@ -503,6 +489,32 @@ class Store:
         if self.member.observes:
             raise UsageError(
                 "an observer reads only", call=call, next_move="Connect without observe=True to take part in steps."
+            )
+
+    def check_between_steps(self, call: str) -> None:
+        """This worker takes part in steps, and none is open.
+
+        Raises:
+            UsageError: it is not so.
+        """
+        self._check_writes(call)
+        self._check_nothing_pushed(call, self._depth > 0)
+
+    def _check_nothing_pushed(self, call: str, inside: bool = False) -> None:
+        if self._pushed or inside:
+            raise UsageError(
+                f"{call} was called inside a step",
+                store=self.name,
+                step=self.clock,
+                next_move="Close the step with update, push_pull or pull before.",
+            )
+
+    def _check_no_step(self, op: Op) -> None:
+        if self._depth:
+            raise UsageError(
+                f"{op.name.lower()} was called inside `with store.step()`",
+                store=self.name,
+                next_move="Use push inside the block and pull after it.",
             )
 
     def _check_weight(self, weight: float) -> None:
@@ -523,22 +535,6 @@ class Store:
         self._pushed = False
         return mark
 
-    def _watch_plateau(self) -> None:
-        """Worker 0 lowers the lr of tensors that follow a plateau: one a store, that of the first such tensor."""
-        plateau = next((lr for lr in declare.live_rates(self) if isinstance(lr, Plateau)), None)
-        self._plateau = self.member.watch(self.store_id, plateau)
-
-    def _lower_lr(self) -> None:
-        """Between two steps: what the metrics called for. While the scheduler is away it has to wait for the next."""
-        self._watch_plateau()
-        if self._plateau is None:
-            return
-        present = self._plateau.plateau
-        with contextlib.suppress(UnavailableError):
-            if present.lowered() != present:
-                declare.set_rules(self, "*", {"lr": present.lowered()}, key="plateau")
-        self._watch_plateau()
-
     def _record(self) -> RuleRecord:
         """The hyper-parameters that this worker's present step is for."""
         return self._live.newest() if self.consistency == "asp" else self._live.at(self.clock)
@@ -546,8 +542,8 @@ class Store:
     def _step_stamp(self) -> Stamp | None:
         """The stamp of the present step: one for all it pushes and for its mark, whatever comes meanwhile."""
         if self._stamped != self.clock:
-            if self._plateau is not None and self._plateau.due and self._depth == 0:
-                self._lower_lr()
+            if self.plateau is not None and self.plateau.due and self._depth == 0:
+                declare.lower_lr(self)
             self._stamped = self.clock
             version = self._stamp.version if self._stamp is not None else 0
             if self._live.records and (record := self._record()).version > version:
@@ -563,7 +559,7 @@ class Store:
             oldest = self._steps.popleft()
             self.member.pump.wait(oldest, None)
 
-    def _ticket(
+    def ticket_of(
         self,
         op: Op,
         plan: Plan,
@@ -586,45 +582,17 @@ class Store:
         )
         if not plan.entries:
             self.on_done(ticket)
-        weight, free = self.weight, self.member.all_shared
         stamp = self._step_stamp() if op in (Op.PUSH, Op.PUSH_PULL) else None
-        requests = [
-            Request(
-                op,
-                self.store_id,
-                share,
-                block,
-                begin,
-                end,
-                owner=ticket,
-                clock=at,
-                payload=payload,
-                nbytes=0 if payload is None or (free and type(payload) is InArena) else payload.nbytes,
-                out=out,
-                weight=weight,
-                stamp=stamp,
-                last=last,
-                nowait=nowait,
-                priority=priority,
-            )
-            for spans in plan.spans
-            for share, block, begin, end, payload, out in spans
-        ]
+        requests = plan.requests(
+            op,
+            self.store_id,
+            ticket,
+            clock=at,
+            weight=self.weight,
+            stamp=stamp,
+            free=self.member.all_shared,
+            last=last,
+            nowait=nowait,
+            priority=priority,
+        )
         return ticket, requests
-
-    def first_values(self, arrays: Mapping[str, Array]) -> Ticket:
-        """Send first values of declared tensors."""
-        ticket, requests = self._ticket(Op.INIT, self.exchange.push_plan(Op.INIT, arrays, None))
-        self.member.pump.submit(requests)
-        return ticket
-
-    def drops(self, names: Iterable[str]) -> Ticket:
-        """Delete tensors on the servers, after the steps before this one have completed on them."""
-        chosen = list(names)
-        before, requests = self._ticket(Op.PULL, self.exchange.pull_plan(chosen, None))
-        self.member.pump.submit(requests)
-        with contextlib.suppress(UsageError):  # another worker deleted them at an earlier step
-            before.result()
-        ticket, requests = self._ticket(Op.DROP, self.exchange.drop_plan(chosen))
-        self.member.pump.submit(requests)
-        return ticket

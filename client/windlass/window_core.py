@@ -33,7 +33,7 @@ _STATUSES: Final = {int(status): status for status in Status}
 STAMPS_KEPT: Final = 128
 """Of a store: twice the steps that may be open. Stamps that are on their way are held by their requests."""
 
-WRITES: Final = frozenset({Op.PUSH, Op.PUSH_PULL, Op.INIT, Op.ASSIGN})
+WRITES: Final = frozenset({Op.PUSH, Op.PUSH_PULL, Op.INIT, Op.ASSIGN, Op.ERASE})
 
 
 class Stamp(NamedTuple):

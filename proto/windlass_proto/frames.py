@@ -70,8 +70,10 @@ class Op(IntEnum):
     DECLARE = 6
     DROP = 7
     SET_RULE = 8
-    STATS = 9
+    STATS = 9  # of a sparse table: how many rows it holds
     CHECKPOINT = 10  # the payload is an order (checkpoint_orders)
+    ERASE = 11  # rows of a sparse table
+    SCAN = 12  # rows of a sparse table by their numbers
 
 
 class Status(IntEnum):
@@ -116,6 +118,8 @@ class Entry(NamedTuple):
 
     offset, nbytes: where the values lie in the payload (arena 0) or in shared-memory segment `arena`.
     out_arena, out_offset: where in shared memory the answer's values go (out_arena 0: into the answer's payload).
+    Of a sparse table: block is the first vshard of the band, seg_begin 0, seg_end the number of ids; the values are the
+    ids (u64), zeros up to a multiple of 64, and for a push their rows. A scan's segments are row numbers.
     stamp: with which version of the store's hyper-parameters a gradient is to be applied; 0: as declared.
     aux: the expected seq of a gap; the version of an answer.
 

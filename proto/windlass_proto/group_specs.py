@@ -10,12 +10,13 @@ from dataclasses import dataclass
 
 from google.protobuf.message import DecodeError
 
-from windlass_proto import limits, rule_specs
+from windlass_proto import limits, rule_specs, table_specs
 from windlass_proto.consistency import Consistency
 from windlass_proto.errors import ProtocolError, WindlassError
 from windlass_proto.gen import control_pb2
 from windlass_proto.layout import GroupLayout, TensorSpec, dtype_named
 from windlass_proto.rule_specs import RuleSpec
+from windlass_proto.table_specs import TableSpec
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,10 @@ class GroupSpec:
     rule: RuleSpec
     mean: bool
     consistency: Consistency
+
+    @property
+    def table_id(self) -> int:
+        return self.layout.table_id
 
 
 def from_message(group: control_pb2.Group) -> GroupSpec:
@@ -56,8 +61,8 @@ def from_message(group: control_pb2.Group) -> GroupSpec:
     return spec
 
 
-def from_bytes_untrusted(raw: bytes) -> GroupSpec:
-    """Read a declared group from its protobuf bytes.
+def from_bytes_untrusted(raw: bytes) -> GroupSpec | TableSpec:
+    """Read a declared group or table from its protobuf bytes.
 
     Raises:
         ProtocolError: if they are not one.
@@ -68,7 +73,7 @@ def from_bytes_untrusted(raw: bytes) -> GroupSpec:
         group = control_pb2.Group.FromString(raw)
     except DecodeError as cause:
         raise ProtocolError("a declaration cannot be read", reason=str(cause)) from cause
-    return from_message(group)
+    return table_specs.from_message(group) if table_specs.is_table(group) else from_message(group)
 
 
 def _tensor(tensor: control_pb2.Tensor) -> TensorSpec:

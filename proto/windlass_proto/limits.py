@@ -71,6 +71,20 @@ MANIFEST_BYTES_MAX: Final = 64 * MIB
 TENSOR_FILE_HEADER_BYTES_MAX: Final = 64 * MIB
 # One order to a server: a folder's path, names, a table's number each.
 ORDER_BYTES_MAX: Final = MIB
+# Sparse tables. A server's vshards are cut into bands at these parts of the key space: each band is one lock, one order
+# and one entry a push, so four let four connections work at once and cost four entries (100 us) a push.
+BANDS: Final = 4
+# Row numbers are u32, the last two of which are taken; an index holds number + 1.
+BAND_ROWS_MAX: Final = (1 << 32) - 2
+# A row's values travel in one piece: 4,096 float64 are 32 KiB.
+ROW_ELEMENTS_MAX: Final = 4096
+# Ids of one entry: 1 Mi rows of 16 float32 are 72 MiB with their ids, over a frame's maximum; calls are cut before.
+ENTRY_IDS_MAX: Final = 1 << 20
+# What a table may hold over all servers unless it says otherwise, and at most.
+TABLE_BYTES_DEFAULT: Final = 4 * GIB
+TABLE_BYTES_MAX: Final = 1 << 42
+# What a row costs beside its values and slots: 8 of id, up to 14 of index.
+ROW_OVERHEAD_BYTES: Final = 24
 
 # Socket paths end at 107 bytes (sun_path of Linux less its zero).
 UNIX_PATH_BYTES_MAX: Final = 107

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 import mmap
+import sys
 import threading
 from collections import defaultdict
 
@@ -23,6 +24,9 @@ from windlass_proto.errors import UnavailableError
 
 _SIZE_MIN = 64 * limits.KIB
 _COLOUR_BYTES = 12 * limits.KIB
+_HUGE_FROM = 2 * limits.MIB
+# Python names it from 3.13 on; 0x4000 is Linux's, where it matters: else a table's addresses would count as memory.
+_NORESERVE = 0x4000 if sys.platform == "linux" else 0
 
 
 def map_pages(size_bytes: int) -> mmap.mmap:
@@ -31,6 +35,28 @@ def map_pages(size_bytes: int) -> mmap.mmap:
     if hasattr(mmap, "MADV_HUGEPAGE") and size_bytes >= 2 * limits.MIB:
         pages.madvise(mmap.MADV_HUGEPAGE)
     return pages
+
+
+def reserve(nbytes: int) -> tuple[mmap.mmap, npt.NDArray[np.uint8]]:
+    """Addresses for `nbytes` of zeros, whose memory is only taken where it is touched.
+
+    Raises:
+        UnavailableError: the system gives none.
+    """
+    size = max(mmap.PAGESIZE, -(-nbytes // mmap.PAGESIZE) * mmap.PAGESIZE)
+    try:
+        pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NORESERVE)
+    except (OSError, ValueError, OverflowError) as cause:
+        raise UnavailableError(
+            "the system gives no addresses for a table",
+            bytes=size,
+            reason=str(cause),
+            next_move="Declare it with fewer bytes_max=.",
+        ) from cause
+    if hasattr(mmap, "MADV_HUGEPAGE") and size > _HUGE_FROM:
+        # The first bytes stay on small pages: a table of a few rows would else hold 2 MiB an array.
+        pages.madvise(mmap.MADV_HUGEPAGE, _HUGE_FROM, size - _HUGE_FROM)
+    return pages, np.frombuffer(pages, dtype=np.uint8)
 
 
 _colours = itertools.cycle(range(0, 16 * _COLOUR_BYTES, _COLOUR_BYTES))

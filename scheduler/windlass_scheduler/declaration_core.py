@@ -28,6 +28,7 @@ from dataclasses import dataclass, replace
 from typing import Final, NoReturn, TypeAlias, cast
 
 from windlass_proto import limits as wire_limits
+from windlass_proto import table_specs
 from windlass_proto.consistency import Consistency
 from windlass_proto.errors import UnavailableError, UsageError
 from windlass_proto.layout import TensorSpec, block_elements_for, dtype_named, padded
@@ -305,8 +306,9 @@ class Declarations:
 
     def _record_declaration(self, store: Store, event: Declare, new: list[Tensor]) -> list[Effect]:
         groups = []
-        for dtype in dict.fromkeys(tensor.dtype for tensor in new):
-            specs = tuple(tensor.spec for tensor in new if tensor.dtype == dtype)
+        kinds = dict.fromkeys((t.dtype, t.table, t.spec.name if t.table else "") for t in new)
+        for dtype, table, name in kinds:
+            specs = tuple(t.spec for t in new if (t.dtype, t.table) == (dtype, table) and name in ("", t.spec.name))
             itemsize = dtype_named(dtype).itemsize
             elements = sum(padded(spec.elements, itemsize) for spec in specs)
             groups.append(
@@ -318,6 +320,7 @@ class Declarations:
                     block_elements=block_elements_for(elements, event.block_elements_max),
                     rule=event.rule,
                     reduce=event.reduce,
+                    table=table,
                 )
             )
         declaration = Declaration(
@@ -486,6 +489,7 @@ def _compare_tensor(declared: Declaration, group: Group, spec: TensorSpec, tenso
         ("lr_mult", f"{spec.lr_mult:g}", f"{tensor.spec.lr_mult:g}"),
         ("decay_mult", f"{spec.decay_mult:g}", f"{tensor.spec.decay_mult:g}"),
         ("reduce", group.reduce, event.reduce),
+        ("kind", table_specs.in_words(group.table), table_specs.in_words(tensor.table)),
     )
     for what, before, now in both:
         if before != now:

@@ -19,15 +19,16 @@ DECLARATION_PREFIX: Final = "declaration/"
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """One tensor as declared."""
+    """One tensor as declared; `table` is what makes it a sparse table (a message Table), empty for a dense one."""
 
     spec: TensorSpec
     dtype: str
+    table: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """The tensors of one declaration that share a dtype; one table."""
+    """The dense tensors of one declaration that share a dtype, or one sparse table; one table id."""
 
     table_id: int
     store_id: int
@@ -36,6 +37,7 @@ class Group:
     block_elements: int
     rule: bytes
     reduce: str
+    table: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +137,7 @@ def declaration_record(declaration: Declaration) -> Persist:
                     "block_elements": group.block_elements,
                     "rule": group.rule.hex(),
                     "reduce": group.reduce,
+                    "table": group.table.hex(),
                 }
                 for group in declaration.groups
             ],
@@ -156,6 +159,7 @@ def read_declaration(record: Record) -> Declaration:
                 block_elements=cast("int", group["block_elements"]),
                 rule=bytes.fromhex(cast("str", group["rule"])),
                 reduce=cast("str", group["reduce"]),
+                table=bytes.fromhex(cast("str", group.get("table", ""))),
             )
         )
     return Declaration(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from windlass_proto import rule_records, rule_specs
+from windlass_proto import rule_records, rule_specs, table_specs
 from windlass_proto.errors import UsageError
 from windlass_proto.gen import control_pb2 as pb
 from windlass_proto.layout import TensorSpec
@@ -34,7 +34,17 @@ def addresses_untrusted(addresses: Iterable[pb.Address]) -> tuple[Address, ...]:
 
 
 def tensors_untrusted(tensors: Iterable[pb.Tensor]) -> tuple[Tensor, ...]:
-    return tuple(Tensor(TensorSpec(t.name, tuple(t.shape), t.lr_mult, t.decay_mult), t.dtype) for t in tensors)
+    return tuple(
+        Tensor(TensorSpec(t.name, tuple(t.shape), t.lr_mult, t.decay_mult), t.dtype, _table_untrusted(t))
+        for t in tensors
+    )
+
+
+def _table_untrusted(tensor: pb.Tensor) -> bytes:
+    if not tensor.HasField("table"):
+        return b""
+    table_specs.check_table(tensor)
+    return tensor.table.SerializeToString(deterministic=True)
 
 
 def rule_text_untrusted(rule: bytes) -> str:
@@ -112,6 +122,7 @@ def group(found: Group, consistency: str, vshards: int, deleted: frozenset[str] 
             lr_mult=spec.lr_mult,
             decay_mult=spec.decay_mult,
             deleted=spec.name in deleted,
+            table=pb.Table.FromString(found.table) if found.table else None,
         )
         for spec in found.tensors
     ]

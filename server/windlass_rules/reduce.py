@@ -24,8 +24,8 @@ import numpy as np
 import numpy.typing as npt
 from numba import types
 
+from windlass_proto import kernel_cache
 from windlass_proto.errors import UsageError
-from windlass_rules import kernel_cache
 from windlass_rules.rule import Vector
 
 _EXPONENT_32: Final = np.int32(0x7F800000)

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import types
 
+from windlass_proto import kernel_cache
 from windlass_proto.errors import InvariantError, UsageError
 from windlass_proto.rule_specs import (
     FTML,
@@ -46,7 +47,6 @@ from windlass_rules import (
     adamax,
     ftml,
     ftrl,
-    kernel_cache,
     lion,
     nadam,
     reduce,

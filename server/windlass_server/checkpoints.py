@@ -17,7 +17,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -33,6 +33,7 @@ from windlass_proto.memory import Buffer, BufferPool
 from windlass_proto.tensor_file import Written
 from windlass_server.dense import BlockArrays, DenseGroup, Origin, Reply, Share
 from windlass_server.gate_runs import stretches
+from windlass_server.sparse import SparseTable
 from windlass_server.staged_blocks import StagedBlock, read_blocks_untrusted
 
 _LOG = logging.getLogger("windlass.server")
@@ -174,7 +175,9 @@ class Checkpoints:
         held_bytes: what tables hold of it.
     """
 
-    def __init__(self, groups: dict[int, DenseGroup], memory_bytes: int, held_bytes: Callable[[], int]) -> None:
+    def __init__(
+        self, groups: Mapping[int, DenseGroup | SparseTable], memory_bytes: int, held_bytes: Callable[[], int]
+    ) -> None:
         self.pool = BufferPool(memory_bytes)
         self._groups = groups
         self._memory_bytes = memory_bytes
@@ -251,6 +254,8 @@ class Checkpoints:
         group = self._groups.get(table)
         if group is None:
             raise UsageError("a checkpoint names a table that is not declared here", table=table)
+        if not isinstance(group, DenseGroup):
+            raise UsageError("a checkpoint names a sparse table; it may hold dense tensors", table=table)
         return group
 
     def _forget(self, action: _Action) -> None:
@@ -318,7 +323,7 @@ class Checkpoints:
 
     def _check_room(self, groups: Groups) -> None:
         """Refuse in words what would end the process by want of memory."""
-        needed = sum(group.nbytes() for group in groups.values())
+        needed = sum(group.nbytes for group in groups.values())
         held = self._held_bytes() + self.pool.bytes_lent
         if held + needed > self._memory_bytes:
             raise UnavailableError(

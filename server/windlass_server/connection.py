@@ -22,10 +22,11 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 
 import numpy as np
+import numpy.typing as npt
 
-from windlass_proto import checkpoint_orders, errors, frames, group_specs, limits, rule_records
+from windlass_proto import checkpoint_orders, frames, group_specs, limits, rule_records
 from windlass_proto.consistency import Mode
-from windlass_proto.errors import ProtocolError, UnavailableError, UsageError, WindlassError
+from windlass_proto.errors import ProtocolError, UnavailableError, WindlassError
 from windlass_proto.frames import Entry, EntryFlag, Flag, Header, Kind, Op, Status
 from windlass_proto.links import arena, preamble
 from windlass_proto.links.bell import Bell
@@ -33,15 +34,22 @@ from windlass_proto.links.stream import Frame, FrameReader, FrameWriter, Place
 from windlass_proto.memory import Buffer
 from windlass_proto.rule_records import DECLARED
 from windlass_proto.tensor_file import Written
+from windlass_server.answers import answer_entry, error_record
 from windlass_server.dense import DenseGroup, Origin, Reply, Share, Values, Vector
 from windlass_server.node import ServerNode
 from windlass_server.share_events import Push, deleted_error
+from windlass_server.sparse import Rows, SparseTable
 
 _LOG = logging.getLogger("windlass.server")
 _SINK = memoryview(bytearray(limits.MIB))
 _STALL_LOOK_MS = 1000
 _FRAMES_A_TURN = 8
-_WRITES = frozenset({Op.PUSH, Op.PUSH_PULL, Op.INIT, Op.ASSIGN})
+_DENSE_WRITES = frozenset({Op.PUSH, Op.PUSH_PULL, Op.INIT, Op.ASSIGN})
+_ROW_WRITES = frozenset({Op.PUSH, Op.PUSH_PULL, Op.ERASE})
+_ROW_READS = frozenset({Op.PULL, Op.STATS, Op.SCAN})
+_WRITES = _DENSE_WRITES | _ROW_WRITES
+_NO_IDS = np.empty(0, np.uint64)
+_NO_ROWS = np.empty(0, np.float32)
 
 
 class Connection:
@@ -222,7 +230,7 @@ class Connection:
         if entry.op == Op.CHECKPOINT:
             self._carry_out(entry, buffer)
             return
-        if not Op.PUSH <= entry.op <= Op.SET_RULE:
+        if not Op.PUSH <= entry.op <= Op.SCAN:
             raise ProtocolError("an entry asks for an unknown operation", op=entry.op)
         if entry.op == Op.DECLARE:
             self._declare(entry, buffer)
@@ -236,14 +244,18 @@ class Connection:
             return
         share = group.share_of_block.get(entry.block)
         if share is None:
-            if entry.block >= len(group.spec.layout.blocks):
+            blocks = group.spec.vshards if isinstance(group, SparseTable) else len(group.spec.layout.blocks)
+            if entry.block >= blocks:
                 raise ProtocolError("an entry names a block that its table lacks", block=entry.block)
             self._reply_plain(entry, Status.FENCED)
             return
         if entry.op not in _WRITES and self._crowded():
             self._reply_plain(entry, Status.RETRY)
             return
-        self._run(entry, group, share, buffer, refused)
+        if isinstance(group, SparseTable):
+            self._run_rows(entry, group, share, buffer, refused)
+        else:
+            self._run(entry, group, share, buffer, refused)
 
     def _run(self, entry: Entry, group: DenseGroup, share: Share, buffer: Buffer | None, refused: bool) -> None:
         """One entry through its share's core. Five calls from here to the kernel: push, execute, apply, update, it."""
@@ -269,7 +281,7 @@ class Connection:
             self.node.drop(group, entry.block, entry.seg_begin, entry.seg_end, self._deliver)
             self._reply_plain(entry, Status.OK)
             return
-        if op not in _WRITES:
+        if op not in _DENSE_WRITES:
             raise ProtocolError("an entry asks for an unknown operation", op=op)
         values = None if refused else self._values(entry, nbytes, dtype, buffer)
         stamp = self.node.record(group.spec.store_id, entry.stamp) if entry.stamp else DECLARED
@@ -304,28 +316,94 @@ class Connection:
                 effects = share.core.push(event)
             group.execute(share, effects, self._deliver)
 
+    def _run_rows(self, entry: Entry, table: SparseTable, share: Share, buffer: Buffer | None, refused: bool) -> None:
+        """One entry of a sparse table through its band's core: `_run` for ids and rows."""
+        if entry.clock > share.core.clock_begun + limits.CLOCK_AHEAD_MAX:
+            raise ProtocolError("an entry's step is out of reach", clock=entry.clock)
+        op, counters = entry.op, self.node.counters
+        writes = op in _ROW_WRITES
+        if not writes and op not in _ROW_READS:
+            raise ProtocolError("an entry asks a sparse table for what dense tensors do", op=op)
+        if refused and not writes:
+            self._reply_plain(entry, Status.RETRY)
+            return
+        nbytes = table.answer_bytes_untrusted(entry)
+        out = self._out(entry, nbytes, table.spec.dtype) if entry.out_arena and nbytes else None
+        rows = None if refused else self._rows(entry, table, buffer)
+        asked = range(entry.seg_begin, entry.seg_end) if op == Op.SCAN else rows.ids if rows is not None else None
+        origin = Origin(self, entry.tag, entry.table, op, out if op in (Op.PULL, Op.PUSH_PULL) else None, asked)
+        if not writes:
+            counters["pulls"] += 1
+            clock = 0 if entry.flags & EntryFlag.NOWAIT else entry.clock
+            with share.lock:
+                table.execute(share, share.core.pull(origin, clock, entry.block, 0, 1), self._deliver)
+            return
+        counters["pushes"] += 1
+        counters["bytes_in"] += entry.nbytes
+        stamp = self.node.record(table.spec.store_id, entry.stamp) if entry.stamp else DECLARED
+        event = Push(
+            origin, self.session, entry.seq, entry.clock, entry.block, 0, 1, rows, entry.weight, stamp,
+            bool(entry.flags & EntryFlag.LAST), op == Op.PUSH_PULL, rows is None or table.finite(rows),
+        )  # fmt: skip
+        with share.lock:
+            if rows is None:
+                effects = share.core.refuse(event)
+            elif stamp is None:
+                effects = share.core.refuse(event, Status.UNKNOWN_STAMP)
+            elif op == Op.ERASE:
+                effects = share.core.assign(event)
+            else:
+                if event.finite:
+                    event = event._replace(refusal=table.make_room(share, self.session, entry.seq, rows))
+                effects = share.core.push(event)
+            table.execute(share, effects, self._deliver)
+
+    def _rows(self, entry: Entry, table: SparseTable, buffer: Buffer | None) -> Rows:
+        """An entry's ids, copied out of what the peer may still change, and its rows where they are."""
+        if not (0.0 <= entry.weight <= 1e30):
+            raise ProtocolError("an entry's weight is out of range", weight=entry.weight)
+        if entry.op in (Op.STATS, Op.SCAN):
+            return Rows(_NO_IDS, _NO_ROWS, None)
+        ids_bytes, nbytes = table.ids_bytes_untrusted(entry)
+        if not nbytes:
+            return Rows(_NO_IDS, _NO_ROWS, None)
+        raw: npt.NDArray[np.uint8]
+        if entry.arena:
+            raw, held = self._shared(entry.arena, entry.offset, nbytes), None
+        else:
+            if buffer is None:
+                raise ProtocolError("an entry came without its values", nbytes=nbytes)
+            raw, held = buffer.array[entry.offset : entry.offset + nbytes], buffer
+        ids = raw[:ids_bytes].view(np.uint64).copy()
+        table.check_untrusted(entry.block, ids)
+        if nbytes == ids_bytes:
+            return Rows(ids, _NO_ROWS, None)
+        if held is not None:
+            held.hold()
+        return Rows(ids, raw[frames.aligned(ids_bytes) :].view(table.spec.dtype), held)
+
     def _values(self, entry: Entry, nbytes: int, dtype: np.dtype[np.floating], buffer: Buffer | None) -> Values:
         if entry.nbytes != nbytes:
             raise ProtocolError("an entry's values have another length", got=entry.nbytes, expected=nbytes)
         if not (0.0 <= entry.weight <= 1e30):
             raise ProtocolError("an entry's weight is out of range", weight=entry.weight)
         if entry.arena:
-            return Values(self._shared(entry.arena, entry.offset, nbytes, dtype), None)
+            return Values(self._shared(entry.arena, entry.offset, nbytes).view(dtype), None)
         if buffer is None:
             raise ProtocolError("an entry came without its values", nbytes=nbytes)
         buffer.hold()
         return Values(buffer.array[entry.offset : entry.offset + nbytes].view(dtype), buffer)
 
     def _out(self, entry: Entry, nbytes: int, dtype: np.dtype[np.floating]) -> Vector:
-        return self._shared(entry.out_arena, entry.out_offset, nbytes, dtype)
+        return self._shared(entry.out_arena, entry.out_offset, nbytes).view(dtype)
 
-    def _shared(self, segment_id: int, offset: int, nbytes: int, dtype: np.dtype[np.floating]) -> Vector:
+    def _shared(self, segment_id: int, offset: int, nbytes: int) -> npt.NDArray[np.uint8]:
         segment = self._segments.get(segment_id)
         if segment is None:
             raise ProtocolError("an entry names a shared segment that was not attached", segment=segment_id)
         if offset & 63 or offset + nbytes > segment.size_bytes:
             raise ProtocolError("an entry leaves its shared segment", offset=offset, nbytes=nbytes)
-        return segment.array[offset : offset + nbytes].view(dtype)
+        return segment.array[offset : offset + nbytes]
 
     def _attach(self, frame: Frame) -> None:
         """Map a shared segment; the frame's clock is its size, its store its id."""
@@ -352,7 +430,7 @@ class Connection:
         if buffer is None or entry.arena:
             raise ProtocolError("a declaration came without its bytes")
         spec = group_specs.from_bytes_untrusted(buffer.array[entry.offset : entry.offset + entry.nbytes].tobytes())
-        origin = Origin(self, entry.tag, spec.layout.table_id, Op.DECLARE, None)
+        origin = Origin(self, entry.tag, spec.table_id, Op.DECLARE, None)
 
         def build() -> None:
             status, error = Status.OK, None
@@ -361,9 +439,9 @@ class Connection:
             except WindlassError as refused:
                 status, error = Status.ERROR, refused
             except Exception:  # noqa: BLE001 - a thread's root: the worker is told
-                _LOG.exception("declaration_failed table=%d", spec.layout.table_id)
+                _LOG.exception("declaration_failed table=%d", spec.table_id)
                 status = Status.ERROR
-                error = UnavailableError("the server could not declare a table", table=spec.layout.table_id)
+                error = UnavailableError("the server could not declare a table", table=spec.table_id)
             self.post(Reply(origin, status, 0, 0, 0, 0, None, error))
             self.wake()
 
@@ -467,8 +545,8 @@ class Connection:
             elif reply.origin.out is not None and reply.status == Status.OK:
                 sent += reply.origin.out.nbytes  # they lie in the worker's memory already
             elif reply.error is not None:
-                view, size = _error_record(reply.error)
-            entries.append(_answer_entry(reply, at, size))
+                view, size = error_record(reply.error)
+            entries.append(answer_entry(reply, at, size))
             if view is not None:
                 payload.append(view)
                 at += view.nbytes
@@ -488,37 +566,3 @@ class Connection:
                 snapshot.release()
 
         return release
-
-
-def _error_record(error: Exception) -> tuple[memoryview, int]:
-    """An error's bytes, padded to 64, and their length."""
-    known = error if isinstance(error, WindlassError) else UsageError(str(error))
-    record = errors.to_wire(known)
-    return memoryview(record + bytes(-len(record) % 64)), len(record)
-
-
-def _answer_entry(reply: Reply, offset: int, nbytes: int) -> Entry:
-    _, tag, table, op, _ = reply.origin
-    seg_begin, seg_end = reply.seg_begin, reply.seg_end
-    # By position, in wire order: nineteen names would take twice the time, once for each answer.
-    return Entry(
-        op,
-        reply.status,
-        0,
-        table,
-        reply.block,
-        tag,
-        0,
-        0,
-        seg_begin,
-        seg_end,
-        offset,
-        nbytes,
-        0,
-        0,
-        0,
-        0.0,
-        0,
-        0,
-        reply.aux,
-    )

@@ -43,13 +43,17 @@ class Values(NamedTuple):
 
 
 class Origin(NamedTuple):
-    """Who asked, and where values go (`out`: in the worker's shared memory; None: in the answer's frame)."""
+    """Who asked, and where values go (`out`: in the worker's shared memory; None: in the answer's frame).
+
+    `asked`: of a sparse table, the ids or the row numbers whose rows go along.
+    """
 
     connection: Any
     tag: int
     table: int
     op: int
     out: Vector | None
+    asked: Any = None
 
 
 class Reply(NamedTuple):
@@ -123,13 +127,17 @@ def _equal_settings(settings: list[_Setting], at: int, end: int) -> int:
 
 
 class Share:
-    """One vshard's blocks of a group: a core, its arrays, their lock."""
+    """The unit of order and locking: a core, the lock, and what its effects change.
 
-    def __init__(self, vshard: int, blocks: list[Block], spec: GroupSpec, kernels: RuleKernels) -> None:
+    `arrays`: of a dense group, one vshard's blocks. A band of a sparse table (whose first vshard is `vshard`) keeps its
+    rows in the table.
+    """
+
+    def __init__(self, vshard: int, core: ShareCore, arrays: dict[int, BlockArrays]) -> None:
         self.vshard = vshard
         self.lock = threading.Lock()
-        self.core = ShareCore(spec.consistency, blocks, mean=spec.mean)
-        self.arrays = {block.index: BlockArrays(block, spec, kernels) for block in blocks}
+        self.core = core
+        self.arrays = arrays
 
     def adopt(self, block: int, weights: Vector, slots: tuple[Vector, ...], updates: list[int]) -> None:
         """Serve these arrays, which have had `updates` by segment, from now on. The caller holds `lock`."""
@@ -158,7 +166,14 @@ class DenseGroup:
         for block in spec.layout.blocks:
             if block.vshard in vshards:
                 held.setdefault(block.vshard, []).append(block)
-        self.shares = {vshard: Share(vshard, blocks, spec, kernels) for vshard, blocks in sorted(held.items())}
+        self.shares = {
+            vshard: Share(
+                vshard,
+                ShareCore(spec.consistency, blocks, mean=spec.mean),
+                {block.index: BlockArrays(block, spec, kernels) for block in blocks},
+            )
+            for vshard, blocks in sorted(held.items())
+        }
         self.share_of_block = {block.index: self.shares[vshard] for vshard, blocks in held.items() for block in blocks}
         for share in self.shares.values():
             for arrays in share.arrays.values():
@@ -178,10 +193,14 @@ class DenseGroup:
         except UsageError as cause:
             raise ProtocolError("a rule record does not fit its tensors", reason=str(cause)) from cause
 
+    @property
     def nbytes(self) -> int:
-        """Bytes of weights and slots that this server holds."""
-        held = [arrays for share in self.shares.values() for arrays in share.arrays.values()]
-        return sum(arrays.weights.nbytes * (1 + len(arrays.slots)) for arrays in held)
+        """Bytes of weights and slots."""
+        return sum(
+            arrays.weights.nbytes * (1 + len(arrays.slots))
+            for share in self.shares.values()
+            for arrays in share.arrays.values()
+        )
 
     def finite(self, values: Vector) -> bool:
         """Are all values finite? One pass at memory speed; no lock is needed."""

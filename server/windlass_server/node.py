@@ -16,11 +16,16 @@ from windlass_proto.errors import ClosedError, ProtocolError, UnavailableError, 
 from windlass_proto.group_specs import GroupSpec
 from windlass_proto.memory import BufferPool
 from windlass_proto.rule_records import RuleRecord
+from windlass_proto.table_specs import TableSpec
 from windlass_rules import build
+from windlass_rules.rows import build_rows
 from windlass_server.checkpoints import Checkpoints
 from windlass_server.dense import DenseGroup, Reply, Share
 from windlass_server.share_events import LEFT, Effect, Roster, deleted_error
+from windlass_server.sparse import SparseTable
 from windlass_server.step_stamps import ANNOUNCED_MAX
+
+Group = DenseGroup | SparseTable
 
 ENDED_KEPT = 4096
 CLOCK_FIRST_MAX = 1 << 40  # a store may be far along when this server first hears of it; a step takes no microsecond
@@ -39,7 +44,7 @@ class ServerNode:
     def __init__(self, pool: BufferPool, *, routing_wait_s: float = 10.0) -> None:
         self.pool = pool
         self.memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        self.groups: dict[int, DenseGroup] = {}
+        self.groups: dict[int, Group] = {}
         self.rosters: dict[int, Roster] = {}
         self.counters = {"frames": 0, "pushes": 0, "pulls": 0, "bytes_in": 0, "bytes_out": 0}
         self.generation = 0
@@ -118,14 +123,14 @@ class ServerNode:
 
     # ---- data plane --------------------------------------------------------------------------------------------------
 
-    def declare(self, spec: GroupSpec) -> DenseGroup:
-        """Make the group of `spec` (compiling its rule), or return it if it is here already.
+    def declare(self, spec: GroupSpec | TableSpec) -> Group:
+        """Make the group or table of `spec` (compiling its rule), or return it if it is here already.
 
         Raises:
             UsageError: another group has this table id.
             UnavailableError: this server has not been handed its key ranges, or lacks the memory.
         """
-        kernels = build(spec.rule, spec.layout.dtype)
+        make = self._sparse(spec) if isinstance(spec, TableSpec) else self._dense(spec)
         with self._routed:
             if not self._routed.wait_for(lambda: self._vshards is not None, self._routing_wait_s):
                 raise UnavailableError(
@@ -134,23 +139,35 @@ class ServerNode:
                     next_move="Start as many servers as the cluster was told to expect.",
                 )
             assert self._vshards is not None
-            if spec.layout.table_id in self._dropped:
-                raise deleted_error(table=spec.layout.table_id)
-            known = self.groups.get(spec.layout.table_id)
+            if spec.table_id in self._dropped:
+                raise deleted_error(table=spec.table_id)
+            known = self.groups.get(spec.table_id)
             if known is None:
-                self._check_room(spec, len(kernels.slots))
-                known = DenseGroup(spec, kernels, self._vshards, self.pool)
+                known = make(self._vshards)
                 self._tell_what_is_known(known)
-                self.groups[spec.layout.table_id] = known
+                self.groups[spec.table_id] = known
         if known.spec != spec:
             raise UsageError(
                 "a table was declared differently",
-                table=spec.layout.table_id,
+                table=spec.table_id,
                 here=_in_words(known.spec),
                 declared=_in_words(spec),
                 next_move="Declare the same tensors and rule on every worker.",
             )
         return known
+
+    def _dense(self, spec: GroupSpec) -> Callable[[range], Group]:
+        kernels = build(spec.rule, spec.layout.dtype)
+
+        def make(owned: range) -> Group:
+            self._check_room(spec, len(kernels.slots))
+            return DenseGroup(spec, kernels, owned, self.pool)
+
+        return make
+
+    def _sparse(self, spec: TableSpec) -> Callable[[range], Group]:
+        rule = build_rows(spec.rule, spec.dtype)
+        return lambda owned: SparseTable(spec, rule, owned, self.pool)
 
     def _check_room(self, spec: GroupSpec, slots: int) -> None:
         """Refuse in words what would end the process by want of memory."""
@@ -169,9 +186,9 @@ class ServerNode:
             )
 
     def _parameter_bytes(self) -> int:
-        return sum(group.nbytes() for group in list(self.groups.values()))
+        return sum(group.nbytes for group in list(self.groups.values()))
 
-    def _tell_what_is_known(self, group: DenseGroup) -> None:
+    def _tell_what_is_known(self, group: Group) -> None:
         """A share that is made while its store is running hears of the roster and of the marks that came before it."""
         store_id = group.spec.store_id
         roster = self.rosters.get(store_id)
@@ -186,9 +203,7 @@ class ServerNode:
             for session, (clock, leaves) in marks.items():
                 share.core.mark(session, clock, leaves=leaves)
 
-    def drop(
-        self, group: DenseGroup, block: int, seg_begin: int, seg_end: int, deliver: Callable[[Reply], None]
-    ) -> None:
+    def drop(self, group: Group, block: int, seg_begin: int, seg_end: int, deliver: Callable[[Reply], None]) -> None:
         """Tensors of a group are deleted; with the last of them the group and its memory go."""
         share = group.share_of_block[block]
         with share.lock:
@@ -197,8 +212,8 @@ class ServerNode:
         if any(steps < LEFT for state in blocks for steps in state.applied):
             return
         with self._lock:
-            self.groups.pop(group.spec.layout.table_id, None)
-            self._dropped[group.spec.layout.table_id] = None
+            self.groups.pop(group.spec.table_id, None)
+            self._dropped[group.spec.table_id] = None
             while len(self._dropped) > DROPPED_KEPT:
                 del self._dropped[next(iter(self._dropped))]
 
@@ -248,7 +263,8 @@ class ServerNode:
             said.append((clock, record))
             del said[:-ANNOUNCED_MAX]
         for group in groups:
-            group.check(record)
+            if isinstance(group, DenseGroup):  # tables go on as declared
+                group.check(record)
             for share in group.shares.values():
                 with share.lock:
                     share.core.announce(session, clock, record)
@@ -278,7 +294,7 @@ class ServerNode:
             "rejected": float(sum(core.rejected for core in cores)),
         }
 
-    def _shares_of(self, store_id: int) -> Iterator[tuple[DenseGroup, Share]]:
+    def _shares_of(self, store_id: int) -> Iterator[tuple[Group, Share]]:
         for group in self.groups.values():
             if group.spec.store_id == store_id:
                 for share in group.shares.values():
@@ -286,7 +302,7 @@ class ServerNode:
 
     def _run(
         self,
-        group: DenseGroup,
+        group: Group,
         share: Share,
         event: Callable[[], list[Effect]],
         deliver: Callable[[Reply], None],
@@ -295,7 +311,9 @@ class ServerNode:
             group.execute(share, event(), deliver)
 
 
-def _in_words(spec: GroupSpec) -> str:
+def _in_words(spec: GroupSpec | TableSpec) -> str:
+    if isinstance(spec, TableSpec):
+        return f"{spec.dtype_name} table {spec.name} of {spec.dim}, {spec.init}, {spec.rule}, {spec.consistency}"
     tensors = ", ".join(f"{t.name}{list(t.shape)}" for t in spec.layout.tensors[:4])
     more = f" and {len(spec.layout.tensors) - 4} more" if len(spec.layout.tensors) > 4 else ""
     return f"{spec.layout.dtype_name} {tensors}{more}, {spec.rule}, {spec.consistency}"

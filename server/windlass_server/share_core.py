@@ -92,8 +92,7 @@ class ShareCore:
 
     def push(self, event: Push) -> list[Effect]:
         """A gradient arrives."""
-        refusal = self._admit(event)
-        if refusal is not None:
+        if (refusal := self._admit(event)) is not None:
             return refusal
         self.clock_begun = max(self.clock_begun, event.clock)
         bsp = self.consistency.mode is Mode.BSP
@@ -279,6 +278,10 @@ class ShareCore:
         values = event.values and status is Status.LATE
         return [Release(event.buffer), self._answer(event, status, values=values, error=error)]
 
+    def _reject(self, event: Push) -> list[Effect]:
+        self.rejected += 1  # the step goes on without its values
+        return self._consume(event, Status.ERROR if event.refusal else Status.REJECTED, event.refusal)
+
     def _and_its_mark(self, event: Push, effects: list[Effect]) -> list[Effect]:
         """`effects`, and those of the mark that waited for `event`, if it did."""
         return effects + self._close(event.session, self.sessions.settle(event.session))
@@ -317,13 +320,12 @@ class ShareCore:
             return self._consume(event, Status.LATE)
         effects: list[Effect] = []
         waiting = contribution = None
-        if event.finite:
+        if event.finite and event.refusal is None:
             waiting = self._wait_for(event, event.clock, event.seg_end - event.seg_begin)
             rank = self._ranks.get(event.session, 1 << 30)
             contribution = Contribution(event.session, rank, event.buffer, event.seg_begin, event.weight, event.stamp)
         else:
-            self.rejected += 1
-            effects = self._consume(event, Status.REJECTED)
+            effects = self._reject(event)
         runs = state.gates.get(event.clock)
         if runs is None:
             runs = state.gates[event.clock] = gate_runs.fresh_runs(state.applied, event.clock)
@@ -495,18 +497,16 @@ class ShareCore:
     # ---- ASP and SSP ---------------------------------------------------------------------------------------
 
     def _apply_on_arrival(self, event: Push) -> list[Effect]:
-        if not event.finite:
-            self.rejected += 1
-            return self._consume(event, Status.REJECTED)
+        if not event.finite or event.refusal is not None:
+            return self._reject(event)
         state = self.blocks[event.block]
         lag = counted_lag(event.clock - self.closed_min)
         self.staleness[lag] = self.staleness.get(lag, 0) + 1
         waiting = self._wait_for(event, event.clock + 1)
         at_once = not event.values or self._may_read(state, waiting)
         sources = (Source(event.buffer, 0, 1.0),)
-        seg_begin, seg_end = event.seg_begin, event.seg_end
         fused = waiting if at_once and event.values else None
-        effects = self._applies(state, seg_begin, seg_end, sources, 1.0, event.clock, event.stamp, fused)
+        effects = self._applies(state, event.seg_begin, event.seg_end, sources, 1.0, event.clock, event.stamp, fused)
         if at_once:
             del self._answers[event.session, event.seq]
             if fused is None:

@@ -99,7 +99,10 @@ Effect = Answer | Apply | Write | Release
 
 
 class Push(NamedTuple):
-    """One entry that writes. `clock` is its step; `finite` says whether its values may be applied."""
+    """One entry that writes. `clock` is its step; `finite` says whether its values may be applied.
+
+    `refusal`: why the driver cannot apply it, though it is in order; its step goes on without it.
+    """
 
     origin: Any
     session: bytes
@@ -114,6 +117,7 @@ class Push(NamedTuple):
     last: bool = True
     values: bool = True
     finite: bool = True
+    refusal: WindlassError | None = None
 
 
 def counted_lag(lag: int) -> int:

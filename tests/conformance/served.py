@@ -32,6 +32,7 @@ from windlass_proto.links import preamble
 from windlass_proto.links.arena import ArenaHeap
 from windlass_proto.memory import BufferPool
 from windlass_proto.rule_specs import SGD
+from windlass_server.dense import DenseGroup
 from windlass_server.ingress import Ingress, listen_tcp, listen_unix
 from windlass_server.node import ServerNode
 from windlass_server.share_events import Member, Roster
@@ -87,6 +88,7 @@ class Served:
     def weights(self, table: int = TABLE) -> np.ndarray:
         """What the server holds of "w"."""
         group = self.node.groups[table]
+        assert isinstance(group, DenseGroup)
         flat = np.zeros(group.spec.layout.flat_elements, np.float32)
         for block in group.spec.layout.blocks:
             share = group.share_of_block[block.index]

@@ -14,7 +14,7 @@ import pytest
 
 from tests.conformance.link_ends import memfd
 from tests.conformance.neighbour import ELEMENTS, MIB, answers, beside_a_good_client, block_bytes, is_closed
-from tests.conformance.served import STORE, TABLE, Served, Session, frame, push_entry
+from tests.conformance.served import STORE, Served, Session, frame, push_entry
 from windlass_proto import frames, limits, rule_specs
 from windlass_proto.frames import EntryFlag, Header, Kind, Op, Status
 from windlass_proto.gen import control_pb2 as pb
@@ -215,7 +215,7 @@ def test_a_peer_that_reads_nothing_for_long_loses_its_link(monkeypatch: pytest.M
 
 
 def test_a_declaration_larger_than_memory_is_refused_in_words() -> None:
-    with beside_a_good_client() as (served, _, _):
+    with beside_a_good_client() as (served, spec, _):
         served.node.memory_bytes = limits.GIB
         group = pb.Group(
             table_id=99,
@@ -229,7 +229,7 @@ def test_a_declaration_larger_than_memory_is_refused_in_words() -> None:
             vshards=256,
         )
         raw = group.SerializeToString()
-        entry = push_entry(served.node.groups[TABLE].spec, 0, 0, op=Op.DECLARE, tag=7, nbytes=len(raw))
+        entry = push_entry(spec, 0, 0, op=Op.DECLARE, tag=7, nbytes=len(raw))
         sock = served.raw_link()
         sock.sendall(frame([entry], raw + bytes(-len(raw) % 64)))
         assert answers(sock, 1)[7].status == Status.ERROR

@@ -68,6 +68,7 @@ class Orders:
         written = self.ask(Phase.WRITE, key, file=file).result()
         assert written is not None
         spec = self.served.node.groups[TABLE].spec
+        assert isinstance(spec, GroupSpec)
         blocks = tuple((0, block.index) for block in spec.layout.blocks)
         part = Part(file, written.nbytes, written.digest, blocks)
         manifest = Manifest("job", "model", "bsp", 0, 0, "0", (Group(spec),), (part,))

@@ -12,7 +12,8 @@ import numba
 import numpy as np
 import pytest
 
-from windlass_rules import kernel_cache, reduce
+from windlass_proto import kernel_cache
+from windlass_rules import reduce
 
 F4, F8 = np.dtype("float32"), np.dtype("float64")
 
@@ -88,7 +89,7 @@ def test_without_any_writable_folder_one_warning_is_given_and_kernels_are_compil
 ) -> None:
     monkeypatch.setenv("HOME", "/dev/null/home")
     monkeypatch.setattr(tempfile, "tempdir", "/dev/null/tmp")
-    with caplog.at_level(logging.WARNING, "windlass.rules"):
+    with caplog.at_level(logging.WARNING, "windlass.kernels"):
         assert hits(doubled(F4)) == hits(doubled(F8)) == 0
     assert len(caplog.records) == 1
     assert "XDG_CACHE_HOME" in caplog.text
@@ -124,7 +125,7 @@ def test_a_damaged_cache_is_named_and_kernels_are_compiled(
     doubled(F4)
     (index,) = tmp_path.rglob("*.nbi")
     index.write_bytes(index.read_bytes()[:40])
-    with caplog.at_level(logging.WARNING, "windlass.rules"):
+    with caplog.at_level(logging.WARNING, "windlass.kernels"):
         doubled(F4)
     assert "float32" in caplog.text
     assert "remove it" in caplog.text

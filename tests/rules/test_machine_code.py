@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from tests.rules.conftest import SPECS
+from windlass_proto import kernel_cache
 from windlass_proto.rule_specs import Adam
-from windlass_rules import kernel_cache, reduce
+from windlass_rules import reduce
 from windlass_rules.registry import RULE_MODULES, signatures
 
 pytestmark = pytest.mark.skipif(

@@ -13,6 +13,7 @@ from windlass_proto import group_specs, limits, rule_specs
 from windlass_proto.consistency import Consistency
 from windlass_proto.errors import ProtocolError
 from windlass_proto.gen import control_pb2 as pb
+from windlass_proto.table_specs import TableSpec
 
 RULE = rule_specs.SGD(lr=0.5)
 
@@ -38,6 +39,7 @@ def tensor(name: str, *shape: int, lr_mult: float = 1.0, decay_mult: float = 1.0
 
 def test_a_declaration_arrives_as_it_was_made() -> None:
     spec = group_specs.from_bytes_untrusted(message().SerializeToString())
+    assert isinstance(spec, group_specs.GroupSpec)
     assert (spec.store_id, spec.layout.table_id, spec.rule, spec.mean) == (3, 7, RULE, True)
     assert spec.consistency == Consistency.parse("ssp:4")
     assert [(t.name, t.shape, t.lr_mult) for t in spec.layout.tensors] == [("w", (10, 100), 1.0), ("b", (3,), 2.0)]
@@ -105,6 +107,9 @@ def test_declaration_fuzz_raises_protocol_errors_only(raw: bytes, at: int, noise
     try:
         spec = group_specs.from_bytes_untrusted(raw)
     except ProtocolError:
+        return
+    if isinstance(spec, TableSpec):
+        assert spec.dim <= limits.ROW_ELEMENTS_MAX
         return
     assert spec.layout.flat_elements * 4 <= 2 * limits.ARENA_BYTES_MAX
     assert len(spec.layout.tensors) <= limits.TENSORS_MAX

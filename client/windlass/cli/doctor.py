@@ -30,7 +30,7 @@ PACKAGES: Final = {
 _DESCRIPTORS_MIN: Final = 1024  # 256 connections, a segment each beside them, and what Python holds
 _SHM_BYTES_MIN: Final = 64 << 20
 _PROXIES: Final = ("http_proxy", "https_proxy", "all_proxy", "grpc_proxy")
-_CACHE_FOLDER: Final = "from windlass_rules import kernel_cache as k; print(k.cache_folder() or '')"
+_CACHE_FOLDER: Final = "from windlass_proto import kernel_cache as k; print(k.cache_folder() or '')"
 _CACHE_S: Final = 30.0
 
 

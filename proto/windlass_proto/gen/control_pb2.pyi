@@ -701,6 +701,63 @@ class OpenStoreReply(_message.Message):
 Global___OpenStoreReply: _TypeAlias = OpenStoreReply  # noqa: Y015
 
 @_typing.final
+class Init(_message.Message):
+    """How the rows of a sparse table begin: see windlass_proto.init_specs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    A_FIELD_NUMBER: _builtins.int
+    B_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
+    kind: _builtins.str
+    """"zeros" | "constant" | "uniform" | "normal" """
+    a: _builtins.float
+    b: _builtins.float
+    seed: _builtins.int
+    def __init__(
+        self,
+        *,
+        kind: _builtins.str = ...,
+        a: _builtins.float = ...,
+        b: _builtins.float = ...,
+        seed: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["a", b"a", "b", b"b", "kind", b"kind", "seed", b"seed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Init: _TypeAlias = Init  # noqa: Y015
+
+@_typing.final
+class Table(_message.Message):
+    """What makes a tensor a sparse table: rows by id, each of the tensor's shape (dim)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INIT_FIELD_NUMBER: _builtins.int
+    BYTES_MAX_FIELD_NUMBER: _builtins.int
+    bytes_max: _builtins.int
+    """of all its rows, over all servers"""
+    @_builtins.property
+    def init(self) -> Global___Init: ...
+    def __init__(
+        self,
+        *,
+        init: Global___Init | None = ...,
+        bytes_max: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["init", b"init"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_max", b"bytes_max", "init", b"init"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Table: _TypeAlias = Table  # noqa: Y015
+
+@_typing.final
 class Tensor(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -710,6 +767,7 @@ class Tensor(_message.Message):
     LR_MULT_FIELD_NUMBER: _builtins.int
     DECAY_MULT_FIELD_NUMBER: _builtins.int
     DELETED_FIELD_NUMBER: _builtins.int
+    TABLE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     dtype: _builtins.str
     """"float32" | "float64" """
@@ -719,6 +777,10 @@ class Tensor(_message.Message):
     """in a reply: keeps its place in the layout, holds nothing any more"""
     @_builtins.property
     def shape(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def table(self) -> Global___Table:
+        """set: a sparse table, alone in its group"""
+
     def __init__(
         self,
         *,
@@ -728,10 +790,11 @@ class Tensor(_message.Message):
         lr_mult: _builtins.float = ...,
         decay_mult: _builtins.float = ...,
         deleted: _builtins.bool = ...,
+        table: Global___Table | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["table", b"table"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decay_mult", b"decay_mult", "deleted", b"deleted", "dtype", b"dtype", "lr_mult", b"lr_mult", "name", b"name", "shape", b"shape"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decay_mult", b"decay_mult", "deleted", b"deleted", "dtype", b"dtype", "lr_mult", b"lr_mult", "name", b"name", "shape", b"shape", "table", b"table"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -34,7 +34,7 @@ import numba
 import numpy as np
 from numba import types
 
-_LOG = logging.getLogger("windlass.rules")
+_LOG = logging.getLogger("windlass.kernels")
 _DECORATING = threading.Lock()
 
 _FLAGS: Final[dict[str, Any]] = {
@@ -56,12 +56,17 @@ def vector_type(dtype: np.dtype[Any], *, readonly: bool = False) -> Any:
     return types.Array(scalar_type(dtype), 1, "C", readonly=readonly)
 
 
-def compiled(function: Callable[..., Any], signatures: list[Any], dtype: np.dtype[Any]) -> Callable[..., Any]:
-    """`function` as machine code for exactly `signatures`, from the cache where it is there. Thread-safe."""
+def compiled(
+    function: Callable[..., Any], signatures: list[Any], dtype: np.dtype[Any], variant: str = ""
+) -> Callable[..., Any]:
+    """`function` as machine code for exactly `signatures`, from the cache where it is there. Thread-safe.
+
+    `variant` says what else the code depends on, where `function` was made for a rule: it has a folder of its own.
+    """
     with _DECORATING:
         folder = cache_folder()
         if folder is not None:
-            kernel = _from_cache(function, signatures, folder / dtype.name)
+            kernel = _from_cache(function, signatures, folder / dtype.name / variant)
             if kernel is not None:
                 return kernel
         return compiled_uncached(function, signatures)

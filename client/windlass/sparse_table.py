@@ -1,0 +1,334 @@
+"""A sparse table as a worker uses it: rows by id, from arrays of ids to entries by band and back.
+
+    ids of the call      7 3 7 9           grads   a b c d
+    plan order           3 | 7 9           each id once, vshard after vshard; | is where a band ends
+    an entry each band   [3][b]  [7 9][a+c d]
+    pull                 rows of 3 | 7 9 -> rows in the order asked: 7 3 7 9
+
+Steps, marks, tickets and retries are those of dense tensors: an entry of a band is an entry of a share.
+
+Invariant: what a ticket sends or receives lies in memory that is the ticket's alone until it is settled. A call larger
+than a frame is cut into several entries a band, none of which says that it is the last: the step's mark does.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from windlass.arrays import Array, as_numpy, check_like, family_of
+from windlass.data_link import InArena, InFrame
+from windlass.dense_table import Span
+from windlass.exchange import Plan
+from windlass.ticket import Ticket
+from windlass_proto import ids as id_kernels
+from windlass_proto import limits, memory, table_specs
+from windlass_proto.consistency import Mode
+from windlass_proto.errors import UsageError
+from windlass_proto.frames import Op, aligned
+from windlass_proto.table_specs import TableSpec
+
+if TYPE_CHECKING:
+    from windlass.store import Store
+
+Bytes = npt.NDArray[np.uint8]
+
+_STATS_BYTES: Final = 64
+_FREE_MAX: Final = 8
+
+
+class _Room:
+    """Bytes on 64, in shared memory where there is some."""
+
+    __slots__ = ("array", "place")
+
+    def __init__(self, array: Bytes, place: tuple[int, int] | None) -> None:
+        self.array = array
+        self.place = place
+
+    def values(self, offset: int, nbytes: int) -> InFrame | InArena | None:
+        if not nbytes:
+            return None
+        if self.place is not None:
+            return InArena(self.place[0], self.place[1] + offset, nbytes)
+        return InFrame((self.array[offset : offset + nbytes].data,), nbytes)
+
+
+class Table:
+    """Made by `store.table(name, dim, ...)`; see the module. It belongs to its store's lock."""
+
+    def __init__(self, store: Store, spec: TableSpec) -> None:
+        self.name = spec.name
+        self.dim = spec.dim
+        self.dtype = spec.dtype
+        self.spec = spec
+        self._store = store
+        self._row_bytes = spec.dim * spec.dtype.itemsize
+        self._entry_rows = max(1, limits.FRAME_PAYLOAD_BYTES_TARGET // (self._row_bytes + 8))
+        self._bands: tuple[int, list[range]] = (-1, [])
+        self._free: dict[int, list[_Room]] = {}
+
+    def __repr__(self) -> str:
+        return f"<windlass table {self.name!r} of {self.dim} x {self.dtype.name}>"
+
+    # ---- rows --------------------------------------------------------------------------------------------------------
+
+    def pull(self, ids: Any) -> Ticket:
+        """Ask for rows; closes the step if something was pushed in it, as `store.pull` does.
+
+        The ticket's result has the shape ids.shape + (dim,). A row that nobody pushed to is what the initialiser gives,
+        and stays absent.
+
+        Args:
+            ids: any shape, any integer dtype, not negative; an id may be given more than once.
+        """
+        wanted, shape = self._ids(ids)
+        return self._store.ask(Op.PULL, functools.partial(self._pull_plan, wanted, shape, family_of(ids)))
+
+    def push(self, ids: Any, grads: Any, *, weight: float = 1.0, priority: int = 0) -> Ticket:
+        """Send gradients of rows as part of the current step; those of one id are summed. They are copied.
+
+        Args:
+            ids: any shape, any integer dtype, not negative.
+            grads: of the shape ids.shape + (dim,) and the table's dtype.
+            weight: this worker's weight in the mean, the same for all pushes of a step. Under "bsp" a row's mean is
+                over the workers that pushed to the table in the step; who did not name the row counts as zeros.
+        """
+        make = functools.partial(self._push_plan, Op.PUSH, *self._gradients(ids, grads))
+        return self._store.send(Op.PUSH, make, weight=weight, priority=priority)
+
+    def push_pull(self, ids: Any, grads: Any, *, weight: float = 1.0, priority: int = 0) -> Ticket:
+        """Push, close the step, and ask for the same rows after it; the result has the shape of `grads`."""
+        make = functools.partial(self._push_plan, Op.PUSH_PULL, *self._gradients(ids, grads), family_of(grads))
+        return self._store.send(Op.PUSH_PULL, make, weight=weight, priority=priority)
+
+    def erase(self, ids: Any) -> None:
+        """Take rows and their slots away, once the steps before this one are complete; absent ids are no matter.
+
+        Who pulls such an id is given the initialiser's row; who pushes to it makes it anew.
+        """
+        wanted, _ = self._ids(ids)
+        self._store.send(Op.ERASE, functools.partial(self._erase_plan, wanted)).result()
+
+    def __len__(self) -> int:
+        """How many rows the servers hold now. It asks them."""
+        return sum(rows for rows, _ in self._stats())
+
+    def items(self) -> Iterator[tuple[Array, Array]]:
+        """Every row, in runs: (ids, rows) of shapes (n,) and (n, dim). Under "asp" others may push meanwhile."""
+        for band, (_, used) in zip(self.bands(), self._stats(), strict=True):
+            for begin in range(0, used, self._entry_rows):
+                scan = functools.partial(self._scan_plan, band, begin, min(used, begin + self._entry_rows))
+                ids, rows = self._store.ask(Op.SCAN, scan).result()
+                if ids.size:
+                    yield ids, rows
+
+    def bands(self) -> list[range]:
+        """The shares of this table as the routing has them: runs of vshards."""
+        member = self._store.member
+        if self._bands[0] != member.generation:
+            found: list[range] = []
+            vshards, begin = self.spec.vshards, 0
+            for v in range(1, vshards + 1):
+                if v == vshards or member.server_of(v) != member.server_of(begin):
+                    found += table_specs.bands(range(begin, v), vshards)
+                    begin = v
+            self._bands = (member.generation, found)
+        return self._bands[1]
+
+    # ---- arguments ---------------------------------------------------------------------------------------------------
+
+    def _ids(self, ids: Any) -> tuple[id_kernels.Ids, tuple[int, ...]]:
+        array = as_numpy("ids", ids)
+        if array.dtype.kind not in "ui" and array.size:
+            raise UsageError(
+                "ids are not integers",
+                table=self.name,
+                dtype=array.dtype,
+                next_move="Pass integers; windlass.hash64 turns strings and others into ids.",
+            )
+        if array.dtype.kind == "i" and array.size and array.min() < 0:
+            raise UsageError(
+                "an id is negative",
+                table=self.name,
+                id=int(array.min()),
+                next_move="Ids are 0 to 2**64 - 1; windlass.hash64 turns any integers into such.",
+            )
+        return np.ascontiguousarray(array, np.uint64).reshape(-1), array.shape
+
+    def _gradients(self, ids: Any, grads: Any) -> tuple[id_kernels.Ids, tuple[int, ...], Array]:
+        wanted, shape = self._ids(ids)
+        array = as_numpy("grads", grads)
+        check_like(self.name, array, (*shape, self.dim), self.dtype, what="a gradient of rows")
+        # The sum of finite values is finite unless it overflows, and costs half of looking at each.
+        with np.errstate(over="ignore", invalid="ignore"):
+            finite = bool(np.isfinite(array.sum()) or np.isfinite(array).all())
+        if not finite:
+            raise UsageError(
+                "a gradient of rows holds values that are not finite",
+                table=self.name,
+                worker=self._store.member.joined.rank,
+                next_move="Nothing was sent. Look for an overflow or a division by 0.",
+            )
+        return wanted, shape, np.ascontiguousarray(array).reshape(-1)
+
+    # ---- plans -------------------------------------------------------------------------------------------------------
+
+    def _cut(self, plan: id_kernels.IdPlan, *, every_band: bool = False) -> list[tuple[range, int, int]]:
+        """Runs of the plan, one an entry: its band, begin and end. `every_band`: bands without ids have one too."""
+        found = []
+        for band in self.bands():
+            begin, end = int(plan.begins[band.start]), int(plan.begins[band.stop])
+            for at in range(begin, end, self._entry_rows):
+                found.append((band, at, min(end, at + self._entry_rows)))
+            if begin == end and every_band:
+                found.append((band, begin, end))
+        return found
+
+    def _push_plan(
+        self,
+        op: Op,
+        ids: id_kernels.Ids,
+        shape: tuple[int, ...],
+        grads: Array,
+        family: Callable[[Array], Any] = lambda array: array,
+    ) -> Plan:
+        plan = id_kernels.plan(ids, self.spec.seed, self.spec.vshards)
+        runs = self._cut(plan, every_band=self.spec.mean and self.spec.consistency.mode is Mode.BSP)
+        room, sent = self._staged(plan, runs, grads)
+        settle = [lambda: self._give(room)]
+        if op is Op.PUSH:
+            return self._planned(runs, sent, [None] * len(runs), settle, None)
+        return self._planned(runs, sent, *self._received(plan, runs, shape, family, settle))
+
+    def _pull_plan(self, ids: id_kernels.Ids, shape: tuple[int, ...], family: Callable[[Array], Any]) -> Plan:
+        plan = id_kernels.plan(ids, self.spec.seed, self.spec.vshards)
+        runs = self._cut(plan)
+        room, sent = self._staged(plan, runs, None)
+        settle = [lambda: self._give(room)]
+        return self._planned(runs, sent, *self._received(plan, runs, shape, family, settle))
+
+    def _erase_plan(self, ids: id_kernels.Ids) -> Plan:
+        plan = id_kernels.plan(ids, self.spec.seed, self.spec.vshards)
+        runs = self._cut(plan)
+        room, sent = self._staged(plan, runs, None)
+        return self._planned(runs, sent, [None] * len(runs), [lambda: self._give(room)], None)
+
+    def _planned(
+        self,
+        runs: list[tuple[range, int, int]],
+        sent: list[InFrame | InArena | None],
+        outs: list[Any],
+        settle: list[Callable[[], None]],
+        finish: Callable[[], Any] | None,
+    ) -> Plan:
+        spans = [
+            Span((self.spec.table_id, band.start), band.start, 0, end - begin, payload, out)
+            for (band, begin, end), payload, out in zip(runs, sent, outs, strict=True)
+        ]
+        return Plan([spans], tuple(settle), finish, len(spans))
+
+    def _staged(
+        self, plan: id_kernels.IdPlan, runs: list[tuple[range, int, int]], grads: Array | None
+    ) -> tuple[_Room, list[InFrame | InArena | None]]:
+        """Each run's ids, and behind them the sums of its gradients, where they are sent from."""
+        ids_bytes = [8 * (end - begin) if grads is None else aligned(8 * (end - begin)) for _, begin, end in runs]
+        sizes = [
+            nbytes + (0 if grads is None else (end - begin) * self._row_bytes)
+            for nbytes, (_, begin, end) in zip(ids_bytes, runs, strict=True)
+        ]
+        room, begins = self._laid_out(sizes)
+        for (_, begin, end), at in zip(runs, begins, strict=True):
+            room.array[at : at + 8 * (end - begin)].view(np.uint64)[:] = plan.ids[begin:end]
+        if grads is not None:
+            places = self._places(runs, [at + nbytes for at, nbytes in zip(begins, ids_bytes, strict=True)])
+            seen = np.zeros(plan.ids.size, np.uint8)
+            moves = id_kernels.moves(self.dtype)
+            moves.sum_rows(grads, plan.inverse, places, self.dim, 1.0, room.array.view(self.dtype), seen)
+        return room, [room.values(at, nbytes) for at, nbytes in zip(begins, sizes, strict=True)]
+
+    def _received(
+        self,
+        plan: id_kernels.IdPlan,
+        runs: list[tuple[range, int, int]],
+        shape: tuple[int, ...],
+        family: Callable[[Array], Any],
+        settle: list[Callable[[], None]],
+    ) -> tuple[list[Any], list[Callable[[], None]], Callable[[], Any]]:
+        """Where each run's rows arrive, and what makes the caller's array of them."""
+        sizes = [(end - begin) * self._row_bytes for _, begin, end in runs]
+        room, begins = self._laid_out(sizes)
+
+        def finish() -> Any:
+            found: Array = np.empty(plan.inverse.size * self.dim, self.dtype)
+            places = self._places(runs, begins)
+            rows = room.array.view(self.dtype)
+            id_kernels.moves(self.dtype).take_rows(rows, plan.inverse, places, self.dim, found)
+            self._give(room)
+            return family(found.reshape(*shape, self.dim))
+
+        return [room.values(at, nbytes) for at, nbytes in zip(begins, sizes, strict=True)], settle, finish
+
+    def _laid_out(self, sizes: list[int]) -> tuple[_Room, list[int]]:
+        """Room for parts of these bytes, and where each begins: on multiples of 64."""
+        begins = [0, *itertools.accumulate(map(aligned, sizes))]
+        return self._take(begins[-1]), begins[:-1]
+
+    def _places(self, runs: list[tuple[range, int, int]], begins: list[int]) -> npt.NDArray[np.int64]:
+        """The element at which each row of the plan begins, in room where the rows of run i begin at byte begins[i]."""
+        counts = [end - begin for _, begin, end in runs]
+        moved = [at // self.dtype.itemsize - begin * self.dim for at, (_, begin, _) in zip(begins, runs, strict=True)]
+        places: npt.NDArray[np.int64] = np.arange(sum(counts), dtype=np.int64) * self.dim
+        places += np.repeat(np.array(moved, np.int64), counts)
+        return places
+
+    # ---- what the servers hold ---------------------------------------------------------------------------------------
+
+    def _stats(self) -> list[tuple[int, int]]:
+        """Of each band: rows it holds, row numbers it has used."""
+        found: list[tuple[int, int]] = self._store.ask(Op.STATS, self._stats_plan).result()
+        return found
+
+    def _stats_plan(self) -> Plan:
+        bands = self.bands()
+        counts = np.zeros((len(bands), _STATS_BYTES // 8), np.uint64)
+        outs = [InFrame((row.view(np.uint8).data,), _STATS_BYTES) for row in counts]
+        runs = [(band, 0, 0) for band in bands]
+        return self._planned(runs, [None] * len(bands), outs, [], lambda: [(int(c[0]), int(c[1])) for c in counts])
+
+    def _scan_plan(self, band: range, begin: int, end: int) -> Plan:
+        count = end - begin
+        flags, rows = aligned(8 * count), aligned(8 * count) + aligned(count)
+        raw = np.zeros(rows + count * self._row_bytes, np.uint8)
+
+        def finish() -> tuple[Array, Array]:
+            live = raw[flags : flags + count].view(np.bool_)
+            found = raw[rows:].view(self.dtype).reshape(count, self.dim)
+            return raw[: 8 * count].view(np.uint64)[live], found[live]
+
+        span = Span((self.spec.table_id, band.start), band.start, begin, end, None, InFrame((raw.data,), raw.nbytes))
+        return Plan([[span]], (), finish, 1)
+
+    # ---- memory ------------------------------------------------------------------------------------------------------
+
+    def _take(self, nbytes: int) -> _Room:
+        """Room for `nbytes`, warm where a call of its size has been settled."""
+        size = max(4096, 1 << (max(nbytes, 1) - 1).bit_length())
+        free = self._free.get(size)
+        if free:
+            return free.pop()
+        heap = self._store.member.heap
+        if heap is None:
+            return _Room(memory.aligned_zeros(size, np.uint8).view(np.uint8), None)
+        piece = heap.take(size)
+        return _Room(piece.array, (piece.segment_id, piece.offset))
+
+    def _give(self, room: _Room) -> None:
+        free = self._free.setdefault(room.array.nbytes, [])
+        if len(free) < _FREE_MAX:
+            free.append(room)

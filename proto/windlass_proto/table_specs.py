@@ -1,0 +1,132 @@
+"""What a server must know to hold a sparse table, and where its rows lie.
+
+The key space of a table is that of its name: two clusters, or two runs, place and initialise the row of an id alike.
+Servers own runs of vshards; a *band* is the part of such a run that lies in one of `limits.BANDS` equal parts of the
+key space. A band is a share: one lock, one order of operations, one entry of a push, however many vshards it has. (One
+entry a vshard would be 256 for a push of 256 ids.) Each vshard in it keeps an index of its own, so a band may be cut
+where ownership changes: both parts inherit its order.
+
+Invariant: a spec that parses is whole and within limits; two sides with equal bytes compute the same bands.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import xxhash
+
+from windlass_proto import init_specs, limits, rule_specs
+from windlass_proto.consistency import Consistency
+from windlass_proto.errors import ProtocolError, WindlassError
+from windlass_proto.gen import control_pb2
+from windlass_proto.init_specs import InitSpec
+from windlass_proto.layout import DTYPES, dtype_named
+from windlass_proto.rule_specs import RuleSpec
+
+
+@dataclass(frozen=True)
+class TableSpec:
+    """A sparse table as declared."""
+
+    store_id: int
+    table_id: int
+    name: str
+    dim: int
+    dtype_name: str
+    init: InitSpec
+    bytes_max: int
+    rule: RuleSpec
+    mean: bool
+    consistency: Consistency
+    vshards: int
+
+    @cached_property
+    def dtype(self) -> np.dtype[np.floating]:
+        return DTYPES[self.dtype_name]
+
+    @cached_property
+    def seed(self) -> int:
+        """What ids are mixed with."""
+        return seed_of(self.name)
+
+    def rows_max(self, held: int, slots: int) -> int:
+        """Rows that `held` vshards have room for under a rule with `slots` slots; at least one."""
+        row = self.dim * self.dtype.itemsize * (1 + slots) + limits.ROW_OVERHEAD_BYTES
+        return max(1, self.bytes_max * held // self.vshards // row)
+
+
+def seed_of(name: str) -> int:
+    """The seed of the table called `name`."""
+    return xxhash.xxh3_64_intdigest(name.encode())
+
+
+def bands(owned: range, vshards: int) -> list[range]:
+    """The bands of a run of vshards that one server owns."""
+    width = max(1, vshards // limits.BANDS)
+    borders = [owned.start, *range((owned.start // width + 1) * width, owned.stop, width), owned.stop]
+    return [range(begin, end) for begin, end in itertools.pairwise(borders) if begin < end]
+
+
+def is_table(group: control_pb2.Group) -> bool:
+    """Is this declared group a sparse table?"""
+    return any(tensor.HasField("table") for tensor in group.tensors)
+
+
+def from_message(group: control_pb2.Group) -> TableSpec:
+    """Read a declared table.
+
+    Raises:
+        ProtocolError: if a field is out of its range.
+    """
+    try:
+        dtype_named(group.dtype)
+        if len(group.tensors) != 1 or group.reduce not in ("mean", "sum"):
+            raise ProtocolError("a sparse table shares its group", tensors=len(group.tensors), reduce=group.reduce[:64])
+        tensor = group.tensors[0]
+        check_table(tensor)
+        if group.vshards & (group.vshards - 1) or not 1 <= group.vshards <= 1 << 16:
+            raise ProtocolError("a number of vshards is not a power of two", vshards=group.vshards)
+        return TableSpec(
+            store_id=group.store_id,
+            table_id=group.table_id,
+            name=tensor.name,
+            dim=tensor.shape[0],
+            dtype_name=group.dtype,
+            init=init_specs.from_message(tensor.table.init),
+            bytes_max=tensor.table.bytes_max,
+            rule=rule_specs.from_bytes_untrusted(group.rule),
+            mean=group.reduce != "sum",
+            consistency=Consistency.parse(group.consistency),
+            vshards=group.vshards,
+        )
+    except WindlassError as cause:
+        raise ProtocolError("a table's declaration cannot be used", reason=str(cause)) from cause
+
+
+def check_table(tensor: control_pb2.Tensor) -> None:
+    """A declared table's own fields are within limits.
+
+    Raises:
+        ProtocolError: if one is not.
+    """
+    if len(tensor.shape) != 1 or not 1 <= tensor.shape[0] <= limits.ROW_ELEMENTS_MAX:
+        shape = "x".join(map(str, tensor.shape[:8]))
+        raise ProtocolError("a table's rows have a wrong size", dim=shape, dim_max=limits.ROW_ELEMENTS_MAX)
+    if not 1 <= tensor.table.bytes_max <= limits.TABLE_BYTES_MAX:
+        raise ProtocolError(
+            "a table's bytes_max is out of range", bytes_max=tensor.table.bytes_max, most=limits.TABLE_BYTES_MAX
+        )
+    if not 1 <= len(tensor.name.encode()) <= limits.NAME_BYTES_MAX:
+        raise ProtocolError("a table needs a name of 1 to 256 bytes", name=tensor.name[:64])
+    init_specs.from_message(tensor.table.init)
+
+
+def in_words(table: bytes) -> str:
+    """What a table's declaration says beside its dim, for errors; "a dense tensor" for no bytes."""
+    if not table:
+        return "a dense tensor"
+    message = control_pb2.Table.FromString(table)
+    return f"a table of {init_specs.from_message(message.init)}, bytes_max={message.bytes_max}"

@@ -1,0 +1,205 @@
+"""A row table: the rows of one band (a run of vshards) of a sparse table, with their rule's slots.
+
+    index   | vshard 0: 256 slots | vshard 1: 512 slots | free | vshard 0's next |        u32, 0 or row number + 1
+    ids     | row 0 | row 1 | row 2 | ...                                                u64
+    rows    | row 0 ... dim | row 1 ... dim | ...                                        the table's dtype
+    slots   | as rows, once for each slot of the rule
+
+All four are addresses reserved for as many rows as the band may ever hold, and take memory where they are touched: rows
+never move, so a rebuild copies u32 slots and nothing else. Each vshard has an index of its own, rebuilt whole at twice
+its size when it is filled to between 0.60 and 0.80, a threshold that differs from vshard to vshard: indexes that fill
+alike do not grow in one push. A row costs its values, 8 B of id and 5 to 14 B of index.
+
+Invariant: whoever calls holds the share's lock. A row exists from the first push for its id that had room, and begins
+with the initialiser's values, which is also what a pull of an absent id answers: nobody can see when a row was made.
+Row numbers stay valid until `erasures` changes.
+
+Prior art: open addressing is Peterson's (IBM Journal, 1957); the reserve-then-touch arrays are those of region
+allocators.
+"""
+
+from __future__ import annotations
+
+import mmap
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from windlass_proto import ids as id_kernels
+from windlass_proto import limits, memory
+from windlass_proto.errors import UsageError
+from windlass_proto.init_specs import InitSpec
+from windlass_rules.rule import Slot
+from windlass_server import row_kernels
+
+_INDEX_SLOTS_MIN: Final = 64
+_FILL_LOW: Final = 0.60
+_FILL_SPREAD: Final = 0.20
+_GOLDEN: Final = 0.6180339887498949
+
+Numbers = npt.NDArray[np.uint32]
+Vector = npt.NDArray[np.floating[Any]]
+
+
+class RowTable:
+    """The rows of the vshards in `held`, of a key space of `vshards`.
+
+    Args:
+        rows_max: how many rows there is room for.
+        slots: of the rule; each is as wide as a row.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        held: range,
+        vshards: int,
+        seed: int,
+        dim: int,
+        dtype: np.dtype[Any],
+        init: InitSpec,
+        slots: tuple[Slot, ...],
+        rows_max: int,
+    ) -> None:
+        self.name = name
+        self.dim = dim
+        self.dtype = dtype
+        self.rows_max = min(rows_max, limits.BAND_ROWS_MAX)
+        self.used = 0
+        self.free = np.empty(0, np.uint32)
+        self.free_count = 0
+        self.erasures = 0
+        self.kernels = row_kernels.build(dtype)
+        self._slots = slots
+        kind, a, b, init_seed = init.numbers()
+        self._init = (kind, a, b, np.uint64(init_seed))
+        self._where = (np.uint64(seed), id_kernels.shift_of(vshards), held.start)
+        self.ids = memory.reserve(self.rows_max * 8)[1].view(np.uint64)
+        self.rows: Vector = memory.reserve(self.rows_max * dim * dtype.itemsize)[1].view(dtype)
+        self.slots: tuple[Vector, ...] = tuple(
+            memory.reserve(self.rows_max * dim * dtype.itemsize)[1].view(dtype) for _ in slots
+        )
+        count = len(held)
+        self._index_pages, raw = memory.reserve(4 * (8 * self.rows_max + 2 * count * _INDEX_SLOTS_MIN))
+        self._index = raw.view(np.uint32)
+        self._index_used = count * _INDEX_SLOTS_MIN
+        self._index_free: dict[int, list[int]] = {}
+        self._begins = np.arange(count, dtype=np.int64) * _INDEX_SLOTS_MIN
+        self._masks = np.full(count, _INDEX_SLOTS_MIN - 1, np.uint64)
+        self._counts = np.zeros(count, np.int64)
+        places = np.arange(held.start, held.stop, dtype=np.float64) * _GOLDEN
+        self._fill = _FILL_LOW + _FILL_SPREAD * (places - np.floor(places))
+        self._held = (self.ids, self._index, self._begins, self._masks)
+
+    def __len__(self) -> int:
+        return self.used - self.free_count
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in use: rows, slots, ids, indexes."""
+        row = self.dim * self.dtype.itemsize * (1 + len(self.slots)) + 8
+        return self.used * row + self._index_used * 4
+
+    def covers(self, ids: id_kernels.Ids) -> bool:
+        """Do all `ids` belong to this band? What every other method is called with must."""
+        return self.kernels.covers(ids, self._counts.size, *self._where)
+
+    def find(self, ids: id_kernels.Ids, numbers: Numbers) -> int:
+        """Row numbers of `ids`, NONE where there is none; returns how many there are none of."""
+        return self.kernels.find(ids, numbers, *self._held, *self._where)
+
+    def insert(self, ids: id_kernels.Ids, numbers: Numbers, absent: int) -> UsageError | None:
+        """Make rows for those of `ids` that `find` found none for; `numbers` then has all.
+
+        Returns an error, with nothing changed, where there is no room.
+        """
+        if absent > self.rows_max - self.used + self.free_count:
+            return UsageError(
+                "a sparse table is full",
+                table=self.name,
+                rows=len(self),
+                rows_asked=absent,
+                rows_max=self.rows_max,
+                next_move="Declare it with a larger bytes_max=, or erase rows. The push was not applied.",
+            )
+        needed = np.zeros(self._counts.size, np.int64)
+        self.kernels.count(ids, numbers, needed, *self._where)
+        for v in np.flatnonzero(self._counts + needed > self._fill * (self._masks + np.uint64(1))):
+            self._grow(int(v), int(self._counts[v] + needed[v]))
+        before, reused = self.used, self.free_count
+        self.used, self.free_count = self.kernels.insert(
+            ids, numbers, *self._held, *self._where, self._counts, self.used, self.free, self.free_count,
+            self.rows, self.dim, *self._init,
+        )  # fmt: skip
+        for slot, values in zip(self._slots, self.slots, strict=True):
+            if slot.fill:
+                values[before * self.dim : self.used * self.dim] = slot.fill
+            for number in self.free[self.free_count : reused]:
+                values[int(number) * self.dim : (int(number) + 1) * self.dim] = slot.fill
+        return None
+
+    def read(self, ids: id_kernels.Ids, out: Vector) -> None:
+        """The rows of `ids` into `out`; absent ones as the initialiser has them."""
+        numbers = np.empty(ids.size, np.uint32)
+        self.find(ids, numbers)
+        self.read_found(ids, numbers, out)
+
+    def read_found(self, ids: id_kernels.Ids, numbers: Numbers, out: Vector) -> None:
+        """`read` for row numbers that are known."""
+        self.kernels.read(ids, numbers, self.rows, self.dim, out, self._where[0], *self._init)
+
+    def erase(self, ids: id_kernels.Ids) -> int:
+        """Rows of `ids` go, their slots with them; returns how many there were."""
+        erased = np.empty(ids.size, np.uint32)
+        gone = self.kernels.erase(ids, erased, *self._held, *self._where, self._counts)
+        if gone:
+            self.free = np.concatenate([self.free[: self.free_count], erased[:gone]])
+            self.free_count += gone
+            self.erasures += 1
+        return gone
+
+    def scan(self, begin: int, live: npt.NDArray[np.uint8]) -> None:
+        """live[i] = does row number begin + i belong to an id?"""
+        self.kernels.scan(begin, live, *self._held, *self._where)
+
+    def _grow(self, v: int, count: int) -> None:
+        """Rebuild one vshard's index so that `count` rows fill it to half of its threshold or less."""
+        old_begin, old_size = int(self._begins[v]), int(self._masks[v]) + 1
+        size = old_size
+        while count > self._fill[v] * size:
+            size *= 2
+        begin = self._take_index(size)
+        self.kernels.rebuild(self.ids, self._index, old_begin, old_size, begin, size, self._where[0])
+        self._begins[v], self._masks[v] = begin, size - 1
+        self._give_index(old_begin, old_size)
+
+    def _take_index(self, size: int) -> int:
+        """The begin of `size` zeroed slots."""
+        free = self._index_free.get(size)
+        if free:
+            begin = free.pop()
+            self._index[begin : begin + size] = 0
+            return begin
+        begin = self._index_used
+        self._index_used += size
+        return begin
+
+    def _give_index(self, begin: int, size: int) -> None:
+        """A run is used no more: its slots wait for the next of their size, its whole pages go back."""
+        self._index_free.setdefault(size, []).append(begin)
+        low = -(-begin * 4 // mmap.PAGESIZE) * mmap.PAGESIZE
+        high = (begin + size) * 4 // mmap.PAGESIZE * mmap.PAGESIZE
+        if high > low and hasattr(mmap, "MADV_DONTNEED"):
+            self._index_pages.madvise(mmap.MADV_DONTNEED, low, high - low)
+
+    def validate(self) -> None:
+        """Check that index and rows agree; for tests."""
+        for v, (begin, mask) in enumerate(zip(self._begins, self._masks, strict=True)):
+            run = self._index[begin : begin + int(mask) + 1]
+            assert np.count_nonzero(run) == self._counts[v], "a vshard's rows are miscounted"
+            numbers = run[run != 0] - 1
+            found = np.empty(numbers.size, np.uint32)
+            assert self.find(self.ids[numbers].copy(), found) == 0, "an id cannot be found"
+            assert np.array_equal(found, numbers), "an id is found elsewhere"
+        assert self._counts.sum() == len(self), "rows are miscounted"

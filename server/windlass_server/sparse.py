@@ -1,0 +1,263 @@
+"""A sparse table on this server: its bands, and the effects of their cores carried out on rows.
+
+A band is a share like a dense group's (`table_specs.bands` says why a band and not a vshard): the same core decides
+what is admitted, when a step completes and who is answered. It sees the band as one segment; what rows a push names is
+the driver's affair. So BSP's gate is the band: a worker that pushed no row of it is done with it by its mark.
+
+Under BSP and `reduce="mean"` a worker that pushes to a table sends every band an entry, an empty one where it has no
+row: the divisor is then the weight of all who pushed to the table in that step, and an absent row counts as zeros, as
+it would in a dense gradient.
+
+Invariant: whoever touches a band holds its share's lock. A push's rows exist (or it is refused whole) before its core
+admits it, so that an admitted push can always be applied. Contributions to one id are summed in rank order, then the
+rule runs once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from windlass_proto import ids as id_kernels
+from windlass_proto import limits, table_specs
+from windlass_proto.errors import ProtocolError, WindlassError
+from windlass_proto.frames import Entry, Op, aligned
+from windlass_proto.ids import Ids
+from windlass_proto.layout import Block, Segment
+from windlass_proto.memory import Buffer, BufferPool
+from windlass_proto.table_specs import TableSpec
+from windlass_rules import reduce
+from windlass_rules.rows import RowRule
+from windlass_server.dense import Origin, Reply, Share, Vector
+from windlass_server.row_table import Numbers, RowTable
+from windlass_server.session_filter import Verdict
+from windlass_server.share_core import ShareCore
+from windlass_server.share_events import Answer, Apply, Effect, Release, Source, Write
+
+STATS_BYTES = 64
+
+
+@dataclass(slots=True, eq=False)
+class Rows:
+    """Ids (copied out of what the peer may still change) and their gradients where they arrived.
+
+    `numbers` holds while the table's `erasures` is what it was.
+    """
+
+    ids: Ids
+    array: Vector
+    buffer: Buffer | None
+    numbers: Numbers | None = None
+    erasures: int = 0
+
+
+class SparseTable:
+    """The bands of one table that this server owns.
+
+    Args:
+        owned: the vshards this server owns.
+        pool: where answers' rows come from.
+
+    Raises:
+        UnavailableError: there are no addresses for so many rows.
+    """
+
+    def __init__(self, spec: TableSpec, rule: RowRule, owned: range, pool: BufferPool) -> None:
+        self.spec = spec
+        self.rule = rule
+        self.pool = pool
+        self.reductions = reduce.build(spec.dtype)
+        self.moves = id_kernels.moves(spec.dtype)
+        self.shares: dict[int, Share] = {}
+        self.tables: dict[int, RowTable] = {}
+        slots = rule.dense.slots
+        for band in table_specs.bands(owned, spec.vshards):
+            block = Block(band.start, 0, 1, band.start, (Segment(0, 0, 1, 0, 1),))
+            core = ShareCore(spec.consistency, [block], mean=spec.mean)
+            core.blocks[band.start].present[:] = [True]  # a row's first values are its initialiser's
+            self.shares[band.start] = Share(band.start, core, {})
+            self.tables[band.start] = RowTable(
+                spec.name, band, spec.vshards, spec.seed, spec.dim, spec.dtype, spec.init, slots,
+                spec.rows_max(len(band), len(slots)),
+            )  # fmt: skip
+        self.share_of_block = self.shares
+        self._scalars: dict[int, tuple[tuple[int, int], Vector]] = {}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of rows, slots, ids and indexes in use."""
+        return sum(table.nbytes for table in self.tables.values())
+
+    # ---- entries -----------------------------------------------------------------------------------------------------
+
+    def ids_bytes_untrusted(self, entry: Entry) -> tuple[int, int]:
+        """Bytes of an entry's ids and of all its values.
+
+        Raises:
+            ProtocolError: they are not what the entry says of itself.
+        """
+        count = entry.seg_end
+        if entry.seg_begin or count > limits.ENTRY_IDS_MAX:
+            raise ProtocolError("an entry has too many ids", ids=count, ids_max=limits.ENTRY_IDS_MAX)
+        expected = 8 * count
+        if entry.op in (Op.PUSH, Op.PUSH_PULL):
+            expected = aligned(expected) + count * self.row_bytes
+        if entry.nbytes != expected:
+            raise ProtocolError("an entry's values have another length", got=entry.nbytes, expected=expected)
+        return 8 * count, expected
+
+    @property
+    def row_bytes(self) -> int:
+        return self.spec.dim * self.spec.dtype.itemsize
+
+    def answer_bytes_untrusted(self, entry: Entry) -> int:
+        """Bytes of an answer's values.
+
+        Raises:
+            ProtocolError: the entry asks for rows that there are not, or for more than a frame holds.
+        """
+        if entry.op == Op.STATS:
+            return STATS_BYTES
+        count, nbytes = entry.seg_end - entry.seg_begin, 0
+        if entry.op == Op.SCAN:
+            if entry.seg_end > self.tables[entry.block].used:
+                raise ProtocolError("a scan leaves its table", end=entry.seg_end, begin=entry.seg_begin)
+            nbytes = scan_bytes(count, self.row_bytes)
+        elif entry.op in (Op.PULL, Op.PUSH_PULL):
+            nbytes = count * self.row_bytes
+        if nbytes > limits.FRAME_PAYLOAD_BYTES_MAX:
+            raise ProtocolError("an entry asks for too many rows", bytes=nbytes, rows=count)
+        return nbytes
+
+    def finite(self, rows: Rows) -> bool:
+        """Are all gradients finite? One pass at memory speed; no lock is needed."""
+        return not rows.ids.size or not rows.array.size or self.reductions.all_finite(rows.array)
+
+    def check_untrusted(self, band: int, ids: Ids) -> None:
+        """Every id belongs to the band, so that nothing that waits for it can fail later. No lock is needed.
+
+        Raises:
+            ProtocolError: one does not.
+        """
+        if not self.tables[band].covers(ids):
+            raise ProtocolError("an entry names an id of another band", band=band)
+
+    def make_room(self, share: Share, session: bytes, seq: int, rows: Rows) -> WindlassError | None:
+        """Make rows for what a push names, before its core sees it; an error, and no row, where there is no room."""
+        if share.core.sessions.judge(session, seq) is not Verdict.NEXT:
+            return None
+        table = self.tables[share.vshard]
+        rows.numbers, rows.erasures = np.empty(rows.ids.size, np.uint32), table.erasures
+        absent = table.find(rows.ids, rows.numbers)
+        return table.insert(rows.ids, rows.numbers, absent) if absent else None
+
+    # ---- effects -----------------------------------------------------------------------------------------------------
+
+    def execute(self, share: Share, effects: list[Effect], deliver: Callable[[Reply], None]) -> None:
+        """Carry out `effects` in order. The caller holds `share.lock`."""
+        for effect in effects:
+            if type(effect) is Apply:
+                self._apply(share, effect)
+                if effect.answer is not None:
+                    self._answer(share, effect.answer, deliver)
+            elif type(effect) is Answer:
+                self._answer(share, effect, deliver)
+            elif type(effect) is Release:
+                if effect.buffer is not None and effect.buffer.buffer is not None:
+                    effect.buffer.buffer.release()
+            elif type(effect) is Write:
+                self.tables[share.vshard].erase(effect.buffer.ids)
+
+    def _apply(self, share: Share, effect: Apply) -> None:
+        table = self.tables[share.vshard]
+        sources = [source for source in effect.sources if source.buffer.ids.size]
+        if not sources:
+            return
+        if len(sources) == 1:
+            numbers, gradient = self._numbers(table, sources[0].buffer), sources[0].buffer.array
+            scale = sources[0].weight / effect.divisor
+        else:
+            numbers, gradient = self._summed(table, sources)
+            scale = 1.0 / effect.divisor
+        scalars = self._numbers_of_step(share.vshard, effect.update, effect.clock)
+        arrays = (table.rows, *table.slots)
+        self.rule.update(arrays, numbers, self.spec.dim, gradient, scale, scalars)
+
+    def _summed(self, table: RowTable, sources: list[Source]) -> tuple[Numbers, Vector]:
+        """Each row of several sources once, with the weighted sum of its gradients in the order of the sources."""
+        numbers = [self._numbers(table, source.buffer) for source in sources]
+        plan = id_kernels.plan(np.concatenate(numbers).astype(np.uint64), 0, 1)
+        total: Vector = np.empty(plan.ids.size * self.spec.dim, self.spec.dtype)
+        seen = np.zeros(plan.ids.size, np.uint8)
+        begins = np.arange(plan.ids.size, dtype=np.int64) * self.spec.dim
+        at = 0
+        for source, own in zip(sources, numbers, strict=True):
+            inverse = plan.inverse[at : at + own.size]
+            self.moves.sum_rows(source.buffer.array, inverse, begins, self.spec.dim, source.weight, total, seen)
+            at += own.size
+        return plan.ids.astype(np.uint32), total
+
+    def _numbers(self, table: RowTable, rows: Rows) -> Numbers:
+        """Row numbers of a push. Rows erased since it arrived are made anew, if there is room."""
+        if rows.numbers is None or rows.erasures != table.erasures:
+            rows.numbers, rows.erasures = np.empty(rows.ids.size, np.uint32), table.erasures
+            absent = table.find(rows.ids, rows.numbers)
+            if absent:
+                table.insert(rows.ids, rows.numbers, absent)
+        return rows.numbers
+
+    def _numbers_of_step(self, vshard: int, update: int, clock: int) -> Vector:
+        known = self._scalars.get(vshard)
+        if known is None or known[0] != (update, clock):
+            known = self._scalars[vshard] = ((update, clock), self.rule.scalars(self.spec.rule, update, clock))
+        return known[1]
+
+    # ---- answering ---------------------------------------------------------------------------------------------------
+
+    def _answer(self, share: Share, answer: Answer, deliver: Callable[[Reply], None]) -> None:
+        origin: Origin | None = answer.origin
+        if origin is None:
+            return
+        snapshot: Buffer | None = None
+        if answer.values and origin.op in (Op.PULL, Op.PUSH_PULL, Op.STATS, Op.SCAN):
+            snapshot = self._values_of(self.tables[share.vshard], origin)
+        deliver(Reply(origin, answer.status, answer.block, 0, 0, answer.aux, snapshot, answer.error))
+
+    def _values_of(self, table: RowTable, origin: Origin) -> Buffer | None:
+        """What was asked for: written to the worker's shared memory, or into a pooled buffer that is returned."""
+        asked = origin.asked
+        if origin.op == Op.STATS:
+            snapshot = self.pool.take(STATS_BYTES, beyond=True)
+            snapshot.array.view(np.uint64)[:] = (len(table), table.used, table.nbytes, 0, 0, 0, 0, 0)
+            return snapshot
+        if origin.op == Op.SCAN:
+            return self._scanned(table, asked)
+        if origin.out is not None:
+            table.read(asked, origin.out)
+            return None
+        if not asked.size:
+            return None
+        snapshot = self.pool.take(asked.size * self.row_bytes, beyond=True)
+        table.read(asked, snapshot.array.view(self.spec.dtype))
+        return snapshot
+
+    def _scanned(self, table: RowTable, asked: range) -> Buffer:
+        """Ids, then which of the row numbers live, then rows; each from a multiple of 64 on."""
+        count = len(asked)
+        snapshot = self.pool.take(scan_bytes(count, self.row_bytes), beyond=True)
+        ids = table.ids[asked.start : asked.stop]
+        snapshot.array[: 8 * count] = ids.view(np.uint8)
+        flags = aligned(8 * count)
+        table.scan(asked.start, snapshot.array[flags : flags + count])
+        rows = flags + aligned(count)
+        values: Any = table.rows[asked.start * self.spec.dim : asked.stop * self.spec.dim]
+        snapshot.array[rows : rows + values.nbytes] = values.view(np.uint8)
+        return snapshot
+
+
+def scan_bytes(count: int, row_bytes: int) -> int:
+    """Length of a scan's answer."""
+    return aligned(8 * count) + aligned(count) + count * row_bytes

@@ -1,0 +1,275 @@
+"""Sparse tables on a real cluster: rows in the order asked, steps, means, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import windlass as wl
+from tests.cluster.team import Team
+from tests.cluster.workers import Workers
+from windlass.local_cluster import LocalCluster
+from windlass.optim import SGD, Adagrad, Adam
+from windlass.sparse_table import Table
+from windlass.store import Store
+from windlass_proto.errors import UsageError
+
+pytestmark = pytest.mark.cluster
+MakeTeam = Callable[..., Team]
+DIM = 16
+
+
+def ones(*shape: int, value: float = 1.0) -> np.ndarray:
+    return np.full((*shape, DIM), value, np.float32)
+
+
+def declared(team: Team, mode: str, optimizer: Any = None, **options: Any) -> list[tuple[Store, Table]]:
+    """A store with a table "user" on every worker; rows begin at 0."""
+
+    def declare(worker: wl.Cluster, _: int) -> tuple[Store, Table]:
+        store = worker.store("model", consistency=mode)
+        rule = optimizer if optimizer is not None else SGD(lr=1.0)
+        given: dict[str, Any] = {"dim": DIM, "optimizer": rule, "init": wl.init.Zeros()}
+        return store, store.table("user", **(given | options))
+
+    return team.each(declare)
+
+
+def held(table: Table) -> dict[int, float]:
+    """id -> first value of its row."""
+    return {int(item): float(row[0]) for ids, rows in table.items() for item, row in zip(ids, rows, strict=True)}
+
+
+def test_rows_come_back_in_the_order_and_shape_asked(team: MakeTeam) -> None:
+    ((_, table),) = declared(team(1), "asp")
+    ids = np.array([[3, 2**64 - 1], [3, 7]], np.uint64)
+    table.push(ids, np.stack([ones(2, value=1.0), ones(2, value=10.0)])).result()
+    found = table.pull(ids.astype(object).astype(np.uint64)).result()
+    assert found.shape == (2, 2, DIM)
+    assert found[..., 0].tolist() == [[-11.0, -1.0], [-11.0, -10.0]]
+    assert table.pull(np.zeros((0, 4), np.int8)).result().shape == (0, 4, DIM)
+    assert held(table) == {3: -11.0, 2**64 - 1: -1.0, 7: -10.0}
+
+
+def test_only_pushes_make_rows_and_absent_ones_are_as_their_initialiser_says(team: MakeTeam) -> None:
+    pairs = declared(team(), "asp", init=wl.init.Normal(0.1, seed=4))
+    first = pairs[0][1].pull([1, 2, 3]).result()
+    assert len(pairs[0][1]) == 0
+    assert np.unique(first).size > 40
+    assert np.array_equal(pairs[1][1].pull([3, 1]).result(), first[[2, 0]])
+    pairs[0][1].push([2], ones(1, value=0.0)).result()
+    assert len(pairs[1][1]) == 1
+    assert np.array_equal(pairs[1][1].pull([1, 2, 3]).result(), first)
+
+
+@pytest.mark.parametrize("mode", ["asp", "ssp:2", "bsp"])
+@pytest.mark.parametrize("dim", [1, 3, 16])
+def test_every_push_is_applied_once_whatever_the_mode(team: MakeTeam, mode: str, dim: int) -> None:
+    pairs = declared(team(), mode, reduce="sum", dim=dim)
+    random = np.random.default_rng(5)
+    batches = [random.integers(0, 300, (20, 50)) for _ in pairs]
+
+    def train(_: object, rank: int) -> None:
+        for ids in batches[rank]:
+            pairs[rank][1].push_pull(ids, np.ones((ids.size, dim), np.float32)).result()
+
+    for_each(pairs, train)
+    counts = np.bincount(np.concatenate([b.reshape(-1) for b in batches]), minlength=300)
+    assert held(pairs[0][1]) == {i: -float(n) for i, n in enumerate(counts) if n}
+
+
+def for_each(pairs: list[tuple[Store, Table]], act: Callable[[object, int], Any]) -> list[Any]:
+    """`act` on every worker in a thread of its own."""
+    with ThreadPoolExecutor(len(pairs)) as pool:
+        return [f.result(60) for f in [pool.submit(act, None, rank) for rank in range(len(pairs))]]
+
+
+def test_a_mean_is_over_all_who_pushed_to_the_table_in_the_step(team: MakeTeam) -> None:
+    pairs = declared(team(), "bsp")
+
+    def step(_: object, rank: int) -> Any:
+        mine = [[1, 5], [5]][rank]
+        table = pairs[rank][1]
+        table.push(mine, ones(len(mine), value=4.0), weight=[1.0, 3.0][rank])
+        return table.pull([1, 5]).result()[:, 0].tolist()
+
+    assert for_each(pairs, step) == [[-1.0, -4.0]] * 2
+    assert [store.clock for store, _ in pairs] == [1, 1]
+
+
+def test_workers_with_ids_of_their_own_never_wait_for_each_others_rows(team: MakeTeam) -> None:
+    pairs = declared(team(), "bsp", reduce="sum")
+
+    def train(_: object, rank: int) -> float:
+        store, table = pairs[rank]
+        for step in range(200):
+            table.push([1000 * rank + step % 7], ones(1))
+            with_clock = table.pull([1000 * rank + step % 7]).result()
+        assert store.clock == 200
+        return float(with_clock[0, 0])
+
+    assert for_each(pairs, train) == [-29.0, -29.0]
+
+
+def test_a_step_holds_tensors_and_tables(team: MakeTeam) -> None:
+    pairs = declared(team(), "bsp")
+
+    def step(_: object, rank: int) -> tuple[float, float]:
+        store, table = pairs[rank]
+        store.init({"w": np.zeros(4, np.float32)}, SGD(lr=1.0))
+        with store.step():
+            store.push({"w": np.ones(4, np.float32)})
+            table.push([9], ones(1))
+            table.push([9], ones(1))
+        return float(store.pull().result()["w"][0]), float(table.pull([9]).result()[0, 0])
+
+    assert for_each(pairs, step) == [(-1.0, -2.0)] * 2
+    assert [store.clock for store, _ in pairs] == [1, 1]
+
+
+@pytest.mark.parametrize("rule", [Adagrad(lr=0.5), Adam(lr=0.1), SGD(lr=0.1, momentum=0.9)], ids=str)
+def test_bsp_gives_the_same_bits_in_every_run(team: MakeTeam, rule: Any) -> None:
+    group = team()
+    runs = []
+    for run in range(2):
+
+        def declare(worker: wl.Cluster, _: int, run: int = run) -> tuple[Store, Table]:
+            store = worker.store(f"run {run}", consistency="bsp")
+            return store, store.table("user", DIM, rule)
+
+        pairs = group.each(declare)
+
+        def train(_: object, rank: int, pairs: list[tuple[Store, Table]] = pairs) -> None:
+            random = np.random.default_rng(rank)
+            for _ in range(10):
+                ids = random.integers(0, 50, 30)
+                pairs[rank][1].push_pull(ids, random.normal(size=(30, DIM)).astype(np.float32)).result()
+
+        for_each(pairs, train)
+        runs.append(pairs[0][1].pull(np.arange(50)).result())
+    assert np.array_equal(runs[0], runs[1])
+
+
+def test_calls_larger_than_a_frame_are_cut(team: MakeTeam) -> None:
+    pairs = declared(team(), "bsp", reduce="sum")
+    ids = np.random.default_rng(1).permutation(200_000)
+
+    def step(_: object, rank: int) -> Any:
+        return pairs[rank][1].push_pull(ids, np.broadcast_to(np.float32(1), (ids.size, DIM))).result()
+
+    for found in for_each(pairs, step):
+        assert (found == -2.0).all()
+    assert len(pairs[0][1]) == 200_000
+
+
+def test_erased_rows_begin_anew(team: MakeTeam) -> None:
+    ((_, table),) = declared(team(1), "asp", Adagrad(lr=1.0))
+    for _ in range(3):
+        table.push([1, 2], ones(2)).result()
+    before = table.pull([1, 2]).result()
+    table.erase([1, 999])
+    assert len(table) == 1
+    assert table.pull([1, 2]).result()[:, 0].tolist() == [0.0, before[1, 0]]
+    table.push([1], ones(1)).result()
+    assert table.pull([1]).result()[0, 0] == -1.0, "its slots were kept"
+
+
+def test_wrong_arguments_raise_in_the_call(team: MakeTeam) -> None:
+    ((store, table),) = declared(team(1), "asp")
+    for ids, said in (([-1], "hash64"), ([1.5], "hash64"), (["a"], "hash64")):
+        with pytest.raises(UsageError, match=said):
+            table.pull(np.array(ids))
+    with pytest.raises(UsageError, match="another shape"):
+        table.push([1, 2], ones(3))
+    with pytest.raises(UsageError, match="another dtype"):
+        table.push([1], np.ones((1, DIM)))
+    with pytest.raises(UsageError, match="dim"):
+        store.table("other", 0, SGD(lr=1.0))
+    with pytest.raises(UsageError, match="initialiser"):
+        store.table("other", 4, SGD(lr=1.0), init=0.5)  # type: ignore[arg-type]
+    assert len(table) == 0
+
+
+@pytest.mark.parametrize(
+    ("option", "other", "said"),
+    [
+        ("dim", 8, "16.*8|8.*16"),
+        ("dtype", np.float64, "float32.*float64|float64.*float32"),
+        ("optimizer", Adagrad(), "SGD.*Adagrad|Adagrad.*SGD"),
+        ("init", wl.init.Normal(0.5), "Zeros.*Normal|Normal.*Zeros"),
+        ("reduce", "sum", "mean.*sum|sum.*mean"),
+    ],
+)
+def test_workers_that_declare_a_table_differently_are_told_both_values(
+    team: MakeTeam, option: str, other: Any, said: str
+) -> None:
+    pairs = declared(team(), "asp")
+    options: dict[str, Any] = {"dim": DIM, "optimizer": SGD(lr=1.0), "init": wl.init.Zeros()}
+    assert pairs[1][0].table("user", **options) is pairs[1][1]
+    with pytest.raises(UsageError, match=said):
+        pairs[1][0].table("user", **(options | {option: other}))
+
+
+@pytest.mark.parametrize("mode", ["asp", "bsp"])
+def test_rows_that_are_not_finite_raise_in_the_call_and_nothing_changes(team: MakeTeam, mode: str) -> None:
+    ((store, table),) = declared(team(1), mode)
+    table.push_pull([1, 2], ones(2)).result()
+    bad = ones(2)
+    bad[1, 3] = np.nan
+    with pytest.raises(UsageError, match=r"not finite.*user"):
+        table.push_pull([2, 3], bad)
+    assert held(table) == {1: -1.0, 2: -1.0}
+    assert store.clock == 1
+    huge = np.full((2, DIM), 3e38, np.float32)
+    assert (table.push_pull([4, 5], huge).result() == -huge).all(), "large values are finite"
+
+
+@pytest.mark.parametrize("mode", ["asp", "bsp"])
+def test_a_sum_of_one_ids_gradients_that_overflows_is_refused_by_the_server(team: MakeTeam, mode: str) -> None:
+    ((_, table),) = declared(team(1), mode)
+    ticket = table.push_pull([4, 4], np.full((2, DIM), 3e38, np.float32))
+    with pytest.raises(UsageError, match="user"):
+        ticket.result()
+    assert held(table) == {}
+
+
+@pytest.mark.parametrize("mode", ["asp", "bsp"])
+def test_a_push_beyond_the_tables_bytes_is_refused_and_the_steps_go_on(team: MakeTeam, mode: str) -> None:
+    ((store, table),) = declared(team(1), mode, bytes_max=100 * (DIM * 4 + 24))
+    table.push_pull(np.arange(20), ones(20)).result()
+    with pytest.raises(UsageError, match=r"full.*user"):
+        table.push_pull(np.arange(100, 1000), ones(900)).result()
+    assert len(table) == 20
+    assert (table.push_pull(np.arange(20), ones(20)).result() == -2.0).all()
+    assert store.clock == 3
+
+
+TRAIN = """
+import os, signal, numpy as np, windlass as wl
+with wl.connect() as cluster:
+    store = cluster.store("m", consistency="bsp")
+    table = store.table("user", 8, wl.optim.SGD(lr=1.0), init=wl.init.Zeros(), reduce="sum")
+    for step in range(400):
+        ids = [step % 13, 100 + cluster.rank]
+        rows = table.push_pull(ids, np.ones((2, 8), np.float32)).result()
+        if step == 20:
+            print("step 20", flush=True)
+        if step == 20 and cluster.rank == 1:
+            table.push([7], np.ones((1, 8), np.float32))
+            print("inside", flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+    print("mine", rows[1, 0], "others", table.pull([101]).result()[0, 0], flush=True)
+"""
+
+
+def test_the_others_go_on_when_a_worker_dies_inside_a_step(local: LocalCluster, job: str, tmp_path: Path) -> None:
+    with Workers(local, TRAIN, count=2, run_dir=tmp_path, job=job) as workers:
+        workers.await_text(1, "inside")
+        first, _ = workers.finish(check=False)
+    assert first.status == 0, first.story()
+    assert "mine -400.0 others -21.0" in first.out
