@@ -180,11 +180,10 @@ def test_without_matplotlib_one_sentence_says_how_to_get_it(tmp_path: Path, monk
 def test_what_is_logged_is_in_the_file_while_the_run_goes_on(tmp_path: Path) -> None:
     log = scalar_log(Alone(), RunFolder(tmp_path / "a", main=True))
     log.put(1, {"loss": 0.5})
-    deadline = time.monotonic() + 5.0
-    pause = threading.Event()
-    while not (tmp_path / "a" / "metrics.jsonl").exists() and time.monotonic() < deadline:
+    written, deadline, pause = tmp_path / "a" / "metrics.jsonl", time.monotonic() + 5.0, threading.Event()
+    while not (written.exists() and written.stat().st_size) and time.monotonic() < deadline:
         pause.wait(0.01)
-    assert records(tmp_path / "a" / "metrics.jsonl")[0]["loss"] == 0.5
+    assert records(written)[0]["loss"] == 0.5
     log.close()
 
 
