@@ -487,24 +487,21 @@ with wl.connect() as cluster:
 """
 
 
-@pytest.mark.parametrize(
-    ("at", "said"),
-    [
-        ("copy", "saved step-000001"),
-        ("write", "saved step-000001"),
-        ("manifest", "lost the worker that wrote a checkpoint has ended before it was whole"),
-    ],
-)
+@pytest.mark.parametrize("at", ["copy", "write", "manifest"])
 def test_a_checkpoint_outlives_the_worker_that_makes_it_or_never_counts(
-    at: str, said: str, local: LocalCluster, job: str, tmp_path: Path
+    at: str, local: LocalCluster, job: str, tmp_path: Path
 ) -> None:
+    """Who asks while the dying worker makes it hears at the manifest that it is lost; who asks later makes it anew."""
     place = tmp_path / "saved"
     with Workers(local, DYING, count=2, run_dir=tmp_path, arguments=[str(place), at], job=job) as workers:
         first, second = workers.finish(check=False)
     assert (first.status, second.status) == (9, 0), second.story()
-    assert second.out.splitlines() == [said, "saved step-000002", "2 -2.0"]
+    said, *later = second.out.splitlines()
+    assert later == ["saved step-000002", "2 -2.0"]
+    lost = "lost the worker that wrote a checkpoint has ended before it was whole"
+    assert said == "saved step-000001" or (at == "manifest" and said == lost)
     complete = [(folder / "manifest.json").exists() for folder in checkpoint_format.folders(place)]
-    assert complete == ([True, True] if said.startswith("saved") else [True, False])
+    assert complete == [said != lost, True]
 
 
 # ---- plain files ---------------------------------------------------------------------------------------------------
