@@ -501,7 +501,7 @@ def test_a_checkpoint_outlives_the_worker_that_makes_it_or_never_counts(
     lost = "lost the worker that wrote a checkpoint has ended before it was whole"
     assert said == "saved step-000001" or (at == "manifest" and said == lost)
     complete = [(folder / "manifest.json").exists() for folder in checkpoint_format.folders(place)]
-    assert complete == [said != lost, True]
+    assert complete == [True, said != lost], "newest first"
 
 
 # ---- plain files ---------------------------------------------------------------------------------------------------
