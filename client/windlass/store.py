@@ -142,7 +142,7 @@ class Store:
             init: how a row begins, one of `windlass.init`; Normal(0.01) unless given.
             dtype: float32 or float64.
             reduce: "mean" (weighted by `weight=`) or "sum" over workers, under "bsp".
-            bytes_max: what rows and their state may take over all servers; a push beyond is refused whole.
+            bytes_max: what rows and their state may take over all servers; what is beyond is refused, by bands.
 
         Raises:
             UsageError: another worker declared the name otherwise; both are named.

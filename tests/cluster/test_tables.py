@@ -273,3 +273,29 @@ def test_the_others_go_on_when_a_worker_dies_inside_a_step(local: LocalCluster, 
         first, _ = workers.finish(check=False)
     assert first.status == 0, first.story()
     assert "mine -400.0 others -21.0" in first.out
+
+
+@pytest.mark.parametrize("mode", ["bsp", "asp"])
+def test_a_live_change_is_for_dense_tensors_and_tables_go_on_as_declared(team: MakeTeam, mode: str) -> None:
+    ((store, table),) = declared(team(1), mode)
+    store.init({"w": np.zeros(2)}, SGD(lr=1.0))
+    store.set(lr=0.5)
+    with store.step():
+        store.push({"w": np.ones(2)})
+        table.push([4], ones(1))
+    assert store.pull().result()["w"].tolist() == [-0.5, -0.5]
+    assert held(table) == {4: -1.0}
+
+
+def test_a_table_follows_its_schedule_by_the_clock(team: MakeTeam) -> None:
+    ((_, table),) = declared(team(1), "bsp", SGD(lr=wl.schedule.Step(1.0, step_size=2, gamma=0.5)))
+    seen = [float(table.push_pull([4], ones(1)).result()[0, 0]) for _ in range(4)]
+    assert seen == [-1.0, -2.0, -2.5, -3.0]
+
+
+def test_a_checkpoint_that_would_leave_out_a_table_is_refused(team: MakeTeam, tmp_path: Path) -> None:
+    ((store, _),) = declared(team(1), "bsp")
+    store.init({"w": np.zeros(2)}, SGD(lr=1.0))
+    with pytest.raises(UsageError, match=r"would leave out sparse tables.*user"):
+        store.checkpoint(tmp_path)
+    assert list(tmp_path.iterdir()) == []
