@@ -200,7 +200,7 @@ class Cluster:
         if self._scalars is None:
             self._scalars = ScalarLog(self._member, self._run)
         furthest = max(self._stores.values(), key=lambda store: store.steps_done, default=None)
-        clock, weight = (0, 1.0) if furthest is None else (furthest.steps_done, furthest.weight)
+        clock, weight = (0, 1.0) if furthest is None else (furthest.steps_done, furthest.open.weight)
         self._scalars.put(clock if step is None else step, scalars, weight)
 
     def progress(self, items: Iterable[T]) -> Iterator[T]:

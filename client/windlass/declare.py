@@ -160,7 +160,7 @@ def _carry_out(store: Store, request: control_pb2.DeclareRequest, arrays: Mappin
         entering = pb.EnterRosterRequest(session=member.session, store_id=store.store_id)
         entered = member.ask_peers(member.control.enter_roster, entering, f"init of store {store.name}")
         store.entered = True
-        store.clock = entered.join_clock
+        store.open.clock = entered.join_clock
         _say_live_values(store)
         return False
     return fresh

@@ -4,7 +4,7 @@ Every push belongs to the worker's current step of the store. A step closes at `
 `with store.step():`, and otherwise at the first `pull` after a `push`; closing sends a mark to every server of the
 store.
 
-Invariant: `clock` is the number of steps this worker has closed; it grows by one with each mark. A store belongs to one
+Invariant: a push belongs to the step that was open when it was called, whatever thread sends it. A store belongs to one
 thread at a time (`_lock`), tickets may be waited for by any.
 """
 
@@ -22,13 +22,14 @@ import numpy as np
 
 from windlass import checkpoints, declare
 from windlass.arrays import Array, as_numpy, family_of
-from windlass.data_link import InFrame, refusal_of
+from windlass.data_link import refusal_of
 from windlass.exchange import Exchange, Plan
+from windlass.open_step import OpenStep
 from windlass.plateau import PlateauWatch
 from windlass.pump import Mark
 from windlass.ticket import Ticket
 from windlass.window_core import Request, Stamp
-from windlass_proto import limits, rule_records
+from windlass_proto import limits
 from windlass_proto.errors import UsageError, WindlassError
 from windlass_proto.frames import Op, Status
 from windlass_proto.init_specs import InitSpec, Normal
@@ -49,8 +50,8 @@ class Store:
         self.name = name
         self.job = job
         self.consistency = consistency
-        self.clock = 0
         self.store_id = store_id
+        self.open = OpenStep(name, store_id)
         self.member = member
         self.entered = False
         self.steps_before = 0  # of earlier runs, whose checkpoint this store holds, less the clock when it came back
@@ -58,17 +59,11 @@ class Store:
         self.resumed_from: Path | None = None  # whoever joins later reads it
         self.exchange = Exchange(member, name)
         self._lock = threading.RLock()
-        self._depth = 0
-        self._pushed = False
         self.actions: dict[str, tuple[int, int]] = {}  # action -> the step of its last calls, and how many
         self._latest: Ticket | None = None
-        self._open_push: Ticket | None = None  # the last push of the open step
-        self._weight: float | None = None
         self._failed: deque[Ticket] = deque(maxlen=16)
         self._steps: deque[Ticket] = deque()
         self._live = member.live(store_id)
-        self._stamp: Stamp | None = None
-        self._stamped = -1  # the step that `_stamp` was chosen for
         self.plateau: PlateauWatch | None = None
         self.run_dir = run_dir
         self.saving: checkpoints.Saving | None = None
@@ -79,9 +74,9 @@ class Store:
         return f"<windlass store {self.name!r}, {self.consistency}, {count} tensors, clock {self.clock}>"
 
     @property
-    def weight(self) -> float:
-        """This worker's weight in the mean of its last step."""
-        return 1.0 if self._weight is None else self._weight
+    def clock(self) -> int:
+        """Steps that this worker has closed."""
+        return self.open.clock
 
     @property
     def steps_done(self) -> int:
@@ -228,13 +223,13 @@ class Store:
         """Everything inside is one step; pulls inside read the last completed step and never wait."""
         with self._lock:
             self._check()
-            self._depth += 1
+            self.open.depth += 1
         try:
             yield
         finally:
             with self._lock:
-                self._depth -= 1
-                if self._depth == 0:
+                self.open.depth -= 1
+                if self.open.depth == 0:
                     self.member.pump.submit([], self._close_step())
 
     # ---- whole values ------------------------------------------------------------------------------------------------
@@ -271,7 +266,7 @@ class Store:
         with self._lock:
             self._check_writes("delete")
             chosen = sorted({names} if isinstance(names, str) else set(names))
-            self._check_nothing_pushed("delete")
+            self.open.check_nothing_pushed("delete")
             declare.delete(self, chosen)
 
     def set(self, names: str = "*", **hyper_parameters: Any) -> int:
@@ -294,9 +289,9 @@ class Store:
         """
         with self._lock:
             self._check_writes("set")
-            self._check_nothing_pushed("set")
+            self.open.check_nothing_pushed("set")
             since = declare.set_rules(self, names, hyper_parameters)
-            self._stamped = -1
+            self.open.unstamp()
             declare.watch_plateau(self)
             return self.clock if self.consistency == "asp" else since
 
@@ -377,15 +372,13 @@ class Store:
         with self._lock:
             self._check_writes(op.name.lower())
             if op is Op.PUSH_PULL:
-                self._check_no_step(op)
+                self.open.check_no_block(op.name.lower())
             if weight is not None:
-                self._check_weight(weight)
-                self._weight = weight
+                self.open.weigh(weight)
             ticket, requests = self.ticket_of(op, make(), priority=priority)
             mark = None
             if op is Op.PUSH:
-                self._pushed = True
-                self._open_push = ticket
+                self.open.push(ticket)
             elif op is Op.PUSH_PULL:
                 mark = self._close_step()
                 self._bound_open_steps(ticket)
@@ -397,8 +390,8 @@ class Store:
         """Ask for what `make` plans; a pull closes the step if something was pushed in it, other questions do not."""
         with self._lock:
             self._check()
-            inside = self._depth > 0 or op is not Op.PULL
-            mark = self._close_step() if self._pushed and not inside else None
+            inside = self.open.depth > 0 or op is not Op.PULL
+            mark = self._close_step() if self.open.pushed and not inside else None
             ticket, requests = self.ticket_of(op, make(), nowait=inside)
             self.member.pump.submit(requests, mark)
             return ticket
@@ -425,7 +418,7 @@ class Store:
         """Say the last clock: nobody waits for this worker's further steps."""
         if self.entered and self.exchange.servers():
             last = max(0, self.clock - 1)
-            mark = Mark(self.store_id, last, self.exchange.servers(), leaves=True, stamp=self._stamp)
+            mark = Mark(self.store_id, last, self.exchange.servers(), leaves=True, stamp=self.open.stamp)
             self.member.pump.submit([], mark)
 
     def check_waitable(self, ticket: Ticket) -> None:
@@ -435,7 +428,7 @@ class Store:
             UsageError: the step of `ticket` is open, so that to wait for it would be for ever.
         """
         self.member.check_open()
-        if self._pushed and self.consistency == "bsp" and ticket is self._open_push:
+        if self.consistency == "bsp" and self.open.holds(ticket):
             raise UsageError(
                 "a push was waited for inside its step, which only this worker can close",
                 store=self.name,
@@ -468,10 +461,9 @@ class Store:
     ) -> tuple[Ticket, list[Request], Mark]:
         """What a push_pull sends: its entries and the mark of the step that it closes."""
         self._check_writes("push_pull")
-        self._check_weight(weight)
-        self._check_no_step(Op.PUSH_PULL)
+        self.open.check_no_block("push_pull")
+        self.open.weigh(weight)
         plan = self.exchange.push_plan(Op.PUSH_PULL, grads, out, borrow=borrow)
-        self._weight = weight
         ticket, requests = self.ticket_of(Op.PUSH_PULL, plan, priority=priority, last=True)
         self._latest = ticket
         mark = self._close_step()
@@ -498,58 +490,22 @@ class Store:
             UsageError: it is not so.
         """
         self._check_writes(call)
-        self._check_nothing_pushed(call, self._depth > 0)
-
-    def _check_nothing_pushed(self, call: str, inside: bool = False) -> None:
-        if self._pushed or inside:
-            raise UsageError(
-                f"{call} was called inside a step",
-                store=self.name,
-                step=self.clock,
-                next_move="Close the step with update, push_pull or pull before.",
-            )
-
-    def _check_no_step(self, op: Op) -> None:
-        if self._depth:
-            raise UsageError(
-                f"{op.name.lower()} was called inside `with store.step()`",
-                store=self.name,
-                next_move="Use push inside the block and pull after it.",
-            )
-
-    def _check_weight(self, weight: float) -> None:
-        if not 0.0 < weight < 1e30:
-            raise UsageError("a weight is not a positive number", weight=weight, next_move="Pass weight=len(batch).")
-        if self._pushed and self._weight != weight:
-            raise UsageError(
-                "pushes of one step have different weights",
-                store=self.name,
-                first=self._weight,
-                now=weight,
-                next_move="A worker has one weight in a step's mean: pass the same to each push of it.",
-            )
+        self.open.check_nothing_pushed(call, inside=self.open.depth > 0)
 
     def _close_step(self) -> Mark:
-        mark = Mark(self.store_id, self.clock, self.exchange.servers(), stamp=self._step_stamp())
-        self.clock += 1
-        self._pushed = False
-        return mark
+        self._stamp_step()
+        return self.open.close(self.exchange.servers())
 
     def _record(self) -> RuleRecord:
         """The hyper-parameters that this worker's present step is for."""
         return self._live.newest() if self.consistency == "asp" else self._live.at(self.clock)
 
-    def _step_stamp(self) -> Stamp | None:
-        """The stamp of the present step: one for all it pushes and for its mark, whatever comes meanwhile."""
-        if self._stamped != self.clock:
-            if self.plateau is not None and self.plateau.due and self._depth == 0:
+    def _stamp_step(self) -> Stamp | None:
+        if not self.open.is_stamped:
+            if self.plateau is not None and self.plateau.due and self.open.depth == 0:
                 declare.lower_lr(self)
-            self._stamped = self.clock
-            version = self._stamp.version if self._stamp is not None else 0
-            if self._live.records and (record := self._record()).version > version:
-                raw = rule_records.to_bytes(record)
-                self._stamp = Stamp(record.version, self.clock, InFrame((memoryview(raw),), len(raw)), len(raw))
-        return self._stamp
+            self.open.stamp_with(self._record() if self._live.records else None)
+        return self.open.stamp
 
     def _bound_open_steps(self, ticket: Ticket) -> None:
         self._steps.append(ticket)
@@ -582,13 +538,13 @@ class Store:
         )
         if not plan.entries:
             self.on_done(ticket)
-        stamp = self._step_stamp() if op in (Op.PUSH, Op.PUSH_PULL) else None
+        stamp = self._stamp_step() if op in (Op.PUSH, Op.PUSH_PULL) else None
         requests = plan.requests(
             op,
             self.store_id,
             ticket,
             clock=at,
-            weight=self.weight,
+            weight=self.open.weight,
             stamp=stamp,
             free=self.member.all_shared,
             last=last,

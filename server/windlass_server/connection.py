@@ -197,7 +197,7 @@ class Connection:
         if share is None or entry.op not in _WRITES:
             return False
         core = share.core
-        return core.consistency.mode is Mode.BSP and core.clock_begun >= entry.clock
+        return core.consistency.mode is Mode.BSP and core.clocks.begun >= entry.clock
 
     def _take(self, frame: Frame) -> None:
         header = frame.header
@@ -265,7 +265,7 @@ class Connection:
         begin, end = block.span(entry.seg_begin, entry.seg_end)
         dtype = group.spec.layout.dtype
         nbytes = (end - begin) * dtype.itemsize
-        if entry.clock > share.core.clock_begun + limits.CLOCK_AHEAD_MAX:
+        if entry.clock > share.core.clocks.begun + limits.CLOCK_AHEAD_MAX:
             raise ProtocolError("an entry's step is out of reach", clock=entry.clock)
         op = entry.op
         out = self._out(entry, nbytes, dtype) if entry.out_arena else None
@@ -318,7 +318,7 @@ class Connection:
 
     def _run_rows(self, entry: Entry, table: SparseTable, share: Share, buffer: Buffer | None, refused: bool) -> None:
         """One entry of a sparse table through its band's core: `_run` for ids and rows."""
-        if entry.clock > share.core.clock_begun + limits.CLOCK_AHEAD_MAX:
+        if entry.clock > share.core.clocks.begun + limits.CLOCK_AHEAD_MAX:
             raise ProtocolError("an entry's step is out of reach", clock=entry.clock)
         op, counters = entry.op, self.node.counters
         writes = op in _ROW_WRITES

@@ -88,8 +88,8 @@ class ServerNode:
         highest, accepted = -1, True
         for _, share in shares:
             with share.lock:
-                accepted = share.core.prepare(clock, proposal) and accepted
-                highest = max(highest, share.core.clock_begun)
+                accepted = share.core.clocks.prepare(clock, proposal) and accepted
+                highest = max(highest, share.core.clocks.begun)
         return accepted, max(0, highest)
 
     def end_session(self, session: bytes, reason: str, deliver: Callable[[Reply], None]) -> None:

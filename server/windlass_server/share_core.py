@@ -12,7 +12,7 @@ Invariants (checked by `validate`):
   it: by a piece that says LAST or by its mark. Sessions are a set, so a retry never releases a step.
 - An answer is released once. A gradient's buffer is released once, after the last use.
 - BSP: a step is applied with the highest stamp that a session has given it, SSP and ASP: with the push's own.
-- What has closed (`closed_min`) never falls, and no step below it is open.
+- No step that the roster has closed (`clocks.closed_min`) is open.
 
 Contributions stay where they arrived until their step is complete and are then summed in rank order by one pass over
 all of them, so a sum's bits depend on ranks alone. (A running sum would free buffers earlier at the price of reading
@@ -29,7 +29,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Hashable
-from dataclasses import replace
 from typing import Any
 
 from windlass_proto import limits
@@ -39,6 +38,7 @@ from windlass_proto.frames import Status
 from windlass_proto.layout import Block
 from windlass_server import gate_runs
 from windlass_server.gate_runs import BlockState, Contribution, GateRun, Waiting
+from windlass_server.roster_clocks import RosterClocks
 from windlass_server.session_filter import SessionFilter, Verdict, ended_error
 from windlass_server.share_events import (
     LEFT,
@@ -64,26 +64,20 @@ class ShareCore:
     def __init__(self, consistency: Consistency, blocks: list[Block], *, mean: bool = True) -> None:
         self.consistency = consistency
         self.mean = mean
-        self.roster = Roster()
-        self.hold_clock: int | None = None
+        self.clocks = RosterClocks()
         self.sessions = SessionFilter()
         self.stamps = StepStamps()
-        self.closed: dict[bytes, int] = {}
-        self.closed_min = 0
         self.blocks = {
             block.index: BlockState(
                 block, [0] * len(block.segments), [0] * len(block.segments), [False] * len(block.segments)
             )
             for block in blocks
         }
-        self.clock_begun = -1
         self.late = 0
         self.rejected = 0
         self.duplicates = 0
         self.staleness: dict[int, int] = {}
         self.story: deque[tuple[Hashable, ...]] = deque(maxlen=limits.STORY_EVENTS_MAX)
-        self._hold_proposal = 0
-        self._ranks: dict[bytes, int] = {}
         self._answers: dict[tuple[bytes, int], Waiting] = {}
         self._gated: dict[int, BlockState] = {}  # blocks with open gates
         self._parking: dict[int, BlockState] = {}  # blocks with parked answers
@@ -94,7 +88,7 @@ class ShareCore:
         """A gradient arrives."""
         if (refusal := self._admit(event)) is not None:
             return refusal
-        self.clock_begun = max(self.clock_begun, event.clock)
+        self.clocks.begin(event.clock)
         bsp = self.consistency.mode is Mode.BSP
         effects = self._contribute(event) if bsp else self._apply_on_arrival(event)
         return self._and_its_mark(event, effects)
@@ -162,39 +156,21 @@ class ShareCore:
         """`session` has closed step `clock`; it may repeat itself."""
         if self.sessions.has_ended(session):
             return []
-        self.clock_begun = max(self.clock_begun, clock)
+        self.clocks.begin(clock)
         if leaves:
             self.stamps.end(session, clock)
         return self._close(session, self.sessions.closed_by(session, LEFT if leaves else clock + 1))
 
     def set_roster(self, roster: Roster) -> list[Effect]:
         """Another set of sessions counts. What a session that left had not finished is dropped."""
-        if roster.version < self.roster.version:
+        if roster.version < self.clocks.roster.version:
             return []
-        members = tuple(member for member in roster.members if not self.sessions.has_ended(member.session))
-        gone = {member.session for member in self.roster.members} - {member.session for member in members}
-        self.roster = Roster(roster.version, roster.started, members, roster.proposal_settled)
-        if self._hold_proposal <= roster.proposal_settled:
-            self.hold_clock = None
-        self._ranks = {member.session: member.rank for member in members}
-        for member in members:
-            self.closed[member.session] = max(self.closed.get(member.session, 0), member.join_clock)
-        self.story.append(("roster", roster.version, len(members)))
+        gone = self.clocks.change(roster, self.sessions)
+        self.story.append(("roster", roster.version, len(self.clocks.roster.members)))
         effects: list[Effect] = []
-        for session in sorted(gone):
+        for session in gone:
             effects += self._drop_unfinished(session)
         return effects + self._advance()
-
-    def prepare(self, clock: int, proposal: int = 0) -> bool:
-        """May the roster change from step `clock` on? If so, none completes before `proposal` is settled."""
-        if proposal and proposal <= self.roster.proposal_settled:
-            return False
-        if self.hold_clock == clock and self._hold_proposal == proposal:
-            return True
-        if self.clock_begun >= clock or self.closed_min > clock or proposal < self._hold_proposal:
-            return False
-        self.hold_clock, self._hold_proposal = clock, proposal
-        return True
 
     def end_session(self, session: bytes) -> list[Effect]:
         """The scheduler has ended `session`: its integers go, nothing waits for it or is taken of it."""
@@ -202,11 +178,8 @@ class ShareCore:
             self._answers.pop(key).forgotten = True
         effects = self._drop_unfinished(session)
         self.sessions.end(session)
-        self.stamps.end(session, self.closed.get(session, 0) - 1)
-        members = tuple(member for member in self.roster.members if member.session != session)
-        self.roster = replace(self.roster, members=members)
-        self._ranks.pop(session, None)
-        self.closed.pop(session, None)
+        self.stamps.end(session, self.clocks.closed.get(session, 0) - 1)
+        self.clocks.end(session)
         self.story.append(("ended", session))
         return effects + self._advance()
 
@@ -287,10 +260,7 @@ class ShareCore:
         return effects + self._close(event.session, self.sessions.settle(event.session))
 
     def _close(self, session: bytes, closed: int) -> list[Effect]:
-        if closed <= self.closed.get(session, 0):
-            return []
-        self.closed[session] = closed
-        return self._advance()
+        return self._advance() if self.clocks.close(session, closed) else []
 
     def _answer(
         self,
@@ -315,14 +285,14 @@ class ShareCore:
 
     def _contribute(self, event: Push) -> list[Effect]:
         state = self.blocks[event.block]
-        if event.clock < self.closed_min or event.clock < max(state.applied[event.seg_begin : event.seg_end]):
+        if event.clock < self.clocks.closed_min or event.clock < max(state.applied[event.seg_begin : event.seg_end]):
             self.late += 1
             return self._consume(event, Status.LATE)
         effects: list[Effect] = []
         waiting = contribution = None
         if event.finite and event.refusal is None:
             waiting = self._wait_for(event, event.clock, event.seg_end - event.seg_begin)
-            rank = self._ranks.get(event.session, 1 << 30)
+            rank = self.clocks.rank(event.session)
             contribution = Contribution(event.session, rank, event.buffer, event.seg_begin, event.weight, event.stamp)
         else:
             effects = self._reject(event)
@@ -350,8 +320,8 @@ class ShareCore:
         Only what touches these segments is looked at: one tensor among 2,000 does not walk the others.
         """
         effects: list[Effect] = []
-        while (runs := state.gates.get(clock)) is not None and self._may_complete(clock):
-            awaited = {m.session for m in self.roster.members if self.closed[m.session] <= clock}
+        while (runs := state.gates.get(clock)) is not None and self.clocks.may_complete(clock):
+            awaited = self.clocks.awaited(clock)
             first, end = gate_runs.overlapping(runs, seg_begin, seg_end)
             kept = []
             for run in runs[first:end]:
@@ -369,15 +339,12 @@ class ShareCore:
             clock += 1
         return effects
 
-    def _may_complete(self, clock: int) -> bool:
-        return self.roster.started and (self.hold_clock is None or clock < self.hold_clock)
-
     def _is_done(self, run: GateRun, awaited: set[bytes]) -> bool:
         return run.done >= awaited
 
     def _is_next(self, state: BlockState, run: GateRun, clock: int) -> bool:
         """Are the steps before `clock` complete on the run? One nobody pushed for is when all closed it."""
-        return self.closed_min >= clock or min(state.applied[run.seg_begin : run.seg_end]) >= clock
+        return self.clocks.closed_min >= clock or min(state.applied[run.seg_begin : run.seg_end]) >= clock
 
     def _apply_run(self, state: BlockState, run: GateRun, clock: int) -> list[Effect]:
         seg_begin, seg_end = run.seg_begin, run.seg_end
@@ -403,7 +370,7 @@ class ShareCore:
 
     def _apply_sources(self, state: BlockState, run: GateRun, clock: int, fused: Waiting | None) -> list[Effect]:
         # A contribution may have come before the roster that names its session's rank.
-        ordered = sorted(run.contributions, key=lambda c: (self._ranks.get(c.session, c.rank), c.session))
+        ordered = sorted(run.contributions, key=lambda c: (self.clocks.rank(c.session, c.rank), c.session))
         divisor = sum({c.session: c.weight for c in ordered}.values()) if self.mean else 1.0
         if divisor <= 0:  # weights of nothing: there is no mean to apply
             return [self._answer_of(fused)] if fused is not None else []
@@ -448,29 +415,23 @@ class ShareCore:
 
     def _advance(self) -> list[Effect]:
         """Marks or the roster changed: complete what that frees, step by step; only then read."""
-        if not self.roster.started:
+        if not self.clocks.roster.started:
             return []
-        self.closed_min = max(self.closed_min, self._closed_by_all())
+        self.clocks.advance()
         effects: list[Effect] = []
         for state in list(self._gated.values()):
             for clock in sorted(state.gates):
                 effects += self._complete(state, clock, 0, len(state.applied))
         for state in list(self._parking.values()):
             effects += self._release_parked(state)
-        self.stamps.prune(self.closed_min)
+        self.stamps.prune(self.clocks.closed_min)
         return effects
-
-    def _closed_by_all(self) -> int:
-        """Steps nobody is waited for. Those who left, or nobody at all, finish every step begun."""
-        clocks = [clock for m in self.roster.members if (clock := self.closed[m.session]) < LEFT]
-        lowest = min(clocks, default=self.clock_begun + 1)
-        return lowest if self.hold_clock is None else min(lowest, self.hold_clock)
 
     def _drop_unfinished(self, session: bytes) -> list[Effect]:
         """Take out what `session` contributed to runs it was not done with, and its assigns that wait."""
         effects: list[Effect] = []
         forgotten: list[Waiting] = []
-        closed = self.closed.get(session, 0)
+        closed = self.clocks.closed.get(session, 0)
         for state in self._gated.values():
             for clock, runs in state.gates.items():
                 for run in runs if clock >= closed else ():
@@ -500,7 +461,7 @@ class ShareCore:
         if not event.finite or event.refusal is not None:
             return self._reject(event)
         state = self.blocks[event.block]
-        lag = counted_lag(event.clock - self.closed_min)
+        lag = counted_lag(event.clock - self.clocks.closed_min)
         self.staleness[lag] = self.staleness.get(lag, 0) + 1
         waiting = self._wait_for(event, event.clock + 1)
         at_once = not event.values or self._may_read(state, waiting)
@@ -523,8 +484,8 @@ class ShareCore:
         if mode is Mode.ASP or waiting.clock == 0:
             return True
         if mode is Mode.SSP:
-            return self.closed_min >= waiting.clock - self.consistency.bound
-        if self.closed_min >= waiting.clock:
+            return self.clocks.closed_min >= waiting.clock - self.consistency.bound
+        if self.clocks.closed_min >= waiting.clock:
             return True
         return min(state.applied[waiting.seg_begin : waiting.seg_end]) >= waiting.clock
 
@@ -561,12 +522,11 @@ class ShareCore:
         late: set[bytes] = set()
         for state in self._gated.values():
             for clock, runs in state.gates.items():
-                awaited = {m.session for m in self.roster.members if self.closed[m.session] <= clock}
+                awaited = self.clocks.awaited(clock)
                 for run in runs:
                     late |= awaited - run.done
-        if self._parking and self.roster.members:
-            lowest = min(self.closed[m.session] for m in self.roster.members)
-            late |= {m.session for m in self.roster.members if self.closed[m.session] == lowest}
+        if self._parking:
+            late |= self.clocks.slowest()
         return late
 
     def parked(self) -> int:
@@ -586,8 +546,8 @@ class ShareCore:
             index = state.shape.index
             if (index in self._gated) != bool(state.gates) or (index in self._parking) != bool(state.parked):
                 raise InvariantError("a block's open gates or parked answers are not listed", block=index)
-            if state.gates and self.roster.started and min(state.gates) < self.closed_min:
-                raise InvariantError("a step that all have closed is open", block=index, closed=self.closed_min)
+            if state.gates and self.clocks.roster.started and min(state.gates) < self.clocks.closed_min:
+                raise InvariantError("a step that all have closed is open", block=index, closed=self.clocks.closed_min)
             for run in (run for runs in state.gates.values() for run in runs):
                 for waiting in run.waiting:
                     live[id(waiting)] = live.get(id(waiting), 0) + run.seg_end - run.seg_begin

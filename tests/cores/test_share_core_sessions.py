@@ -123,7 +123,7 @@ def test_an_earlier_step_closes_although_a_later_one_was_sent_away() -> None:
     bench.push("refused", A, 2, 1, 1.0, op="refuse")
     bench.mark(A, B, clock=1)
     assert bench.status("a0") is Status.OK
-    assert bench.core.closed_min == 1
+    assert bench.core.clocks.closed_min == 1
 
 
 def test_what_was_admitted_before_is_never_sent_away() -> None:
@@ -147,7 +147,7 @@ def test_an_ended_session_is_turned_away_so_that_its_resend_is_not_taken_for_new
     assert bench.held() == held
     assert bench.status("a again") is Status.ERROR
     assert isinstance(bench.said["a again"][0].answer.error, UnavailableError)
-    assert A not in bench.core.closed
+    assert A not in bench.core.clocks.closed
 
 
 def test_what_is_remembered_of_sessions_stays_small() -> None:
@@ -162,7 +162,7 @@ def test_what_is_remembered_of_sessions_stays_small() -> None:
         bench.push("", A, seq, 0, finite=False)
     core = bench.core
     assert len(core.sessions.admitted) == 501
-    assert len(core.closed) == 500
+    assert len(core.clocks.closed) == 500
     assert core.parked() == 0
     assert len(core.sessions._ended) <= 256
     assert len(core.sessions._fates) <= 256

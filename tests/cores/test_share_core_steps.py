@@ -218,7 +218,7 @@ def test_a_newcomer_is_taken_in_after_everyone_has_died() -> None:
     bench.end(B)
     assert bench.held() == [-4.0] * 4, "it was done with the step"
     assert bench.values("survivor") == [-4.0] * 4
-    assert bench.core.prepare(9, 1)
+    assert bench.core.clocks.prepare(9, 1)
     bench.roster(C, version=2, join={C: 9}, settled=1)
     bench.pull("join", 9)
     bench.push("c", C, 1, 9, 1.0)
@@ -227,7 +227,7 @@ def test_a_newcomer_is_taken_in_after_everyone_has_died() -> None:
 
 def test_nothing_completes_before_the_roster_has_started() -> None:
     bench = Bench(members=())
-    bench.core.roster = Roster()
+    bench.core.clocks.roster = Roster()
     bench.push("a", A, 1, 0)
     bench.mark(A, clock=0)
     assert bench.status("a") is None
@@ -237,7 +237,7 @@ def test_nothing_completes_before_the_roster_has_started() -> None:
 
 def test_a_prepared_step_waits_for_the_roster_and_then_for_the_newcomer() -> None:
     bench = Bench()
-    assert bench.core.prepare(2, 7)
+    assert bench.core.clocks.prepare(2, 7)
     bench.mark(A, B, clock=1)
     bench.push("a", A, 1, 2, 1.0)
     bench.push("b", B, 1, 2, 1.0)
@@ -247,18 +247,18 @@ def test_a_prepared_step_waits_for_the_roster_and_then_for_the_newcomer() -> Non
     assert bench.status("a") is None
     bench.push("c", C, 1, 2, 4.0)
     assert bench.held() == [-2.0] * 4
-    assert not bench.core.prepare(2, 8), "step 2 has begun"
+    assert not bench.core.clocks.prepare(2, 8), "step 2 has begun"
 
 
 def test_a_roster_that_settles_something_else_holds_on() -> None:
     bench = Bench(members=(A, B, D))
-    assert bench.core.prepare(1, 7)
-    assert bench.core.prepare(1, 7), "asked twice, answered twice"
+    assert bench.core.clocks.prepare(1, 7)
+    assert bench.core.clocks.prepare(1, 7), "asked twice, answered twice"
     bench.roster(A, B, version=2)  # d has died meanwhile
     bench.push("a", A, 1, 1, 1.0)
     bench.mark(A, B, clock=1)
     assert bench.status("a") is None, "whether c counts in step 1 is not settled"
-    assert not bench.core.prepare(1, 6), "an older proposal"
+    assert not bench.core.clocks.prepare(1, 6), "an older proposal"
     bench.roster(A, B, version=3, settled=7)
     assert bench.status("a") is Status.OK
 

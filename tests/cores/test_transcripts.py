@@ -69,7 +69,7 @@ class Narrator(Bench):
         self.roster(*counted, version=int(version), join=joins, settled=int(settled))
 
     def _tell_prepare(self, clock: str, proposal: str) -> None:
-        granted = self.core.prepare(int(clock), int(proposal))
+        granted = self.core.clocks.prepare(int(clock), int(proposal))
         self.lines.append(f"    {'holds' if granted else 'refuses'}")
 
     def _tell_end(self, session: str) -> None:

@@ -13,8 +13,11 @@ from typing import Any
 from tests.sim.cluster import Parts
 from tests.sim.server import Server
 from windlass.window_core import WRITES, Request, Stamp, WindowCore
+from windlass_proto.consistency import Consistency
 from windlass_proto.frames import Status
+from windlass_proto.layout import Block
 from windlass_server.gate_runs import GateRun
+from windlass_server.roster_clocks import RosterClocks
 from windlass_server.session_filter import SessionFilter, Verdict
 from windlass_server.share_core import Answer, Effect, Push, ShareCore
 from windlass_server.step_stamps import StepStamps
@@ -87,8 +90,8 @@ class Counting(ShareCore):
         return super()._repeat(event)
 
     def _is_done(self, run: GateRun, awaited: set[bytes]) -> bool:
-        closed = {m.session for m in self.roster.members} - awaited - run.done
-        return len(run.done) + len(closed) >= len(self.roster.members)
+        closed = {m.session for m in self.clocks.roster.members} - awaited - run.done
+        return len(run.done) + len(closed) >= len(self.clocks.roster.members)
 
 
 class OutOfOrder(ShareCore):
@@ -110,13 +113,19 @@ class AckOnReceipt(ShareCore):
         return effects
 
 
-class NoHold(ShareCore):
-    """Votes for a newcomer's clock and then completes that step without it."""
-
+class _VotesWithoutHold(RosterClocks):
     def prepare(self, clock: int, proposal: int = 0) -> bool:
         self.hold_clock, accepted = None, super().prepare(clock, proposal)
         self.hold_clock = None
         return accepted
+
+
+class NoHold(ShareCore):
+    """Votes for a newcomer's clock and then completes that step without it."""
+
+    def __init__(self, consistency: Consistency, blocks: list[Block], *, mean: bool = True) -> None:
+        super().__init__(consistency, blocks, mean=mean)
+        self.clocks = _VotesWithoutHold()
 
 
 class AnswersLost(ShareCore):

@@ -141,7 +141,7 @@ class Server:
             self.unknown_stamps += 1
             return core.refuse(push, Status.UNKNOWN_STAMP)
         # What extends a step that has begun is always taken: its completion gives memory back.
-        beyond = entry.clock > core.clock_begun or self.timeline.rng.random() < 0.2
+        beyond = entry.clock > core.clocks.begun or self.timeline.rng.random() < 0.2
         if beyond and self.timeline.rng.random() < link.faults.refuse:
             return core.refuse(push)
         return core.push(push)
@@ -159,8 +159,8 @@ class Server:
         self._flush()
 
     def prepare(self, clock: int, proposal: int) -> tuple[bool, int]:
-        votes = [core.prepare(clock, proposal) for core in self.cores.values()]
-        return all(votes), max([0, *(core.clock_begun for core in self.cores.values())])
+        votes = [core.clocks.prepare(clock, proposal) for core in self.cores.values()]
+        return all(votes), max([0, *(core.clocks.begun for core in self.cores.values())])
 
     # ---- effects -----------------------------------------------------------------------------------------------------
 

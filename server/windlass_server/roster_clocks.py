@@ -1,0 +1,101 @@
+"""Roster clocks: which sessions count in a share, and how many steps each has closed.
+
+Invariants:
+- `closed_min`, the steps that nobody of the roster is waited for, never falls.
+- No step from `hold_clock` on completes while a change of the roster that begins there is being agreed.
+
+One share core owns an object; the share's lock guards it.
+
+Prior art: the vector clocks of Li et al. (OSDI '14, section 3.4).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from windlass_server.session_filter import SessionFilter
+from windlass_server.share_events import LEFT, Roster
+
+UNRANKED = 1 << 30
+"""The rank of a session that no roster has named yet."""
+
+
+class RosterClocks:
+    """See the module."""
+
+    def __init__(self) -> None:
+        self.roster = Roster()
+        self.closed: dict[bytes, int] = {}
+        self.closed_min = 0
+        self.begun = -1
+        self.hold_clock: int | None = None
+        self._hold_proposal = 0
+        self._ranks: dict[bytes, int] = {}
+
+    # ---- events --------------------------------------------------------------------------------------------
+
+    def begin(self, clock: int) -> None:
+        """Something of step `clock` has arrived."""
+        self.begun = max(self.begun, clock)
+
+    def close(self, session: bytes, closed: int) -> bool:
+        """`session` has closed `closed` steps. Is that more than it had?"""
+        if closed <= self.closed.get(session, 0):
+            return False
+        self.closed[session] = closed
+        return True
+
+    def change(self, roster: Roster, sessions: SessionFilter) -> list[bytes]:
+        """Another set of sessions counts, those ended in `sessions` left out. Returns who left."""
+        members = tuple(member for member in roster.members if not sessions.has_ended(member.session))
+        gone = {member.session for member in self.roster.members} - {member.session for member in members}
+        self.roster = Roster(roster.version, roster.started, members, roster.proposal_settled)
+        if self._hold_proposal <= roster.proposal_settled:
+            self.hold_clock = None
+        self._ranks = {member.session: member.rank for member in members}
+        for member in members:
+            self.closed[member.session] = max(self.closed.get(member.session, 0), member.join_clock)
+        return sorted(gone)
+
+    def prepare(self, clock: int, proposal: int = 0) -> bool:
+        """May the roster change from step `clock` on? If so, none completes before `proposal` is settled."""
+        if proposal and proposal <= self.roster.proposal_settled:
+            return False
+        if self.hold_clock == clock and self._hold_proposal == proposal:
+            return True
+        if self.begun >= clock or self.closed_min > clock or proposal < self._hold_proposal:
+            return False
+        self.hold_clock, self._hold_proposal = clock, proposal
+        return True
+
+    def end(self, session: bytes) -> None:
+        """The scheduler has ended `session`: it counts no more and its integers go."""
+        members = tuple(member for member in self.roster.members if member.session != session)
+        self.roster = replace(self.roster, members=members)
+        self._ranks.pop(session, None)
+        self.closed.pop(session, None)
+
+    def advance(self) -> None:
+        """Raise `closed_min` to what all have closed. Those who left, or nobody at all, finish every step begun."""
+        clocks = [clock for m in self.roster.members if (clock := self.closed[m.session]) < LEFT]
+        lowest = min(clocks, default=self.begun + 1)
+        self.closed_min = max(self.closed_min, lowest if self.hold_clock is None else min(lowest, self.hold_clock))
+
+    # ---- questions -----------------------------------------------------------------------------------------
+
+    def rank(self, session: bytes, unknown: int = UNRANKED) -> int:
+        """The rank that the roster gives `session`."""
+        return self._ranks.get(session, unknown)
+
+    def awaited(self, clock: int) -> set[bytes]:
+        """The sessions that have not closed step `clock`."""
+        return {m.session for m in self.roster.members if self.closed[m.session] <= clock}
+
+    def slowest(self) -> set[bytes]:
+        """The sessions that have closed the fewest steps."""
+        lowest = min((self.closed[m.session] for m in self.roster.members), default=0)
+        return {m.session for m in self.roster.members if self.closed[m.session] == lowest}
+
+    def may_complete(self, clock: int) -> bool:
+        """Has the store started, and is no change of the roster being agreed from `clock` on?"""
+        return self.roster.started and (self.hold_clock is None or clock < self.hold_clock)
