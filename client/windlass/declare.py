@@ -114,6 +114,8 @@ def declare_table(
     if store.member.observes:
         observe(store)
     else:
+        if name not in store.exchange.declared():
+            _check_mixture(store, optimizer)
         _carry_out(store, request, {})
     found = store.exchange.sparse_named(name)
     if found is None:
@@ -184,13 +186,13 @@ def set_rules(store: Store, names: str, hyper_parameters: Mapping[str, Any], key
     chosen = _matching(store, names)
     if names != "*" and any(isinstance(lr, Plateau) for lr in [*live_rates(store), hyper_parameters.get("lr")]):
         raise _mixed(store)
-    change = rule_records.change_of(names, max(store.exchange.tables), hyper_parameters)
+    declared = store.exchange.declared()
+    change = rule_records.change_of(names, max(table_id for table_id, _ in declared.values()), hyper_parameters)
     live = store.member.live(store.store_id)
     present = live.newest()
     for name in chosen:
-        table_id, _ = store.exchange.place(name)
-        rule = present.rule_of(table_id, name, store.exchange.rules[table_id])
-        rule_specs.changed(rule, dict(change.values))
+        table_id, rule = declared[name]
+        rule_specs.changed(present.rule_of(table_id, name, rule), dict(change.values))
     text = change.in_words()
     raw = rule_records.change_to_bytes(change)
     request = asking(store, "set", key or f"call {next_call(store, 'set')}", digest_of_text(f"{names}\0{text}"), text)
@@ -219,12 +221,10 @@ def lower_lr(store: Store) -> None:
 
 
 def live_rates(store: Store) -> list[Rate]:
-    """The different lr of a store's tensors, as they are live; None for a rule that has none."""
+    """The different lr of a store's tensors and tables, as they are live; None for a rule that has none."""
     present = store.member.live(store.store_id).newest()
-    rules = [
-        present.rule_of(table_id, name, store.exchange.rules[table_id])
-        for name, (table_id, _) in store.exchange.where.items()
-    ]
+    declared = store.exchange.declared()
+    rules = [present.rule_of(table_id, name, rule) for name, (table_id, rule) in declared.items()]
     return list(dict.fromkeys(getattr(rule, "lr", None) for rule in rules))
 
 
@@ -237,15 +237,15 @@ def _check_mixture(store: Store, optimizer: RuleSpec) -> None:
 
 def _mixed(store: Store) -> UsageError:
     return UsageError(
-        "a plateau is for all tensors of a store, with no other lr beside it",
+        "a plateau is for all tensors and tables of a store, with no other lr beside it",
         store=store.name,
-        next_move="Declare the other tensors in a store of their own.",
+        next_move="Declare the others in a store of their own.",
     )
 
 
 def _matching(store: Store, pattern: object) -> list[str]:
-    """The declared tensors that a pattern names."""
-    known = list(store.exchange.where)
+    """The declared tensors and tables that a pattern names."""
+    known = list(store.exchange.declared())
     if not store.entered or not isinstance(pattern, str):
         raise UsageError(
             "set was called before init" if isinstance(pattern, str) else "a name pattern is not a string",
@@ -310,12 +310,14 @@ def delete(store: Store, names: list[str]) -> None:
     if not names:
         raise UsageError("delete was given no tensors", store=store.name, next_move="Pass names.")
     for name in names:
-        store.exchange.place(name)
+        if store.exchange.sparse_named(name) is None:
+            store.exchange.place(name)
     text = ", ".join(names)
     action = agree(store, "delete", names, digest_of_text("\0".join(names)), text[:500])
     if action is not None:
-        with contextlib.suppress(UsageError):
-            _drops(store, names).result()
+        for ticket in _drops(store, names):
+            with contextlib.suppress(UsageError):
+                ticket.result()
         agreed(store, action)
     store.exchange.forget(names)
 
@@ -402,6 +404,8 @@ def _take_groups(store: Store, groups: Any, names: Iterable[str] | None) -> bool
     for group in groups:
         if group.table_id in store.exchange.tables or group.table_id in store.exchange.sparse:
             continue
+        if table_specs.is_table(group) and group.tensors[0].deleted:
+            continue
         fresh = True
         group.consistency = group.consistency or store.consistency
         group.vshards = group.vshards or member.vshards
@@ -482,15 +486,26 @@ def _first_values(store: Store, arrays: Mapping[str, Array]) -> Ticket:
     return ticket
 
 
-def _drops(store: Store, names: list[str]) -> Ticket:
-    """Delete tensors on the servers, after the steps before this one have completed on them."""
-    before, requests = store.ticket_of(Op.PULL, store.exchange.pull_plan(names, None))
-    store.member.pump.submit(requests)
-    with contextlib.suppress(UsageError):  # another worker deleted them at an earlier step
-        before.result()
-    ticket, requests = store.ticket_of(Op.DROP, store.exchange.drop_plan(names))
-    store.member.pump.submit(requests)
-    return ticket
+def _drops(store: Store, names: list[str]) -> list[Ticket]:
+    """Delete tensors and tables on the servers, after the steps before this one have completed on them."""
+    sparse = [table for name in names if (table := store.exchange.sparse_named(name)) is not None]
+    dense = [name for name in names if name in store.exchange.where]
+    awaited = [(Op.STATS, table.stats_plan()) for table in sparse]
+    dropped = [table.drop_plan() for table in sparse]
+    if dense:
+        awaited.append((Op.PULL, store.exchange.pull_plan(dense, None)))
+        dropped.append(store.exchange.drop_plan(dense))
+    for op, plan in awaited:
+        before, requests = store.ticket_of(op, plan)
+        store.member.pump.submit(requests)
+        with contextlib.suppress(UsageError):  # another worker deleted them at an earlier step
+            before.result()
+    tickets = []
+    for plan in dropped:
+        ticket, requests = store.ticket_of(Op.DROP, plan)
+        store.member.pump.submit(requests)
+        tickets.append(ticket)
+    return tickets
 
 
 def next_call(store: Store, action: str) -> int:

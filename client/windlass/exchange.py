@@ -123,10 +123,18 @@ class Exchange:
         """The declared sparse table of that name."""
         return next((table for table in self.sparse.values() if table.name == name), None)
 
+    def declared(self) -> dict[str, tuple[int, RuleSpec]]:
+        """Table id and rule, as declared, of every tensor and sparse table by name."""
+        dense = {name: (table_id, self.rules[table_id]) for name, (table_id, _) in self.where.items()}
+        return dense | {table.name: (table_id, table.spec.rule) for table_id, table in self.sparse.items()}
+
     def forget(self, names: Iterable[str]) -> None:
-        """Deleted tensors are not this worker's any more."""
-        for name in names:
+        """Deleted tensors and tables are not this worker's any more."""
+        gone = set(names)
+        for name in gone:
             self.where.pop(name, None)
+        for table_id in [table_id for table_id, table in self.sparse.items() if table.name in gone]:
+            del self.sparse[table_id]
         held = {table_id for table_id, _ in self.where.values()}
         for table_id in self.tables.keys() - held:
             del self.tables[table_id], self.rules[table_id], self.means[table_id]
@@ -162,14 +170,22 @@ class Exchange:
         return found
 
     def specs(self, record: RuleRecord) -> dict[str, dict[str, Any]]:
-        """name -> shape, dtype and rule under `record`."""
-        found = {}
+        """name -> shape, dtype and rule under `record`; a table's shape has None for its rows."""
+        found: dict[str, dict[str, Any]] = {}
         for name, (table_id, number) in self.where.items():
             layout = self.tables[table_id].layout
             found[name] = {
                 "shape": layout.tensors[number].shape,
                 "dtype": layout.dtype_name,
                 "rule": record.rule_of(table_id, name, self.rules[table_id]),
+            }
+        for table_id, table in self.sparse.items():
+            found[table.name] = {
+                "shape": (None, table.dim),
+                "dtype": table.spec.dtype_name,
+                "rule": record.rule_of(table_id, table.name, table.spec.rule),
+                "init": table.spec.init,
+                "bytes_max": table.spec.bytes_max,
             }
         return found
 

@@ -291,10 +291,16 @@ class Table:
 
     def _stats(self) -> list[tuple[int, int]]:
         """Of each band: rows it holds, row numbers it has used."""
-        found: list[tuple[int, int]] = self._store.ask(Op.STATS, self._stats_plan).result()
+        found: list[tuple[int, int]] = self._store.ask(Op.STATS, self.stats_plan).result()
         return found
 
-    def _stats_plan(self) -> Plan:
+    def drop_plan(self) -> Plan:
+        """Delete the table on the servers."""
+        bands = self.bands()
+        return self._planned([(band, 0, 0) for band in bands], [None] * len(bands), [None] * len(bands), [], None)
+
+    def stats_plan(self) -> Plan:
+        """Ask each band for its figures."""
         bands = self.bands()
         counts = np.zeros((len(bands), _STATS_BYTES // 8), np.uint64)
         outs = [InFrame((row.view(np.uint8).data,), _STATS_BYTES) for row in counts]

@@ -145,10 +145,12 @@ class Store:
         with self._lock:
             self._check()
             spec = Normal(0.01) if init is None else init
-            return declare.declare_table(self, name, dim, optimizer, spec, np.dtype(dtype), reduce, bytes_max)
+            table = declare.declare_table(self, name, dim, optimizer, spec, np.dtype(dtype), reduce, bytes_max)
+            declare.watch_plateau(self)
+            return table
 
     def specs(self) -> dict[str, dict[str, Any]]:
-        """name -> shape, dtype and rule of every declared tensor, with the hyper-parameters of the present step."""
+        """name -> shape, dtype and rule of every tensor and table, with the hyper-parameters of the present step."""
         return self.exchange.specs(self._record())
 
     def empty(self, shape: int | tuple[int, ...], dtype: Any = np.float32) -> Array:
@@ -254,7 +256,7 @@ class Store:
                 declare.agreed(self, action)
 
     def delete(self, names: Iterable[str] | str) -> None:
-        """Delete tensors, their slots with them, once the steps before this one are complete. The names are free then.
+        """Delete tensors and tables, slots with them, once the steps before this one are complete. The names are free.
 
         Called by one worker or by all at the same step. A worker that goes on using them gets a UsageError; under
         "asp" and "ssp" that may be a worker which has not come to this call yet, so put a barrier before it there.
@@ -277,7 +279,7 @@ class Store:
         nothing in common, with its next push. A schedule given here counts the same steps as one declared.
 
         Args:
-            names: name pattern (as in fnmatch) of the tensors; what is declared later is as declared.
+            names: name pattern (as in fnmatch) of the tensors and tables; what is declared later is as declared.
             hyper_parameters: numbers of their rule, or schedules for lr and weight_decay.
 
         Returns:

@@ -321,6 +321,10 @@ class Connection:
         if entry.clock > share.core.clocks.begun + limits.CLOCK_AHEAD_MAX:
             raise ProtocolError("an entry's step is out of reach", clock=entry.clock)
         op, counters = entry.op, self.node.counters
+        if op == Op.DROP:
+            self.node.drop(table, entry.block, 0, 1, self._deliver)
+            self._reply_plain(entry, Status.OK)
+            return
         writes = op in _ROW_WRITES
         if not writes and op not in _ROW_READS:
             raise ProtocolError("an entry asks a sparse table for what dense tensors do", op=op)

@@ -263,8 +263,7 @@ class ServerNode:
             said.append((clock, record))
             del said[:-ANNOUNCED_MAX]
         for group in groups:
-            if isinstance(group, DenseGroup):  # tables go on as declared
-                group.check(record)
+            group.check(record)
             for share in group.shares.values():
                 with share.lock:
                     share.core.announce(session, clock, record)

@@ -23,15 +23,17 @@ import numpy as np
 
 from windlass_proto import ids as id_kernels
 from windlass_proto import limits, table_specs
-from windlass_proto.errors import ProtocolError, WindlassError
+from windlass_proto.errors import ProtocolError, UsageError, WindlassError
 from windlass_proto.frames import Entry, Op, aligned
 from windlass_proto.ids import Ids
 from windlass_proto.layout import Block, Segment
 from windlass_proto.memory import Buffer, BufferPool
+from windlass_proto.rule_records import RuleRecord
+from windlass_proto.rule_specs import RuleSpec
 from windlass_proto.table_specs import TableSpec
 from windlass_rules import reduce
 from windlass_rules.rows import RowRule
-from windlass_server.dense import Origin, Reply, Share, Vector
+from windlass_server.dense import VERSIONS_KEPT, Origin, Reply, Share, Vector
 from windlass_server.row_table import Numbers, RowTable
 from windlass_server.session_filter import Verdict
 from windlass_server.share_core import ShareCore
@@ -84,7 +86,20 @@ class SparseTable:
                 spec.rows_max(len(band), len(slots)),
             )  # fmt: skip
         self.share_of_block = self.shares
-        self._scalars: dict[int, tuple[tuple[int, int], Vector]] = {}
+        self.steps_before = 0  # what clocks lack of the steps that a restored checkpoint had; schedules count them
+        self._rules: dict[int, RuleSpec] = {}  # version of the hyper-parameters -> the rule under it
+        self._scalars: dict[int, tuple[tuple[int, int, int], Vector]] = {}
+
+    def check(self, record: RuleRecord) -> None:
+        """Do the changes in `record` fit this table's rule?
+
+        Raises:
+            ProtocolError: a worker let through what no kernel here can do.
+        """
+        try:
+            self._rule_at(record)
+        except UsageError as cause:
+            raise ProtocolError("a rule record does not fit its tables", reason=str(cause)) from cause
 
     @property
     def nbytes(self) -> int:
@@ -147,7 +162,8 @@ class SparseTable:
 
     def make_room(self, share: Share, session: bytes, seq: int, rows: Rows) -> WindlassError | None:
         """Make rows for what a push names, before its core sees it; an error, and no row, where there is no room."""
-        if share.core.sessions.judge(session, seq) is not Verdict.NEXT:
+        is_dropped = not share.core.blocks[share.vshard].present[0]
+        if is_dropped or share.core.sessions.judge(session, seq) is not Verdict.NEXT:
             return None
         table = self.tables[share.vshard]
         rows.numbers, rows.erasures = np.empty(rows.ids.size, np.uint32), table.erasures
@@ -182,7 +198,7 @@ class SparseTable:
         else:
             numbers, gradient = self._summed(table, sources)
             scale = 1.0 / effect.divisor
-        scalars = self._numbers_of_step(share.vshard, effect.update, effect.clock)
+        scalars = self._numbers_of_step(share.vshard, effect)
         arrays = (table.rows, *table.slots)
         self.rule.update(arrays, numbers, self.spec.dim, gradient, scale, scalars)
 
@@ -209,11 +225,22 @@ class SparseTable:
                 table.insert(rows.ids, rows.numbers, absent)
         return rows.numbers
 
-    def _numbers_of_step(self, vshard: int, update: int, clock: int) -> Vector:
+    def _numbers_of_step(self, vshard: int, effect: Apply) -> Vector:
+        clock = max(0, effect.clock + self.steps_before)
+        step = (effect.update, clock, effect.stamp.version)
         known = self._scalars.get(vshard)
-        if known is None or known[0] != (update, clock):
-            known = self._scalars[vshard] = ((update, clock), self.rule.scalars(self.spec.rule, update, clock))
+        if known is None or known[0] != step:
+            known = (step, self.rule.scalars(self._rule_at(effect.stamp), effect.update, clock))
+            self._scalars[vshard] = known
         return known[1]
+
+    def _rule_at(self, record: RuleRecord) -> RuleSpec:
+        rule = self._rules.get(record.version)
+        if rule is None:
+            rule = record.rule_of(self.spec.table_id, self.spec.name, self.spec.rule)
+            kept = {} if len(self._rules) >= VERSIONS_KEPT else dict(self._rules)
+            self._rules = {**kept, record.version: rule}  # bands of other locks read the old one meanwhile
+        return rule
 
     # ---- answering ---------------------------------------------------------------------------------------------------
 

@@ -276,15 +276,81 @@ def test_the_others_go_on_when_a_worker_dies_inside_a_step(local: LocalCluster, 
 
 
 @pytest.mark.parametrize("mode", ["bsp", "asp"])
-def test_a_live_change_is_for_dense_tensors_and_tables_go_on_as_declared(team: MakeTeam, mode: str) -> None:
+def test_a_live_change_is_for_tensors_and_tables_alike_or_for_those_named(team: MakeTeam, mode: str) -> None:
     ((store, table),) = declared(team(1), mode)
     store.init({"w": np.zeros(2)}, SGD(lr=1.0))
+
+    def stepped() -> tuple[float, float]:
+        with store.step():
+            store.push({"w": np.ones(2)})
+            table.push([4], ones(1))
+        return float(store.pull().result()["w"][0]), held(table)[4]
+
     store.set(lr=0.5)
-    with store.step():
-        store.push({"w": np.ones(2)})
-        table.push([4], ones(1))
-    assert store.pull().result()["w"].tolist() == [-0.5, -0.5]
-    assert held(table) == {4: -1.0}
+    assert stepped() == (-0.5, -0.5)
+    store.set(lr=0.25, names="us*")
+    assert stepped() == (-1.0, -0.75)
+    assert {name: spec["rule"].lr for name, spec in store.specs().items()} == {"w": 0.5, "user": 0.25}
+    with pytest.raises(UsageError, match="betas"):
+        store.set(betas=(0.5, 0.5), names="user")
+    store.set(lr=1.0)
+    assert stepped() == (-2.0, -1.75)
+
+
+def test_a_live_change_of_a_table_holds_from_the_same_step_on_every_server(team: MakeTeam) -> None:
+    pairs = declared(team(), "bsp", reduce="sum")
+    ids = np.arange(64)
+
+    def train(_: object, rank: int) -> list[set[float]]:
+        store, table = pairs[rank]
+        seen = []
+        for step in range(3):
+            if step == 1:
+                store.set(lr=0.25, names="user")
+            rows = table.push_pull(ids if rank == 0 else ids[:0], ones(64 if rank == 0 else 0)).result()
+            seen.append(set(rows.reshape(-1).tolist()))
+        return seen
+
+    assert for_each(pairs, train)[0] == [{-1.0}, {-1.25}, {-1.5}]
+
+
+def test_a_table_follows_a_plateau_with_its_store(team: MakeTeam) -> None:
+    ((store, table),) = declared(team(1), "asp", SGD(lr=wl.schedule.Plateau(1.0, metric="loss", factor=0.5)))
+    with pytest.raises(UsageError, match="plateau is for all"):
+        store.init({"w": np.zeros(2)}, SGD(lr=1.0))
+    assert store.plateau is not None
+    store.plateau.due = True
+    assert table.push_pull([4], ones(1)).result()[0, 0] == -0.5
+
+
+def test_a_deleted_table_is_gone_with_its_rows_and_its_name_is_free(team: MakeTeam) -> None:
+    pairs = declared(team(), "bsp", reduce="sum")
+
+    def train(_: object, rank: int) -> None:
+        store, table = pairs[rank]
+        table.push_pull([1, 2], ones(2)).result()
+        store.delete("user")
+        assert store.specs() == {}
+        with pytest.raises(UsageError, match="deleted"):
+            table.pull([1]).result()
+        again = store.table("user", 4, SGD(lr=1.0), init=wl.init.Constant(2.0))
+        assert again.pull([1]).result().tolist() == [[2.0] * 4]
+        assert len(again) == 0
+
+    for_each(pairs, train)
+
+
+def test_specs_say_what_a_table_is(team: MakeTeam) -> None:
+    ((store, _),) = declared(team(1), "asp", bytes_max=1 << 20)
+    assert store.specs() == {
+        "user": {
+            "shape": (None, DIM),
+            "dtype": "float32",
+            "rule": SGD(lr=1.0),
+            "init": wl.init.Zeros(),
+            "bytes_max": 1 << 20,
+        }
+    }
 
 
 def test_a_table_follows_its_schedule_by_the_clock(team: MakeTeam) -> None:
