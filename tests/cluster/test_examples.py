@@ -13,6 +13,8 @@ from windlass.local_cluster import LocalCluster
 pytestmark = pytest.mark.cluster
 
 ASYNC_SGD = Path(__file__).resolve().parents[2] / "examples" / "async_sgd.py"
+RESUME = ASYNC_SGD.with_name("resume.py")
+ENDED = re.compile(r"test accuracy .*")
 ROW = re.compile(r"(bsp|ssp:4|asp) +([\d.]+) ms +(\d+), (\d+) +([\d.]+)")
 
 
@@ -39,3 +41,29 @@ def test_alone_it_says_how_to_start_it(tmp_path: Path) -> None:
         (alone,) = workers.finish(check=False)
     assert alone.status == 1
     assert "windlass run --workers 3" in alone.err
+
+
+def test_a_run_killed_and_started_again_ends_with_the_weights_of_one_left_alone(tmp_path: Path) -> None:
+    arguments = ["--epochs", "4", "--every", "10", "--folder"]
+
+    def end(folder: Path) -> str:
+        with (
+            LocalCluster.start(servers=2, run_dir=tmp_path) as cluster,
+            Workers(cluster, RESUME, count=2, run_dir=tmp_path, arguments=[*arguments, str(folder)]) as workers,
+        ):
+            return workers.finish()[0].out
+
+    def kill_after_a_checkpoint(folder: Path) -> None:
+        with (
+            LocalCluster.start(servers=1, run_dir=tmp_path) as cluster,
+            Workers(cluster, RESUME, count=2, run_dir=tmp_path, arguments=[*arguments, str(folder)]) as workers,
+        ):
+            workers.await_text(0, "saving step 20")  # which waits until step 10 is saved
+            for rank in range(2):
+                workers[rank].process.kill()
+
+    kill_after_a_checkpoint(tmp_path / "killed")
+    resumed, alone = end(tmp_path / "killed"), end(tmp_path / "alone")
+    assert re.search(r"resumed at step [1-9]\d*", resumed), resumed
+    assert "began anew" in alone
+    assert ENDED.findall(resumed) == ENDED.findall(alone) != [], (resumed, alone)
