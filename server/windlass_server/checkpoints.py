@@ -270,17 +270,18 @@ class Checkpoints:
         """Copy every block as the steps before the order's clock left it; at once, or when they are complete."""
         self._check_room(groups)
         copies: list[Copied] = []
-        sources: list[tuple[BlockArrays, list[int]]] = []
+        sources: list[tuple[DenseGroup, BlockArrays, list[int]]] = []
         buffers: list[Buffer] = []
 
         def on_run(number: int, reply: Reply) -> None:
             if reply.status is not Status.OK:
                 action.fail(InvariantError("a present segment could not be read", block=reply.block))
                 return
-            arrays, updates = sources[number]
+            group, arrays, updates = sources[number]
             begin, end = arrays.block.span(reply.seg_begin, reply.seg_end)
             for copy, slot in zip(copies[number].slots, arrays.slots, strict=True):
-                np.copyto(copy[begin:end], slot[begin:end])
+                group.memory.read(slot[begin:end], copy[begin:end])
+            group.memory.finish()
             copies[number].updates[reply.seg_begin : reply.seg_end] = updates[reply.seg_begin : reply.seg_end]
 
         def on_all() -> None:
@@ -302,7 +303,7 @@ class Checkpoints:
                     copy = self._room_for(index, number, arrays, buffers, whole=all(state.present))
                     outs[index] = (len(copies), copy.weights)
                     copies.append(copy)
-                    sources.append((arrays, state.updates))
+                    sources.append((group, arrays, state.updates))
                 shares.append((share, group, outs))
         action.give_up = give_up
         for share, group, outs in shares:
@@ -396,7 +397,7 @@ class Checkpoints:
                 held.enter_context(share.lock)
             for block in staged:
                 block.group.steps_before = action.order.steps_before
-                block.share.adopt(block.index, block.weights, block.slots, block.updates)
+                block.group.adopt(block.share, block.index, block.weights, block.slots, block.updates)
         _LOG.info("checkpoint_restored folder=%s blocks=%d", action.order.folder, len(staged))
         action.reach(Phase.APPLY)
 

@@ -35,7 +35,8 @@ from windlass_proto.memory import Buffer
 from windlass_proto.rule_records import DECLARED
 from windlass_proto.tensor_file import Written
 from windlass_server.answers import answer_entry, error_record
-from windlass_server.dense import DenseGroup, Origin, Reply, Share, Values, Vector
+from windlass_server.dense import DenseGroup, Origin, Reply, Share
+from windlass_server.dense_memory import Values, Vector
 from windlass_server.node import ServerNode
 from windlass_server.share_events import Push, deleted_error
 from windlass_server.sparse import Rows, SparseTable
@@ -283,8 +284,8 @@ class Connection:
             return
         if op not in _DENSE_WRITES:
             raise ProtocolError("an entry asks for an unknown operation", op=op)
-        values = None if refused else self._values(entry, nbytes, dtype, buffer)
         stamp = self.node.record(group.spec.store_id, entry.stamp) if entry.stamp else DECLARED
+        values, finite = (None, True) if refused else group.memory.receive(self._values(entry, nbytes, dtype, buffer))
         event = Push(
             origin,
             self.session,
@@ -298,7 +299,7 @@ class Connection:
             stamp,
             bool(entry.flags & EntryFlag.LAST),
             op == Op.PUSH_PULL,
-            values is None or group.finite(values.array),
+            finite,
         )
         counters = self.node.counters
         counters["pushes"] += 1

@@ -3,7 +3,9 @@
 Invariant: whoever touches a share's arrays or core holds its lock, and holds it over no system call on a socket.
 Answers leave from copies (a pooled snapshot, or the worker's shared memory), never from live weights.
 
-One share is one vshard's blocks of the group; its lock is the unit of concurrency.
+One share is one vshard's blocks of the group; its lock is the unit of concurrency. Where the arrays lie is the
+affair of the group's memory (`dense_memory`): what it has queued is finished before anybody is answered, and before a
+buffer goes back. An answer is delivered before its segments change again: a checkpoint copies their slots then.
 """
 
 from __future__ import annotations
@@ -12,10 +14,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
-
-from windlass_proto import memory, rule_specs
+from windlass_proto import rule_specs
 from windlass_proto.errors import ProtocolError, UsageError
 from windlass_proto.frames import Status
 from windlass_proto.group_specs import GroupSpec
@@ -23,23 +22,13 @@ from windlass_proto.layout import Block
 from windlass_proto.memory import Buffer, BufferPool
 from windlass_proto.rule_records import RuleRecord
 from windlass_proto.rule_specs import RuleSpec
-from windlass_rules import RuleKernels, reduce
+from windlass_rules import RuleKernels
+from windlass_server.dense_memory import DenseMemory, Vector
 from windlass_server.share_core import ShareCore
-from windlass_server.share_events import Answer, Apply, Effect, Release, Source, Write
+from windlass_server.share_events import Answer, Apply, Effect, Release, Write
 
-Vector = npt.NDArray[np.floating]
-
-# A sum over workers is made in runs that stay in the core's cache: 16 Ki float32 are 64 KiB.
-SUM_RUN_ELEMENTS = 16 * 1024
 # Versions of hyper-parameters whose settings are at hand: those of workers a few steps apart.
 VERSIONS_KEPT = 8
-
-
-class Values(NamedTuple):
-    """Values of one entry where they arrived: in a pooled buffer, or (buffer None) in a worker's shared memory."""
-
-    array: Vector
-    buffer: Buffer | None
 
 
 class Origin(NamedTuple):
@@ -107,11 +96,10 @@ class BlockArrays:
 
     __slots__ = ("block", "settings", "slots", "weights")
 
-    def __init__(self, block: Block, spec: GroupSpec, kernels: RuleKernels) -> None:
-        dtype = spec.layout.dtype
+    def __init__(self, block: Block, kernels: RuleKernels, memory: DenseMemory) -> None:
         self.block = block
-        self.weights: Vector = memory.aligned_zeros(block.elements, dtype)
-        self.slots: tuple[Vector, ...] = tuple(memory.aligned_zeros(block.elements, dtype) for _ in kernels.slots)
+        self.weights = memory.zeros(block.elements)
+        self.slots = tuple(memory.zeros(block.elements) for _ in kernels.slots)
         self.settings: dict[int, list[_Setting]] = {}  # version of the hyper-parameters -> one a segment
 
 
@@ -139,13 +127,6 @@ class Share:
         self.core = core
         self.arrays = arrays
 
-    def adopt(self, block: int, weights: Vector, slots: tuple[Vector, ...], updates: list[int]) -> None:
-        """Serve these arrays, which have had `updates` by segment, from now on. The caller holds `lock`."""
-        arrays = self.arrays[block]
-        arrays.weights, arrays.slots = weights, slots
-        arrays.settings.clear()
-        self.core.blocks[block].updates[:] = updates
-
 
 class DenseGroup:
     """The shares of one group that this server owns.
@@ -155,13 +136,16 @@ class DenseGroup:
         kernels: its rule, compiled.
         vshards: those this server owns.
         pool: where snapshots of weights come from.
+        memory: where its arrays lie.
     """
 
-    def __init__(self, spec: GroupSpec, kernels: RuleKernels, vshards: range, pool: BufferPool) -> None:
+    def __init__(
+        self, spec: GroupSpec, kernels: RuleKernels, vshards: range, pool: BufferPool, memory: DenseMemory
+    ) -> None:
         self.spec = spec
         self.kernels = kernels
-        self.reductions = reduce.build(spec.layout.dtype)
         self.pool = pool
+        self.memory = memory
         held: dict[int, list[Block]] = {}
         for block in spec.layout.blocks:
             if block.vshard in vshards:
@@ -170,7 +154,7 @@ class DenseGroup:
             vshard: Share(
                 vshard,
                 ShareCore(spec.consistency, blocks, mean=spec.mean),
-                {block.index: BlockArrays(block, spec, kernels) for block in blocks},
+                {block.index: BlockArrays(block, kernels, memory) for block in blocks},
             )
             for vshard, blocks in sorted(held.items())
         }
@@ -178,7 +162,7 @@ class DenseGroup:
         for share in self.shares.values():
             for arrays in share.arrays.values():
                 self._reset_slots(arrays, 0, arrays.block.elements)
-        self._scratch = threading.local()
+        memory.finish()
         self._rules: dict[int, list[RuleSpec]] = {}
         self.steps_before = 0  # what clocks lack of the steps that a restored checkpoint had; schedules count them
 
@@ -202,27 +186,52 @@ class DenseGroup:
             for arrays in share.arrays.values()
         )
 
-    def finite(self, values: Vector) -> bool:
-        """Are all values finite? One pass at memory speed; no lock is needed."""
-        return self.reductions.all_finite(values)
-
     def execute(self, share: Share, effects: list[Effect], deliver: Callable[[Reply], None]) -> None:
         """Carry out `effects` in order. The caller holds `share.lock`."""
         snapshots: Snapshots = {}
+        replies: list[Reply] = []
+        done: list[Buffer] = []
         for effect in effects:
             if type(effect) is Apply:
+                self._make_way(effect, replies, deliver)
                 _forget(snapshots, effect.block)
-                self._apply(share, effect, deliver, snapshots)
+                self._apply(share, effect, replies, snapshots)
             elif type(effect) is Answer:
-                self._answer(share, effect, deliver, snapshots)
+                self._answer(share, effect, replies, snapshots)
             elif type(effect) is Release:
                 if effect.buffer is not None and effect.buffer.buffer is not None:
-                    effect.buffer.buffer.release()
+                    done.append(effect.buffer.buffer)
             elif type(effect) is Write:
+                self._make_way(effect, replies, deliver)
                 _forget(snapshots, effect.block)
                 self._write(share, effect)
+        self.memory.finish()
+        for reply in replies:
+            deliver(reply)
+        for buffer in done:
+            buffer.release()
         for snapshot in snapshots.values():
             snapshot.release()
+
+    def _make_way(self, effect: Apply | Write, replies: list[Reply], deliver: Callable[[Reply], None]) -> None:
+        """Deliver what waits to be, if `effect` changes segments that one of `replies` shows."""
+        if any(
+            reply.block == effect.block and reply.seg_begin < effect.seg_end and effect.seg_begin < reply.seg_end
+            for reply in replies
+        ):
+            self.memory.finish()
+            for reply in replies:
+                deliver(reply)
+            replies.clear()
+
+    def adopt(self, share: Share, block: int, weights: Vector, slots: tuple[Vector, ...], updates: list[int]) -> None:
+        """Serve these values, which have had `updates` by segment, from now on. The caller holds the share's lock."""
+        arrays = share.arrays[block]
+        arrays.weights = self.memory.exchange(arrays.weights, weights)
+        arrays.slots = tuple(map(self.memory.exchange, arrays.slots, slots))
+        self.memory.finish()
+        arrays.settings.clear()
+        share.core.blocks[block].updates[:] = updates
 
     # ---- applying ----------------------------------------------------------------------------------------------------
 
@@ -230,7 +239,7 @@ class DenseGroup:
         self,
         share: Share,
         effect: Apply,
-        deliver: Callable[[Reply], None],
+        replies: list[Reply],
         snapshots: Snapshots,
     ) -> None:
         arrays = share.arrays[effect.block]
@@ -252,10 +261,20 @@ class DenseGroup:
             run_begin, run_end = block.span(at, stop)
             out_run = out[run_begin - begin : run_end - begin] if out is not None else None
             scalars = settings[at].at(self.kernels, effect.update, max(0, effect.clock + self.steps_before))
-            self._update(arrays, effect, run_begin, run_end, run_begin - begin, scalars, out_run)
+            self.memory.update(
+                arrays.weights,
+                arrays.slots,
+                run_begin,
+                run_end - run_begin,
+                effect.sources,
+                run_begin - begin,
+                effect.divisor,
+                scalars,
+                out_run,
+            )
             at = stop
         if answer is not None and answer.origin is not None:
-            self._deliver(answer, snapshot, deliver)
+            replies.append(_reply(answer, snapshot))
 
     def _settings(self, arrays: BlockArrays, record: RuleRecord) -> list[_Setting]:
         """One setting a segment under `record`; equal ones are one object."""
@@ -281,110 +300,59 @@ class DenseGroup:
             self._rules = {**kept, record.version: rules}  # shares of other locks read the old one meanwhile
         return rules
 
-    def _update(
-        self,
-        arrays: BlockArrays,
-        effect: Apply,
-        begin: int,
-        end: int,
-        moved: int,
-        scalars: Vector,
-        out: Vector | None,
-    ) -> None:
-        sources, count = effect.sources, end - begin
-        if len(sources) == 1:
-            source = sources[0]
-            at = source.begin + moved
-            gradient = source.buffer.array[at : at + count]
-            scale = source.weight / effect.divisor
-            if out is None:
-                self.kernels.update(arrays.weights, arrays.slots, begin, gradient, scale, scalars)
-            else:
-                self.kernels.update_out(arrays.weights, arrays.slots, begin, gradient, scale, scalars, out)
-            return
-        scale = 1.0 / effect.divisor
-        scratch = self._scratch_run(arrays.weights.dtype)
-        for done in range(0, count, SUM_RUN_ELEMENTS):
-            size = min(SUM_RUN_ELEMENTS, count - done)
-            total = self._sum(sources, moved + done, scratch[:size])
-            if out is None:
-                self.kernels.update(arrays.weights, arrays.slots, begin + done, total, scale, scalars)
-            else:
-                self.kernels.update_out(
-                    arrays.weights, arrays.slots, begin + done, total, scale, scalars, out[done : done + size]
-                )
-
-    def _sum(self, sources: tuple[Source, ...], moved: int, total: Vector) -> Vector:
-        """total = sum of weight * source, in the order given."""
-        size = total.size
-        for i, source in enumerate(sources):
-            at = source.begin + moved
-            run = source.buffer.array[at : at + size]
-            if i == 0:
-                self.reductions.scaled_copy(total, run, source.weight)
-            else:
-                self.reductions.scaled_add(total, run, source.weight)
-        return total
-
-    def _scratch_run(self, dtype: np.dtype[Any]) -> Vector:
-        scratch: Vector | None = getattr(self._scratch, "run", None)
-        if scratch is None:
-            scratch = self._scratch.run = memory.aligned_zeros(SUM_RUN_ELEMENTS, dtype)
-        return scratch
-
     # ---- answering ---------------------------------------------------------------------------------------------------
 
     def _answer(
         self,
         share: Share,
         answer: Answer,
-        deliver: Callable[[Reply], None],
+        replies: list[Reply],
         snapshots: Snapshots,
     ) -> None:
         if answer.origin is None:
             return
         if not answer.values:
-            self._deliver(answer, None, deliver)
+            replies.append(_reply(answer, None))
             return
         arrays = share.arrays[answer.block]
         begin, end = arrays.block.span(answer.seg_begin, answer.seg_end)
         present = arrays.weights[begin:end]
         if answer.origin.out is not None:
-            np.copyto(answer.origin.out, present)
-            self._deliver(answer, None, deliver)
+            self.memory.read(present, answer.origin.out)
+            replies.append(_reply(answer, None))
             return
         key = (answer.block, answer.seg_begin, answer.seg_end)
         snapshot = snapshots.get(key)
         if snapshot is None:
             snapshot = snapshots[key] = self.pool.take(present.nbytes, beyond=True)
-            np.copyto(snapshot.array.view(present.dtype), present)
-        self._deliver(answer, snapshot, deliver)
-
-    def _deliver(self, answer: Answer, snapshot: Buffer | None, deliver: Callable[[Reply], None]) -> None:
-        if snapshot is not None:
-            snapshot.hold()  # this batch keeps its own hold until it ends: the receiver may be done sooner
-        deliver(
-            Reply(
-                answer.origin,
-                answer.status,
-                answer.block,
-                answer.seg_begin,
-                answer.seg_end,
-                answer.aux,
-                snapshot,
-                answer.error,
-            )
-        )
+            self.memory.read(present, snapshot.array.view(present.dtype))
+        replies.append(_reply(answer, snapshot))
 
     # ---- storing -----------------------------------------------------------------------------------------------------
 
     def _write(self, share: Share, effect: Write) -> None:
         arrays = share.arrays[effect.block]
         begin, end = arrays.block.span(effect.seg_begin, effect.seg_end)
-        np.copyto(arrays.weights[begin:end], effect.buffer.array[: end - begin])
+        self.memory.write(arrays.weights[begin:end], effect.buffer.array[: end - begin])
         if effect.fresh:
             self._reset_slots(arrays, begin, end)
 
     def _reset_slots(self, arrays: BlockArrays, begin: int, end: int) -> None:
         for slot, values in zip(self.kernels.slots, arrays.slots, strict=True):
-            values[begin:end] = slot.fill
+            self.memory.fill(values[begin:end], slot.fill)
+
+
+def _reply(answer: Answer, snapshot: Buffer | None) -> Reply:
+    """The reply holds its snapshot beside the batch that made it, whose hold may end sooner or later."""
+    if snapshot is not None:
+        snapshot.hold()
+    return Reply(
+        answer.origin,
+        answer.status,
+        answer.block,
+        answer.seg_begin,
+        answer.seg_end,
+        answer.aux,
+        snapshot,
+        answer.error,
+    )

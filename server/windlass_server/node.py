@@ -21,6 +21,7 @@ from windlass_rules import build
 from windlass_rules.rows import build_rows
 from windlass_server.checkpoints import Checkpoints
 from windlass_server.dense import DenseGroup, Reply, Share
+from windlass_server.dense_memory import HostMemory
 from windlass_server.share_events import LEFT, Effect, Roster, deleted_error
 from windlass_server.sparse import SparseTable
 from windlass_server.step_stamps import ANNOUNCED_MAX
@@ -161,7 +162,7 @@ class ServerNode:
 
         def make(owned: range) -> Group:
             self._check_room(spec, len(kernels.slots))
-            return DenseGroup(spec, kernels, owned, self.pool)
+            return DenseGroup(spec, kernels, owned, self.pool, HostMemory(kernels))
 
         return make
 

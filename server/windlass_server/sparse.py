@@ -33,7 +33,8 @@ from windlass_proto.rule_specs import RuleSpec
 from windlass_proto.table_specs import TableSpec
 from windlass_rules import reduce
 from windlass_rules.rows import RowRule
-from windlass_server.dense import VERSIONS_KEPT, Origin, Reply, Share, Vector
+from windlass_server.dense import VERSIONS_KEPT, Origin, Reply, Share
+from windlass_server.dense_memory import Vector
 from windlass_server.row_table import Numbers, RowTable
 from windlass_server.session_filter import Verdict
 from windlass_server.share_core import ShareCore

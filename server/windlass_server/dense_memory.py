@@ -1,0 +1,159 @@
+"""Where a dense group's weights and slots lie, and what is done to them there.
+
+Two kinds: `HostMemory` here, NumPy arrays under compiled kernels; and `device_memory.DeviceMemory`. A group decides
+what is done to which run of which block, in which order; its memory does it. Work on a device may be queued, so what a
+group lets others see or use again waits for `finish`.
+
+Invariant: work is done in the order in which it was asked for. The caller holds the lock of the share whose vectors it
+names, from the first call to `finish`; `receive` needs no lock.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from windlass_proto import memory
+from windlass_proto.memory import Buffer
+from windlass_rules import RuleKernels, reduce
+from windlass_server.share_events import Source
+
+Vector = npt.NDArray[np.floating]
+
+# A sum over workers is made in runs that stay in the core's cache: 16 Ki float32 are 64 KiB.
+SUM_RUN_ELEMENTS = 16 * 1024
+
+
+class Values(NamedTuple):
+    """Values of one entry where they arrived: in a pooled buffer, or (buffer None) in a worker's shared memory."""
+
+    array: Vector
+    buffer: Buffer | None
+
+
+class DenseMemory(Protocol):
+    """What a dense group asks of the memory it lies in. Vectors are this memory's own, or slices of them."""
+
+    def zeros(self, elements: int) -> Vector:
+        """A new vector."""
+
+    def receive(self, values: Values) -> tuple[Values, bool]:
+        """Values have arrived: where they wait until they are applied, and whether all are finite."""
+
+    def update(
+        self,
+        w: Vector,
+        slots: tuple[Vector, ...],
+        begin: int,
+        count: int,
+        sources: tuple[Source, ...],
+        moved: int,
+        divisor: float,
+        scalars: Vector,
+        out: Vector | None,
+    ) -> None:
+        """Run the rule on w[begin : begin + count] with the weighted sum of `sources` over `divisor`.
+
+        Args:
+            moved: how far this run lies behind the beginning of what the sources say they begin with.
+            out: host memory that the new weights are copied to as well.
+        """
+
+    def read(self, vector: Vector, out: Vector) -> None:
+        """Copy to host memory of the same size."""
+
+    def write(self, vector: Vector, values: Vector) -> None:
+        """Store what was received, or other host memory."""
+
+    def exchange(self, vector: Vector, values: Vector) -> Vector:
+        """What holds `values` from now on in place of `vector`. They are host memory that the caller gives away."""
+
+    def fill(self, vector: Vector, value: float) -> None:
+        """Store one value everywhere."""
+
+    def finish(self) -> None:
+        """Return when all that this thread asked for is done."""
+
+
+class HostMemory:
+    """NumPy arrays; every call has done its work when it returns."""
+
+    def __init__(self, kernels: RuleKernels) -> None:
+        self.kernels = kernels
+        self.reductions = reduce.build(kernels.dtype)
+        self._scratch = threading.local()
+
+    def zeros(self, elements: int) -> Vector:
+        return memory.aligned_zeros(elements, self.kernels.dtype)
+
+    def receive(self, values: Values) -> tuple[Values, bool]:
+        return values, self.reductions.all_finite(values.array)
+
+    def update(
+        self,
+        w: Vector,
+        slots: tuple[Vector, ...],
+        begin: int,
+        count: int,
+        sources: tuple[Source, ...],
+        moved: int,
+        divisor: float,
+        scalars: Vector,
+        out: Vector | None,
+    ) -> None:
+        if len(sources) == 1:
+            source = sources[0]
+            at = source.begin + moved
+            gradient = source.buffer.array[at : at + count]
+            scale = source.weight / divisor
+            if out is None:
+                self.kernels.update(w, slots, begin, gradient, scale, scalars)
+            else:
+                self.kernels.update_out(w, slots, begin, gradient, scale, scalars, out)
+            return
+        scale = 1.0 / divisor
+        scratch = self._scratch_run()
+        for done in range(0, count, SUM_RUN_ELEMENTS):
+            size = min(SUM_RUN_ELEMENTS, count - done)
+            total = self._sum(sources, moved + done, scratch[:size])
+            if out is None:
+                self.kernels.update(w, slots, begin + done, total, scale, scalars)
+            else:
+                self.kernels.update_out(w, slots, begin + done, total, scale, scalars, out[done : done + size])
+
+    def read(self, vector: Vector, out: Vector) -> None:
+        np.copyto(out, vector)
+
+    def write(self, vector: Vector, values: Vector) -> None:
+        np.copyto(vector, values)
+
+    def exchange(self, vector: Vector, values: Vector) -> Vector:
+        return values
+
+    def fill(self, vector: Vector, value: float) -> None:
+        vector.fill(value)
+
+    def finish(self) -> None:
+        """Nothing is queued."""
+
+    def _sum(self, sources: tuple[Source, ...], moved: int, total: Vector) -> Vector:
+        """total = sum of weight * source, in the order given."""
+        size = total.size
+        for i, source in enumerate(sources):
+            at = source.begin + moved
+            run = source.buffer.array[at : at + size]
+            if i == 0:
+                self.reductions.scaled_copy(total, run, source.weight)
+            else:
+                self.reductions.scaled_add(total, run, source.weight)
+        return total
+
+    def _scratch_run(self) -> Vector:
+        scratch: Any = getattr(self._scratch, "run", None)
+        if scratch is None:
+            scratch = self._scratch.run = memory.aligned_zeros(SUM_RUN_ELEMENTS, self.kernels.dtype)
+        run: Vector = scratch
+        return run
