@@ -16,7 +16,7 @@ from typing import Any
 from windlass_proto.errors import UsageError
 from windlass_proto.rule_specs import RULES, SGD, RuleSpec
 from windlass_rules.registry import DTYPES, RULE_MODULES
-from windlass_rules.rule import Variant
+from windlass_rules.rule import Per, Variant
 
 PAGE = Path(__file__).with_suffix(".md")
 
@@ -25,16 +25,21 @@ HEAD = """\
 
 Made by `python docs/capabilities.py` from the registry in `server/windlass_rules`; edit that.
 
-`wl.optim` has every rule. *State* is what a server keeps beside the weights, one vector of the weights' dtype a name.
-Every rule takes `clip_value`, and every tensor its multipliers of rate and decay.
+`wl.optim` has every rule. *State* is what a server keeps beside the weights, in their dtype: one vector as long as they
+are for a name, or one number for each row of a table. Every rule takes `clip_value`, and every tensor its multipliers
+of rate and decay.
 
 """
 
 FOOT = """
-*Cut over servers*: a tensor may be cut anywhere, and the pieces lie on any servers, with the bits of one piece. *Same
+*Rows of tables*: float32 and float64; only the rows that a push names are stepped, and keep their slots otherwise. *Cut
+over servers*: a tensor may be cut anywhere, and the pieces lie on any servers, with the bits of one piece. *Same
 bits on any CPU*: kernels are IEEE `+ - * / sqrt`, comparisons and selections alone, nothing fused or reordered, and no
 number of a step comes from libm. Both are tested for every row (`tests/rules`).
 """
+
+
+A_ROW = {Per.ELEMENT: "", Per.ROW: " (one a row)"}
 
 
 def candidates(cls: Any) -> Iterator[tuple[str, RuleSpec]]:
@@ -67,6 +72,7 @@ def table() -> str:
         "rule",
         "with",
         *(f"dense {name}" for name in dtypes),
+        "rows of tables",
         "state",
         "cut over servers",
         "same bits on any CPU",
@@ -74,8 +80,9 @@ def table() -> str:
     rows = [columns, ["---"] * len(columns)]
     for cls in RULES.values():
         for words, variant in variants(cls).values():
-            state = ", ".join(slot.name for slot in variant.slots) or "none"
-            rows.append([f"`{cls.__name__}`", words, *("yes" for _ in dtypes), state, "yes", "yes"])
+            state = ", ".join(f"{slot.name}{A_ROW[slot.per]}" for slot in variant.slots) or "none"
+            dense = "no" if variant.by_row else "yes"
+            rows.append([f"`{cls.__name__}`", words, *(dense for _ in dtypes), "yes", state, "yes", "yes"])
     return HEAD + "".join(f"| {' | '.join(row)} |\n".replace("|  |", "| |") for row in rows) + FOOT
 
 

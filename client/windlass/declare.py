@@ -59,6 +59,7 @@ def declare(
     from windlass_proto.gen import control_pb2 as pb
 
     _check_rule(optimizer, reduce)
+    rule_specs.check_dense(optimizer)
     if not arrays:
         raise UsageError("init was given no tensors", store=store.name, next_move="Pass a dict of name -> array.")
     _check_groups(groups, {*arrays, *store.exchange.where})

@@ -5,8 +5,8 @@ call, from the wire, from a checkpoint) needs no check of its own. Specs are imm
 is another spec.
 
 Rules that `torch.optim` has bear its names, defaults and meaning; what servers do with them is in
-`windlass_rules`. The classes lie in `momentum_specs`, `adaptive_specs` and `adam_specs`, and are imported
-from here. A rule is data, never code and never a pickle. Prior art: MXNet sends its optimizer pickled,
+`windlass_rules`. The classes lie in `momentum_specs`, `adaptive_specs`, `adam_specs` and `row_specs`, and are
+imported from here. A rule is data, never code and never a pickle. Prior art: MXNet sends its optimizer pickled,
 which hands the server to whoever can write to it.
 """
 
@@ -26,10 +26,12 @@ from windlass_proto.errors import ProtocolError, UsageError
 from windlass_proto.gen import rules_pb2
 from windlass_proto.hyper_parameters import SCHEDULED
 from windlass_proto.momentum_specs import SGD, Lion, Signum, Sum
+from windlass_proto.row_specs import GroupAdagrad, GroupFTRL, RowWiseAdagrad
 
 __all__ = [
     "FTML",
     "FTRL",
+    "ROW_RULES",
     "RULES",
     "RULE_BYTES_MAX",
     "SGD",
@@ -39,9 +41,12 @@ __all__ = [
     "Adam",
     "AdamW",
     "Adamax",
+    "GroupAdagrad",
+    "GroupFTRL",
     "Lion",
     "NAdam",
     "RMSprop",
+    "RowWiseAdagrad",
     "RuleSpec",
     "Signum",
     "Sum",
@@ -62,8 +67,27 @@ SWITCHES: Final = ("momentum",)
 ONLY_AT_FIRST: Final = ("initial_accumulator_value",)
 """What fills slots before the first step, and counts for nothing later."""
 
+ROW_RULES: Final = (RowWiseAdagrad, GroupAdagrad, GroupFTRL)
+"""Rules that step whole rows of sparse tables."""
+
 RuleSpec: TypeAlias = (
-    SGD | Adagrad | Adam | AdamW | Adadelta | RMSprop | NAdam | Adamax | Signum | Lion | AdaBelief | FTRL | FTML | Sum
+    SGD
+    | Adagrad
+    | Adam
+    | AdamW
+    | Adadelta
+    | RMSprop
+    | NAdam
+    | Adamax
+    | Signum
+    | Lion
+    | AdaBelief
+    | FTRL
+    | FTML
+    | Sum
+    | RowWiseAdagrad
+    | GroupAdagrad
+    | GroupFTRL
 )
 
 RULES: Final[Mapping[str, type[RuleSpec]]] = {
@@ -81,6 +105,9 @@ RULES: Final[Mapping[str, type[RuleSpec]]] = {
     "ftrl": FTRL,
     "ftml": FTML,
     "sum": Sum,
+    "rowwise_adagrad": RowWiseAdagrad,
+    "group_adagrad": GroupAdagrad,
+    "group_ftrl": GroupFTRL,
 }
 """Every rule by its name: the field of the message RuleSpec, what logs and status show."""
 
@@ -108,6 +135,20 @@ def from_name(name: str, hyper_parameters: Mapping[str, object]) -> RuleSpec:
     if cls is SGD and "lr" not in hyper_parameters:
         raise UsageError("sgd has no default learning rate", given=sorted(hyper_parameters), next_move="Give lr.")
     return cls(**hyper_parameters)  # type: ignore[arg-type]  # a spec checks its own values
+
+
+def check_dense(spec: RuleSpec) -> None:
+    """Can `spec` update dense tensors?
+
+    Raises:
+        UsageError: it steps whole rows.
+    """
+    if type(spec) in ROW_RULES:
+        raise UsageError(
+            "this update rule steps whole rows, which a dense tensor has not",
+            rule=rule_name(spec),
+            next_move="Declare a sparse table with it, or take adagrad or ftrl for the tensors.",
+        )
 
 
 def is_scheduled(spec: RuleSpec) -> bool:

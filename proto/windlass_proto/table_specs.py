@@ -52,9 +52,9 @@ class TableSpec:
         """What ids are mixed with."""
         return seed_of(self.name)
 
-    def rows_max(self, held: int, slots: int) -> int:
-        """Rows that `held` vshards have room for under a rule with `slots` slots; at least one."""
-        row = self.dim * self.dtype.itemsize * (1 + slots) + limits.ROW_OVERHEAD_BYTES
+    def rows_max(self, held: int, state: int) -> int:
+        """Rows that `held` vshards have room for under a rule that keeps `state` values a row; at least one."""
+        row = (self.dim + state) * self.dtype.itemsize + limits.ROW_OVERHEAD_BYTES
         return max(1, self.bytes_max * held // self.vshards // row)
 
 

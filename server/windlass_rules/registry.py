@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -29,12 +29,16 @@ from windlass_proto.rule_specs import (
     Adam,
     Adamax,
     AdamW,
+    GroupAdagrad,
+    GroupFTRL,
     Lion,
     NAdam,
     RMSprop,
+    RowWiseAdagrad,
     RuleSpec,
     Signum,
     Sum,
+    check_dense,
     rule_name,
 )
 from windlass_proto.schedules import number_at
@@ -47,10 +51,13 @@ from windlass_rules import (
     adamax,
     ftml,
     ftrl,
+    group_adagrad,
+    group_ftrl,
     lion,
     nadam,
     reduce,
     rmsprop,
+    rowwise_adagrad,
     sgd,
     signum,
 )
@@ -71,6 +78,9 @@ RULE_MODULES: Final[dict[type[RuleSpec], Any]] = {
     FTRL: ftrl,
     FTML: ftml,
     Sum: accumulation,
+    RowWiseAdagrad: rowwise_adagrad,
+    GroupAdagrad: group_adagrad,
+    GroupFTRL: group_ftrl,
 }
 """The module of each rule; each has `variant(spec)` and `oracle(spec, w, slots, g, step)`."""
 
@@ -100,7 +110,6 @@ class RuleKernels:
     slots: tuple[Slot, ...]
     update: Kernel = field(repr=False)
     update_out: Kernel = field(repr=False)
-    step_numbers: Callable[[Any, int, float, float], tuple[float, ...]] = field(repr=False)
 
     def scalars(
         self, spec: RuleSpec, step: int, *, lr_mult: float = 1.0, decay_mult: float = 1.0, clock: int = 0
@@ -112,15 +121,23 @@ class RuleKernels:
         and rounded once. `spec` may differ from the one the kernels were built for in its values, not in its
         variant: hyper-parameters change live.
         """
-        if step < 1:
-            raise InvariantError("steps of a rule are counted from 1", step=step)
-        if (asked := RULE_MODULES[type(spec)].variant(spec).name) != self.variant:
-            raise InvariantError("kernels of one variant met a rule of another", kernels=self.variant, rule=asked)
-        clip = math.inf if spec.clip_value is None else spec.clip_value
-        lr, weight_decay = number_at(spec.lr, clock), number_at(spec.weight_decay, clock)
-        numbers = self.step_numbers(spec, step, lr * lr_mult, weight_decay * decay_mult)
-        with np.errstate(over="ignore"):  # what float32 cannot hold is an infinity there
-            return np.array((clip, *numbers), dtype=self.dtype)
+        return step_scalars(self.variant, self.dtype, spec, step, lr_mult, decay_mult, clock)
+
+
+def step_scalars(
+    known: str, dtype: np.dtype[Any], spec: RuleSpec, step: int, lr_mult: float, decay_mult: float, clock: int
+) -> Vector:
+    """`RuleKernels.scalars` of the variant called `known`."""
+    if step < 1:
+        raise InvariantError("steps of a rule are counted from 1", step=step)
+    variant: Variant = RULE_MODULES[type(spec)].variant(spec)
+    if variant.name != known:
+        raise InvariantError("kernels of one variant met a rule of another", kernels=known, rule=variant.name)
+    clip = math.inf if spec.clip_value is None else spec.clip_value
+    lr, weight_decay = number_at(spec.lr, clock), number_at(spec.weight_decay, clock)
+    numbers = variant.step_numbers(spec, step, lr * lr_mult, weight_decay * decay_mult)
+    with np.errstate(over="ignore"):  # what float32 cannot hold is an infinity there
+        return np.array((clip, *numbers), dtype=dtype)
 
 
 def build(spec: RuleSpec, dtype: npt.DTypeLike) -> RuleKernels:
@@ -131,16 +148,10 @@ def build(spec: RuleSpec, dtype: npt.DTypeLike) -> RuleKernels:
     share's lock. The kernels of `windlass_rules.reduce` for `dtype` are built with them.
 
     Raises:
-        UsageError: if dtype is neither float32 nor float64.
+        UsageError: if dtype is neither float32 nor float64, or the rule steps rows of tables.
     """
-    kind = np.dtype(dtype)
-    if kind not in DTYPES:
-        raise UsageError(
-            f"{rule_name(spec)} has no kernels for this dtype",
-            dtype=kind.name,
-            known="float32, float64",
-            next_move="Convert the weights.",
-        )
+    check_dense(spec)
+    kind = known_dtype(spec, dtype)
     variant: Variant = RULE_MODULES[type(spec)].variant(spec)
     kernel = _kernel(variant, kind)
     reduce.build(kind)
@@ -151,8 +162,24 @@ def build(spec: RuleSpec, dtype: npt.DTypeLike) -> RuleKernels:
         slots=variant.slots,
         update=kernel,
         update_out=kernel,
-        step_numbers=variant.step_numbers,
     )
+
+
+def known_dtype(spec: RuleSpec, dtype: npt.DTypeLike) -> np.dtype[Any]:
+    """`dtype`, for which there are kernels.
+
+    Raises:
+        UsageError: if there are none.
+    """
+    kind = np.dtype(dtype)
+    if kind not in DTYPES:
+        raise UsageError(
+            f"{rule_name(spec)} has no kernels for this dtype",
+            dtype=kind.name,
+            known="float32, float64",
+            next_move="Convert the weights.",
+        )
+    return kind
 
 
 def warm_up(specs: Iterable[RuleSpec], dtypes: Iterable[npt.DTypeLike]) -> None:

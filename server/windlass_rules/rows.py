@@ -4,7 +4,8 @@
 
 Invariant: a row's step is the dense kernel's on that row, bit for bit; rows that are not named keep weights and slots
 (the lazy reading of momentum and moments, as in torch.optim.SparseAdam). `step` counts the updates of the band, not of
-the row, so Adam's bias corrections are those of the table.
+the row, so Adam's bias corrections are those of the table. Rules that step whole rows have no other kernel; their slots
+may hold one value a row.
 
 Rows lie anywhere in memory that is larger than any cache, so each is asked for some rows before it is used; and a run
 of them is brought together in cache, stepped as one, and taken back. A kernel called for each row of 16 float32 spent
@@ -31,29 +32,32 @@ from numba import types
 from numba.extending import register_jitable
 
 from windlass_proto import kernel_cache, memory
-from windlass_proto.errors import UsageError
 from windlass_proto.ids import AHEAD, NONE, prefetch
-from windlass_proto.rule_specs import RuleSpec, rule_name
-from windlass_rules.registry import DTYPES, RULE_MODULES, RuleKernels, build
-from windlass_rules.rule import Kernel, Variant, Vector
+from windlass_proto.rule_specs import RuleSpec
+from windlass_rules import reduce, row_sums
+from windlass_rules.registry import RULE_MODULES, known_dtype, step_scalars
+from windlass_rules.rule import Kernel, RowKernel, Slot, Variant, Vector
 
 _NONE: Final = np.uint32(NONE)
 # 64 KiB of float32 an array: they stay in the second cache. With 2,048 SGD made 52 M rows a second, with these 69.
 _NEAR_ELEMENTS: Final = 16 * 1024
 _BUILDING = threading.Lock()
 _SCRATCH = threading.local()
-_READY: dict[tuple[str, np.dtype[Any]], Kernel] = {}
+_READY: dict[tuple[str, np.dtype[Any]], Callable[..., None]] = {}
 
 
 @dataclass(frozen=True, slots=True)
 class RowRule:
-    """What a server needs to apply a rule to rows.
+    """What a server needs to apply a rule to rows."""
 
-    `dense` has the rule's slots and scalars.
-    """
-
-    dense: RuleKernels
+    variant: Variant
+    dtype: np.dtype[Any]
     kernel: Callable[..., None] = field(repr=False)
+
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        """What is kept beside the rows."""
+        return self.variant.slots
 
     def update(
         self,
@@ -67,26 +71,27 @@ class RowRule:
         """One step on each row of `numbers`, which are different, or NONE and passed over.
 
         Args:
-            arrays: the rows and then each slot's, each `dim` wide.
+            arrays: the rows and then each slot's, each as wide as it says for `dim`.
             g: as many rows as `numbers`, one after the other.
         """
-        near = _near(len(arrays), max(1, _NEAR_ELEMENTS // dim) * dim, self.dense.dtype)
-        self.kernel(arrays, near, near[1:], numbers, dim, g, gscale, scalars)
+        widths = (dim, *(slot.width(dim) for slot in self.slots))
+        near = _near(max(1, _NEAR_ELEMENTS // dim), widths, self.dtype)
+        self.kernel(arrays, widths, near, near[1:], numbers, dim, g, gscale, scalars)
 
     def scalars(self, spec: RuleSpec, step: int, clock: int = 0) -> Vector:
         """The numbers of 1-based `step`; schedules follow the clock."""
-        return self.dense.scalars(spec, step, clock=clock)
+        return step_scalars(self.variant.name, self.dtype, spec, step, 1.0, 1.0, clock)
 
 
-def _near(count: int, elements: int, dtype: np.dtype[Any]) -> tuple[Vector, ...]:
+def _near(rows: int, widths: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[Vector, ...]:
     """Warm arrays of this thread."""
     known: dict[Any, tuple[Vector, ...]] | None = getattr(_SCRATCH, "near", None)
     if known is None:
         known = _SCRATCH.near = {}
-    key = (count, elements, dtype)
+    key = (rows, widths, dtype)
     if key not in known:
         known.clear()  # a thread mostly serves one table
-        known[key] = tuple(memory.aligned_zeros(elements, dtype) for _ in range(count))
+        known[key] = tuple(memory.aligned_zeros(rows * width, dtype) for width in widths)
     return known[key]
 
 
@@ -94,22 +99,27 @@ def build_rows(spec: RuleSpec, dtype: npt.DTypeLike) -> RowRule:
     """The row kernel of `spec` for rows of `dtype`; as `build`, it compiles where this machine has not. Thread-safe.
 
     Raises:
-        UsageError: the rule has no kernel for rows, or none for the dtype.
+        UsageError: the rule has no kernel for the dtype.
     """
-    dense = build(spec, dtype)
-    kind = np.dtype(dtype)
-    if kind not in DTYPES:
-        raise UsageError(f"{rule_name(spec)} has no kernels for rows of this dtype", dtype=kind.name)
+    kind = known_dtype(spec, dtype)
     module = RULE_MODULES[type(spec)]
     variant: Variant = module.variant(spec)
+    reduce.build(kind)
     with _BUILDING:
         key = (variant.name, kind)
         if key not in _READY:
             _READY[key] = _compiled(module, variant, kind)
-        return RowRule(dense, _READY[key])
+        return RowRule(variant, kind, _READY[key])
 
 
-def _compiled(module: ModuleType, variant: Variant, dtype: np.dtype[Any]) -> Kernel:
+def _compiled(module: ModuleType, variant: Variant, dtype: np.dtype[Any]) -> Callable[..., None]:
+    # Numba's cache compares this file alone: a changed rule must not find the code of the old one.
+    digest = zlib.crc32((inspect.getsource(module) + inspect.getsource(row_sums)).encode())
+    return kernel_cache.compiled(*on_rows(variant, dtype), dtype, f"rows-{variant.name}-{digest:08x}")
+
+
+def on_rows(variant: Variant, dtype: np.dtype[Any]) -> tuple[Callable[..., None], list[Any]]:
+    """What is compiled for a variant: `update_rows`, and its Numba signature."""
     vector = kernel_cache.vector_type(dtype)
     readable = kernel_cache.vector_type(dtype, readonly=True)
     numba_types: Any = types
@@ -117,10 +127,11 @@ def _compiled(module: ModuleType, variant: Variant, dtype: np.dtype[Any]) -> Ker
     numbers = types.Array(types.uint32, 1, "C", readonly=True)
     scalar = kernel_cache.scalar_type(dtype)
     arrays = numba_types.UniTuple(vector, 1 + len(variant.slots))
-    signature = types.void(arrays, arrays, slots, numbers, types.intp, readable, scalar, readable)
-    # Numba's cache compares this file alone: a changed rule must not find the code of the old one.
-    digest = zlib.crc32(inspect.getsource(module).encode())
-    return kernel_cache.compiled(_on_rows(variant.kernel), [signature], dtype, f"rows-{variant.name}-{digest:08x}")
+    widths = numba_types.UniTuple(types.intp, 1 + len(variant.slots))
+    signature = types.void(arrays, widths, arrays, slots, numbers, types.intp, readable, scalar, readable)
+    register_jitable(error_model="numpy")(variant.kernel)
+    step = variant.kernel if variant.by_row else _by_element(variant.kernel)
+    return _on_rows(step), [signature]
 
 
 @register_jitable(error_model="numpy")
@@ -148,12 +159,22 @@ def _take_back(near: Vector, numbers: Any, dim: int, array: Vector) -> None:
                 array[at + j] = near[i * dim + j]
 
 
-def _on_rows(kernel: Kernel) -> Kernel:
-    """The dense kernel over rows that are brought together in cache and taken back."""
-    register_jitable(error_model="numpy")(kernel)
+def _by_element(kernel: Kernel) -> RowKernel:
+    """A dense kernel as a row kernel."""
+
+    @register_jitable(error_model="numpy")
+    def step(w: Vector, slots: tuple[Vector, ...], _dim: int, g: Vector, gscale: float, scalars: Vector) -> None:
+        kernel(w, slots, 0, g, gscale, scalars)
+
+    return step
+
+
+def _on_rows(step: RowKernel) -> Callable[..., None]:
+    """`step` on rows that are brought together in cache and taken back."""
 
     def update_rows(
         arrays: tuple[Vector, ...],
+        widths: tuple[int, ...],
         near: tuple[Vector, ...],
         near_slots: tuple[Vector, ...],
         numbers: Any,
@@ -169,9 +190,9 @@ def _on_rows(kernel: Kernel) -> Kernel:
         for begin in range(0, n, held):
             run = numbers[begin : begin + held]
             for k in range(len(arrays)):
-                _bring(arrays[k], run, dim, near[k])
-            kernel(near[0], near_slots, 0, g[begin * dim : (begin + run.size) * dim], gscale, scalars)
+                _bring(arrays[k], run, widths[k], near[k])
+            step(near[0], near_slots, dim, g[begin * dim : (begin + run.size) * dim], gscale, scalars)
             for k in range(len(arrays)):
-                _take_back(near[k], run, dim, arrays[k])
+                _take_back(near[k], run, widths[k], arrays[k])
 
     return update_rows

@@ -14,6 +14,7 @@ stays one (both are two packed instructions, and the bound costs no pass over me
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -35,12 +36,33 @@ differs.
 """
 
 
+RowKernel: TypeAlias = Callable[..., None]
+"""`kernel(w, slots, dim, g, gscale, scalars)`.
+
+Applies one step to the g.size / dim whole rows at the front of w, one after the other; of a slot that has one value a
+row, to as many of its first values. Arrays may be longer. Raises IndexError, before anything is written, when one is
+shorter.
+"""
+
+
+class Per(enum.Enum):
+    """What a slot holds one value for."""
+
+    ELEMENT = "element"
+    ROW = "row"
+
+
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """State a rule keeps for each parameter, in the weight's dtype; `fill` is its value before step 1."""
+    """State that a rule keeps, in the weight's dtype; `fill` is its value before step 1."""
 
     name: str
     fill: float
+    per: Per = Per.ELEMENT
+
+    def width(self, dim: int) -> int:
+        """How many values it has for a row of `dim`."""
+        return 1 if self.per is Per.ROW else dim
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +70,14 @@ class Variant:
     """One kernel of a rule, with what it keeps and how a step's numbers for it are made.
 
     step_numbers(spec, step, lr, weight_decay): lr and weight_decay are the spec's times the tensor's
-    multipliers.
+    multipliers. A variant that steps whole rows (`by_row`) has a `RowKernel`, for sparse tables alone.
     """
 
     name: str
     slots: tuple[Slot, ...]
-    kernel: Kernel
+    kernel: Kernel | RowKernel
     step_numbers: Callable[[Any, int, float, float], tuple[float, ...]]
+    by_row: bool = False
 
 
 def clipped(spec: Any, g: Vector) -> Vector:

@@ -3,7 +3,7 @@
     index   | vshard 0: 256 slots | vshard 1: 512 slots | free | vshard 0's next |        u32, 0 or row number + 1
     ids     | row 0 | row 1 | row 2 | ...                                                u64
     rows    | row 0 ... dim | row 1 ... dim | ...                                        the table's dtype
-    slots   | as rows, once for each slot of the rule
+    slots   | as rows, once for each slot of the rule; one value a row where the slot says so
 
 All four are addresses reserved for as many rows as the band may ever hold, and take memory where they are touched: rows
 never move, so a rebuild copies u32 slots and nothing else. Each vshard has an index of its own, rebuilt whole at twice
@@ -47,7 +47,7 @@ class RowTable:
 
     Args:
         rows_max: how many rows there is room for.
-        slots: of the rule; each is as wide as a row.
+        slots: of the rule.
     """
 
     def __init__(
@@ -78,8 +78,9 @@ class RowTable:
         self.ids = memory.reserve(self.rows_max * 8)[1].view(np.uint64)
         self.rows: Vector = memory.reserve(self.rows_max * dim * dtype.itemsize)[1].view(dtype)
         self.slots: tuple[Vector, ...] = tuple(
-            memory.reserve(self.rows_max * dim * dtype.itemsize)[1].view(dtype) for _ in slots
+            memory.reserve(self.rows_max * slot.width(dim) * dtype.itemsize)[1].view(dtype) for slot in slots
         )
+        self._row_bytes = (dim + sum(slot.width(dim) for slot in slots)) * dtype.itemsize + 8
         count = len(held)
         self._index_pages, raw = memory.reserve(4 * (8 * self.rows_max + 2 * count * _INDEX_SLOTS_MIN))
         self._index = raw.view(np.uint32)
@@ -98,8 +99,7 @@ class RowTable:
     @property
     def nbytes(self) -> int:
         """Bytes in use: rows, slots, ids, indexes."""
-        row = self.dim * self.dtype.itemsize * (1 + len(self.slots)) + 8
-        return self.used * row + self._index_used * 4
+        return self.used * self._row_bytes + self._index_used * 4
 
     def covers(self, ids: id_kernels.Ids) -> bool:
         """Do all `ids` belong to this band? What every other method is called with must."""
@@ -133,10 +133,11 @@ class RowTable:
             self.rows, self.dim, *self._init,
         )  # fmt: skip
         for slot, values in zip(self._slots, self.slots, strict=True):
+            width = slot.width(self.dim)
             if slot.fill:
-                values[before * self.dim : self.used * self.dim] = slot.fill
+                values[before * width : self.used * width] = slot.fill
             for number in self.free[self.free_count : reused]:
-                values[int(number) * self.dim : (int(number) + 1) * self.dim] = slot.fill
+                values[int(number) * width : (int(number) + 1) * width] = slot.fill
         return None
 
     def read(self, ids: id_kernels.Ids, out: Vector) -> None:

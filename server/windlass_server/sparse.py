@@ -76,15 +76,15 @@ class SparseTable:
         self.moves = id_kernels.moves(spec.dtype)
         self.shares: dict[int, Share] = {}
         self.tables: dict[int, RowTable] = {}
-        slots = rule.dense.slots
+        state = sum(slot.width(spec.dim) for slot in rule.slots)
         for band in table_specs.bands(owned, spec.vshards):
             block = Block(band.start, 0, 1, band.start, (Segment(0, 0, 1, 0, 1),))
             core = ShareCore(spec.consistency, [block], mean=spec.mean)
             core.blocks[band.start].present[:] = [True]  # a row's first values are its initialiser's
             self.shares[band.start] = Share(band.start, core, {})
             self.tables[band.start] = RowTable(
-                spec.name, band, spec.vshards, spec.seed, spec.dim, spec.dtype, spec.init, slots,
-                spec.rows_max(len(band), len(slots)),
+                spec.name, band, spec.vshards, spec.seed, spec.dim, spec.dtype, spec.init, rule.slots,
+                spec.rows_max(len(band), state),
             )  # fmt: skip
         self.share_of_block = self.shares
         self.steps_before = 0  # what clocks lack of the steps that a restored checkpoint had; schedules count them

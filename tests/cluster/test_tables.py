@@ -14,10 +14,11 @@ import windlass as wl
 from tests.cluster.team import Team
 from tests.cluster.workers import Workers
 from windlass.local_cluster import LocalCluster
-from windlass.optim import SGD, Adagrad, Adam
+from windlass.optim import SGD, Adagrad, Adam, GroupAdagrad, GroupFTRL, RowWiseAdagrad
 from windlass.sparse_table import Table
 from windlass.store import Store
 from windlass_proto.errors import UsageError
+from windlass_rules.rows import build_rows
 
 pytestmark = pytest.mark.cluster
 MakeTeam = Callable[..., Team]
@@ -365,3 +366,31 @@ def test_a_checkpoint_that_would_leave_out_a_table_is_refused(team: MakeTeam, tm
     with pytest.raises(UsageError, match=r"would leave out sparse tables.*user"):
         store.checkpoint(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [RowWiseAdagrad(lr=0.5), GroupAdagrad(lr=0.5, l21=0.05), GroupFTRL(lr=0.5, l21=0.05, l2=0.1)],
+    ids=lambda rule: type(rule).__name__,
+)
+def test_rules_of_whole_rows_step_rows_wherever_they_lie(team: MakeTeam, rule: Any) -> None:
+    """Two servers, four bands each: the rows are those of one kernel over a table in one piece."""
+    ((_, table),) = declared(team(1), "asp", rule, init=wl.init.Constant(0.5))
+    kernel = build_rows(rule, "float32")
+    random = np.random.default_rng(2)
+    rows = np.full(200 * DIM, 0.5, np.float32)
+    slots = tuple(np.full(200 * slot.width(DIM), slot.fill, np.float32) for slot in kernel.slots)
+    for step in (1, 2, 3):
+        ids = np.arange(200) if step == 1 else random.choice(200, 90, replace=False)
+        grads = random.standard_normal((ids.size, DIM)).astype(np.float32) * 0.1
+        table.push_pull(ids, grads).result()
+        scalars = kernel.scalars(rule, step)
+        kernel.update((rows, *slots), ids.astype(np.uint32), DIM, grads.reshape(-1), 1.0, scalars)
+    assert table.pull(np.arange(200)).result().tobytes() == rows.tobytes()
+
+
+def test_a_rule_of_whole_rows_is_refused_for_dense_tensors(team: MakeTeam) -> None:
+    (store,) = team(1).each(lambda worker, _: worker.store("model", consistency="asp"))
+    with pytest.raises(UsageError, match=r"steps whole rows.*rule=group_ftrl"):
+        store.init({"w": np.zeros(3, np.float32)}, GroupFTRL())
+    store.init({"w": np.zeros(3, np.float32)}, SGD(lr=0.1))

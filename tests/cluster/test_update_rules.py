@@ -13,14 +13,18 @@ from tests.cluster.team import Team
 from windlass.cluster import Cluster
 from windlass_proto import limits
 from windlass_proto.memory import aligned_zeros
-from windlass_proto.rule_specs import RULES, RMSprop, RuleSpec, from_name
+from windlass_proto.rule_specs import ROW_RULES, RULES, RMSprop, RuleSpec, from_name
 
 pytestmark = pytest.mark.cluster
 MakeTeam = Callable[..., Team]
 
 ELEMENTS = 2 * limits.BLOCK_ELEMENTS_MIN + 37  # two blocks or more
 SPECS: list[RuleSpec] = [
-    *(from_name(name, {"clip_value": 0.5} | ({"lr": 0.1} if name == "sgd" else {})) for name in RULES),
+    *(
+        from_name(name, {"clip_value": 0.5} | ({"lr": 0.1} if name == "sgd" else {}))
+        for name, cls in RULES.items()
+        if cls not in ROW_RULES
+    ),
     from_name("adam", {"amsgrad": True}),
     RMSprop(momentum=0.9, centered=True),
 ]

@@ -14,9 +14,12 @@ from windlass_proto.rule_specs import (
     Adam,
     Adamax,
     AdamW,
+    GroupAdagrad,
+    GroupFTRL,
     Lion,
     NAdam,
     RMSprop,
+    RowWiseAdagrad,
     RuleSpec,
     Signum,
     Sum,
@@ -66,6 +69,16 @@ SPECS: list[RuleSpec] = [
     Sum(),
     Sum(scale=-0.5, clip_value=0.1),
 ]
+
+ROW_SPECS: list[RuleSpec] = [
+    RowWiseAdagrad(),
+    RowWiseAdagrad(lr=0.1, lr_decay=0.2, weight_decay=0.05, initial_accumulator_value=0.3, eps=1e-6, clip_value=0.1),
+    GroupAdagrad(),
+    GroupAdagrad(lr=0.5, l21=0.8, weight_decay=0.05, initial_accumulator_value=0.3, eps=1e-6, clip_value=0.5),
+    GroupFTRL(),
+    GroupFTRL(lr=0.5, beta=0.3, l1=0.02, l2=0.4, l21=0.2, clip_value=0.5),
+]
+"""Rules that step whole rows."""
 
 
 @pytest.fixture(params=SPECS, ids=str)

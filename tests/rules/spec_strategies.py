@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias
 
 from hypothesis import strategies as st
@@ -17,8 +17,10 @@ not_negative = st.floats(0, allow_nan=False, allow_infinity=False)
 positive = st.floats(0, exclude_min=True, allow_nan=False, allow_infinity=False)
 below_1 = st.floats(0, 1, exclude_max=True)
 
+RATES = ("lr", "weight_decay", "lr_decay", "initial_accumulator_value", "l1", "l2", "l21")
+
 WHOLE: Ranges = {
-    **dict.fromkeys(("lr", "weight_decay", "lr_decay", "initial_accumulator_value", "l1", "l2"), not_negative),
+    **dict.fromkeys(RATES, not_negative),
     **dict.fromkeys(("eps", "beta"), positive),
     **dict.fromkeys(("rho", "alpha", "momentum"), below_1),
     **dict.fromkeys(("dampening", "scale"), finite),
@@ -31,7 +33,7 @@ WHOLE: Ranges = {
 
 ORDINARY: Ranges = {
     **WHOLE,
-    **dict.fromkeys(("lr", "weight_decay", "lr_decay", "initial_accumulator_value", "l1", "l2"), st.floats(0, 1)),
+    **dict.fromkeys(RATES, st.floats(0, 1)),
     **dict.fromkeys(("eps", "beta"), st.floats(1e-3, 1)),
     **dict.fromkeys(("rho", "alpha", "momentum"), st.floats(0.1, 0.999)),
     **dict.fromkeys(("dampening", "scale"), st.floats(-1, 1)),
@@ -42,9 +44,9 @@ ORDINARY: Ranges = {
 """Where float64 leaves many digits after a few steps."""
 
 
-def specs(ranges: Ranges) -> st.SearchStrategy[RuleSpec]:
-    """Specs of every rule with values from `ranges`."""
-    return st.one_of([_of(cls, ranges) for cls in RULES.values()])
+def specs(ranges: Ranges, rules: Iterable[type[RuleSpec]] = RULES.values()) -> st.SearchStrategy[RuleSpec]:
+    """Specs of `rules` with values from `ranges`."""
+    return st.one_of([_of(cls, ranges) for cls in rules])
 
 
 def _of(cls: Any, ranges: Ranges) -> st.SearchStrategy[RuleSpec]:

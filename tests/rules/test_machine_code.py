@@ -11,10 +11,10 @@ import numba
 import numpy as np
 import pytest
 
-from tests.rules.conftest import SPECS
+from tests.rules.conftest import ROW_SPECS, SPECS
 from windlass_proto import kernel_cache
 from windlass_proto.rule_specs import Adam
-from windlass_rules import reduce
+from windlass_rules import reduce, rows
 from windlass_rules.registry import RULE_MODULES, signatures
 
 pytestmark = pytest.mark.skipif(
@@ -25,6 +25,7 @@ pytestmark = pytest.mark.skipif(
 SUFFIX = {"float32": "s", "float64": "d"}
 
 VARIANTS = {variant.name: variant for variant in (RULE_MODULES[type(spec)].variant(spec) for spec in SPECS)}
+ROW_VARIANTS = {variant.name: variant for variant in (RULE_MODULES[type(spec)].variant(spec) for spec in ROW_SPECS)}
 ROOTLESS = {"sgd", "sgd.momentum", "adamax", "signum", "signum.momentum", "lion", "sum"}
 UNDIVIDED = ROOTLESS - {"adamax"}
 
@@ -66,8 +67,16 @@ def test_rules_work_on_packed_vectors_without_fused_operations(name: str, dtype:
         assert not re.search(r"\bvfn?m(add|sub)", assembly)
 
 
+@pytest.mark.parametrize("name", ROW_VARIANTS)
+def test_rules_of_rows_work_on_packed_vectors_without_fused_operations(name: str, dtype: str) -> None:
+    (assembly,) = assemblies(*rows.on_rows(ROW_VARIANTS[name], np.dtype(dtype)))
+    for operation in ("mul", "(add|sub)", "max", "min"):
+        assert in_loops(assembly, f"v?{operation}p{SUFFIX[dtype]}"), f"no packed {operation} in a loop"
+    assert not re.search(r"\bvfn?m(add|sub)", assembly)
+
+
 def test_every_rule_is_among_those_whose_machine_code_is_read() -> None:
-    assert {type(spec) for spec in SPECS} == set(RULE_MODULES)
+    assert {type(spec) for spec in [*SPECS, *ROW_SPECS]} == set(RULE_MODULES)
 
 
 def test_reductions_work_on_packed_vectors_without_fused_operations(dtype: str) -> None:

@@ -16,11 +16,24 @@ import windlass_rules
 from tests.rules import spec_strategies
 from windlass_proto.errors import InvariantError, UsageError
 from windlass_proto.memory import aligned_zeros
-from windlass_proto.rule_specs import FTML, FTRL, SGD, Adagrad, Adam, AdamW, RMSprop, RuleSpec, Signum, Sum
+from windlass_proto.rule_specs import (
+    FTML,
+    FTRL,
+    ROW_RULES,
+    SGD,
+    Adagrad,
+    Adam,
+    AdamW,
+    RMSprop,
+    RuleSpec,
+    Signum,
+    Sum,
+)
 from windlass_rules import RuleKernels
 from windlass_rules.registry import RULE_MODULES
 
 N = 16 * 12 + 5  # whole vectors and a remainder
+DENSE = [cls for cls in RULE_MODULES if cls not in ROW_RULES]
 
 
 class Block:
@@ -62,7 +75,7 @@ def test_each_step_agrees_with_the_float64_oracle(spec: RuleSpec, dtype: str) ->
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)
-@given(spec_strategies.specs(spec_strategies.ORDINARY), st.integers(1, 10_000))
+@given(spec_strategies.specs(spec_strategies.ORDINARY, DENSE), st.integers(1, 10_000))
 def test_any_hyper_parameters_agree_with_the_float64_oracle(spec: RuleSpec, first_step: int) -> None:
     kernels = windlass_rules.build(spec, "float64")
     block = Block(kernels)

@@ -15,7 +15,7 @@ from windlass_proto.init_specs import Constant
 from windlass_proto.rule_specs import SGD, Adagrad, Adam, AdamW, RuleSpec
 from windlass_rules import build
 from windlass_rules.rows import build_rows
-from windlass_rules.rule import Slot
+from windlass_rules.rule import Per, Slot
 from windlass_server.row_table import RowTable
 
 SEED = 99
@@ -158,3 +158,24 @@ def test_a_row_moves_as_a_dense_tensor_would_and_others_stay(spec: RuleSpec, dty
             dense.update(expected, expected_slots, int(number) * dim, run, 0.5, scalars)
     assert np.array_equal(rows, expected)
     assert all(np.array_equal(a, b) for a, b in zip(slots, expected_slots, strict=True))
+
+
+def test_slots_of_one_value_a_row_are_filled_when_rows_are_made_and_made_anew() -> None:
+    table = made(slots=(Slot("held", 0.5), Slot("n", -1.0, Per.ROW)), rows_max=1000)
+    put(table, array(range(10)), 2.0)
+    assert (table.slots[0][: 10 * DIM] == 0.5).all()
+    assert (table.slots[1][:10] == -1.0).all()
+    assert (table.slots[1][10:20] == 0.0).all()  # what nobody has reached costs nothing
+    table.slots[0][:], table.slots[1][:] = 7.0, 7.0
+    table.erase(array([3, 4]))
+    put(table, array([50]), 2.0)
+    numbers = np.empty(1, np.uint32)
+    table.find(array([50]), numbers)
+    at = int(numbers[0])
+    assert table.slots[1][at] == -1.0
+    assert (table.slots[0][at * DIM : (at + 1) * DIM] == 0.5).all()
+    assert np.count_nonzero(table.slots[1] == -1.0) == 1
+    wide, narrow = made(slots=(Slot("sum", 0.0),)), made(slots=(Slot("sum", 0.0, Per.ROW),))
+    for each in (wide, narrow):
+        put(each, array(range(1000)), 1.0)
+    assert wide.nbytes - narrow.nbytes == 1000 * (DIM - 1) * 8

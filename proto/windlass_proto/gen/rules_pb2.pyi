@@ -42,6 +42,9 @@ class RuleSpec(_message.Message):
     FTRL_FIELD_NUMBER: _builtins.int
     FTML_FIELD_NUMBER: _builtins.int
     SUM_FIELD_NUMBER: _builtins.int
+    ROWWISE_ADAGRAD_FIELD_NUMBER: _builtins.int
+    GROUP_ADAGRAD_FIELD_NUMBER: _builtins.int
+    GROUP_FTRL_FIELD_NUMBER: _builtins.int
     LR_SCHEDULE_FIELD_NUMBER: _builtins.int
     WEIGHT_DECAY_SCHEDULE_FIELD_NUMBER: _builtins.int
     @_builtins.property
@@ -73,6 +76,12 @@ class RuleSpec(_message.Message):
     @_builtins.property
     def sum(self) -> Global___Sum: ...
     @_builtins.property
+    def rowwise_adagrad(self) -> Global___RowWiseAdagrad: ...
+    @_builtins.property
+    def group_adagrad(self) -> Global___GroupAdagrad: ...
+    @_builtins.property
+    def group_ftrl(self) -> Global___GroupFtrl: ...
+    @_builtins.property
     def lr_schedule(self) -> Global___Schedule:
         """A hyper-parameter that follows a schedule is absent in the rule's own message."""
 
@@ -95,14 +104,17 @@ class RuleSpec(_message.Message):
         ftrl: Global___Ftrl | None = ...,
         ftml: Global___Ftml | None = ...,
         sum: Global___Sum | None = ...,
+        rowwise_adagrad: Global___RowWiseAdagrad | None = ...,
+        group_adagrad: Global___GroupAdagrad | None = ...,
+        group_ftrl: Global___GroupFtrl | None = ...,
         lr_schedule: Global___Schedule | None = ...,
         weight_decay_schedule: Global___Schedule | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["adabelief", b"adabelief", "adadelta", b"adadelta", "adagrad", b"adagrad", "adam", b"adam", "adamax", b"adamax", "adamw", b"adamw", "ftml", b"ftml", "ftrl", b"ftrl", "lion", b"lion", "lr_schedule", b"lr_schedule", "nadam", b"nadam", "rmsprop", b"rmsprop", "rule", b"rule", "sgd", b"sgd", "signum", b"signum", "sum", b"sum", "weight_decay_schedule", b"weight_decay_schedule"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["adabelief", b"adabelief", "adadelta", b"adadelta", "adagrad", b"adagrad", "adam", b"adam", "adamax", b"adamax", "adamw", b"adamw", "ftml", b"ftml", "ftrl", b"ftrl", "group_adagrad", b"group_adagrad", "group_ftrl", b"group_ftrl", "lion", b"lion", "lr_schedule", b"lr_schedule", "nadam", b"nadam", "rmsprop", b"rmsprop", "rowwise_adagrad", b"rowwise_adagrad", "rule", b"rule", "sgd", b"sgd", "signum", b"signum", "sum", b"sum", "weight_decay_schedule", b"weight_decay_schedule"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adabelief", b"adabelief", "adadelta", b"adadelta", "adagrad", b"adagrad", "adam", b"adam", "adamax", b"adamax", "adamw", b"adamw", "ftml", b"ftml", "ftrl", b"ftrl", "lion", b"lion", "lr_schedule", b"lr_schedule", "nadam", b"nadam", "rmsprop", b"rmsprop", "rule", b"rule", "sgd", b"sgd", "signum", b"signum", "sum", b"sum", "weight_decay_schedule", b"weight_decay_schedule"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adabelief", b"adabelief", "adadelta", b"adadelta", "adagrad", b"adagrad", "adam", b"adam", "adamax", b"adamax", "adamw", b"adamw", "ftml", b"ftml", "ftrl", b"ftrl", "group_adagrad", b"group_adagrad", "group_ftrl", b"group_ftrl", "lion", b"lion", "lr_schedule", b"lr_schedule", "nadam", b"nadam", "rmsprop", b"rmsprop", "rowwise_adagrad", b"rowwise_adagrad", "rule", b"rule", "sgd", b"sgd", "signum", b"signum", "sum", b"sum", "weight_decay_schedule", b"weight_decay_schedule"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_rule: _TypeAlias = _typing.Literal["sgd", "adagrad", "adam", "adamw", "adadelta", "rmsprop", "nadam", "adamax", "signum", "lion", "adabelief", "ftrl", "ftml", "sum"]  # noqa: Y015
+    _WhichOneofReturnType_rule: _TypeAlias = _typing.Literal["sgd", "adagrad", "adam", "adamw", "adadelta", "rmsprop", "nadam", "adamax", "signum", "lion", "adabelief", "ftrl", "ftml", "sum", "rowwise_adagrad", "group_adagrad", "group_ftrl"]  # noqa: Y015
     _WhichOneofArgType_rule: _TypeAlias = _typing.Literal["rule", b"rule"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_rule) -> _WhichOneofReturnType_rule | None: ...
 
@@ -877,6 +889,177 @@ class Sum(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__scale) -> _WhichOneofReturnType__scale | None: ...
 
 Global___Sum: _TypeAlias = Sum  # noqa: Y015
+
+@_typing.final
+class RowWiseAdagrad(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LR_FIELD_NUMBER: _builtins.int
+    LR_DECAY_FIELD_NUMBER: _builtins.int
+    WEIGHT_DECAY_FIELD_NUMBER: _builtins.int
+    INITIAL_ACCUMULATOR_VALUE_FIELD_NUMBER: _builtins.int
+    EPS_FIELD_NUMBER: _builtins.int
+    CLIP_VALUE_FIELD_NUMBER: _builtins.int
+    lr: _builtins.float
+    lr_decay: _builtins.float
+    weight_decay: _builtins.float
+    initial_accumulator_value: _builtins.float
+    eps: _builtins.float
+    clip_value: _builtins.float
+    def __init__(
+        self,
+        *,
+        lr: _builtins.float | None = ...,
+        lr_decay: _builtins.float | None = ...,
+        weight_decay: _builtins.float | None = ...,
+        initial_accumulator_value: _builtins.float | None = ...,
+        eps: _builtins.float | None = ...,
+        clip_value: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_clip_value", b"_clip_value", "_eps", b"_eps", "_initial_accumulator_value", b"_initial_accumulator_value", "_lr", b"_lr", "_lr_decay", b"_lr_decay", "_weight_decay", b"_weight_decay", "clip_value", b"clip_value", "eps", b"eps", "initial_accumulator_value", b"initial_accumulator_value", "lr", b"lr", "lr_decay", b"lr_decay", "weight_decay", b"weight_decay"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_clip_value", b"_clip_value", "_eps", b"_eps", "_initial_accumulator_value", b"_initial_accumulator_value", "_lr", b"_lr", "_lr_decay", b"_lr_decay", "_weight_decay", b"_weight_decay", "clip_value", b"clip_value", "eps", b"eps", "initial_accumulator_value", b"initial_accumulator_value", "lr", b"lr", "lr_decay", b"lr_decay", "weight_decay", b"weight_decay"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__clip_value: _TypeAlias = _typing.Literal["clip_value"]  # noqa: Y015
+    _WhichOneofArgType__clip_value: _TypeAlias = _typing.Literal["_clip_value", b"_clip_value"]  # noqa: Y015
+    _WhichOneofReturnType__eps: _TypeAlias = _typing.Literal["eps"]  # noqa: Y015
+    _WhichOneofArgType__eps: _TypeAlias = _typing.Literal["_eps", b"_eps"]  # noqa: Y015
+    _WhichOneofReturnType__initial_accumulator_value: _TypeAlias = _typing.Literal["initial_accumulator_value"]  # noqa: Y015
+    _WhichOneofArgType__initial_accumulator_value: _TypeAlias = _typing.Literal["_initial_accumulator_value", b"_initial_accumulator_value"]  # noqa: Y015
+    _WhichOneofReturnType__lr: _TypeAlias = _typing.Literal["lr"]  # noqa: Y015
+    _WhichOneofArgType__lr: _TypeAlias = _typing.Literal["_lr", b"_lr"]  # noqa: Y015
+    _WhichOneofReturnType__lr_decay: _TypeAlias = _typing.Literal["lr_decay"]  # noqa: Y015
+    _WhichOneofArgType__lr_decay: _TypeAlias = _typing.Literal["_lr_decay", b"_lr_decay"]  # noqa: Y015
+    _WhichOneofReturnType__weight_decay: _TypeAlias = _typing.Literal["weight_decay"]  # noqa: Y015
+    _WhichOneofArgType__weight_decay: _TypeAlias = _typing.Literal["_weight_decay", b"_weight_decay"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__clip_value) -> _WhichOneofReturnType__clip_value | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__eps) -> _WhichOneofReturnType__eps | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__initial_accumulator_value) -> _WhichOneofReturnType__initial_accumulator_value | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__lr) -> _WhichOneofReturnType__lr | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__lr_decay) -> _WhichOneofReturnType__lr_decay | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__weight_decay) -> _WhichOneofReturnType__weight_decay | None: ...
+
+Global___RowWiseAdagrad: _TypeAlias = RowWiseAdagrad  # noqa: Y015
+
+@_typing.final
+class GroupAdagrad(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LR_FIELD_NUMBER: _builtins.int
+    L21_FIELD_NUMBER: _builtins.int
+    WEIGHT_DECAY_FIELD_NUMBER: _builtins.int
+    INITIAL_ACCUMULATOR_VALUE_FIELD_NUMBER: _builtins.int
+    EPS_FIELD_NUMBER: _builtins.int
+    CLIP_VALUE_FIELD_NUMBER: _builtins.int
+    lr: _builtins.float
+    l21: _builtins.float
+    weight_decay: _builtins.float
+    initial_accumulator_value: _builtins.float
+    eps: _builtins.float
+    clip_value: _builtins.float
+    def __init__(
+        self,
+        *,
+        lr: _builtins.float | None = ...,
+        l21: _builtins.float | None = ...,
+        weight_decay: _builtins.float | None = ...,
+        initial_accumulator_value: _builtins.float | None = ...,
+        eps: _builtins.float | None = ...,
+        clip_value: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_clip_value", b"_clip_value", "_eps", b"_eps", "_initial_accumulator_value", b"_initial_accumulator_value", "_l21", b"_l21", "_lr", b"_lr", "_weight_decay", b"_weight_decay", "clip_value", b"clip_value", "eps", b"eps", "initial_accumulator_value", b"initial_accumulator_value", "l21", b"l21", "lr", b"lr", "weight_decay", b"weight_decay"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_clip_value", b"_clip_value", "_eps", b"_eps", "_initial_accumulator_value", b"_initial_accumulator_value", "_l21", b"_l21", "_lr", b"_lr", "_weight_decay", b"_weight_decay", "clip_value", b"clip_value", "eps", b"eps", "initial_accumulator_value", b"initial_accumulator_value", "l21", b"l21", "lr", b"lr", "weight_decay", b"weight_decay"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__clip_value: _TypeAlias = _typing.Literal["clip_value"]  # noqa: Y015
+    _WhichOneofArgType__clip_value: _TypeAlias = _typing.Literal["_clip_value", b"_clip_value"]  # noqa: Y015
+    _WhichOneofReturnType__eps: _TypeAlias = _typing.Literal["eps"]  # noqa: Y015
+    _WhichOneofArgType__eps: _TypeAlias = _typing.Literal["_eps", b"_eps"]  # noqa: Y015
+    _WhichOneofReturnType__initial_accumulator_value: _TypeAlias = _typing.Literal["initial_accumulator_value"]  # noqa: Y015
+    _WhichOneofArgType__initial_accumulator_value: _TypeAlias = _typing.Literal["_initial_accumulator_value", b"_initial_accumulator_value"]  # noqa: Y015
+    _WhichOneofReturnType__l21: _TypeAlias = _typing.Literal["l21"]  # noqa: Y015
+    _WhichOneofArgType__l21: _TypeAlias = _typing.Literal["_l21", b"_l21"]  # noqa: Y015
+    _WhichOneofReturnType__lr: _TypeAlias = _typing.Literal["lr"]  # noqa: Y015
+    _WhichOneofArgType__lr: _TypeAlias = _typing.Literal["_lr", b"_lr"]  # noqa: Y015
+    _WhichOneofReturnType__weight_decay: _TypeAlias = _typing.Literal["weight_decay"]  # noqa: Y015
+    _WhichOneofArgType__weight_decay: _TypeAlias = _typing.Literal["_weight_decay", b"_weight_decay"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__clip_value) -> _WhichOneofReturnType__clip_value | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__eps) -> _WhichOneofReturnType__eps | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__initial_accumulator_value) -> _WhichOneofReturnType__initial_accumulator_value | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__l21) -> _WhichOneofReturnType__l21 | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__lr) -> _WhichOneofReturnType__lr | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__weight_decay) -> _WhichOneofReturnType__weight_decay | None: ...
+
+Global___GroupAdagrad: _TypeAlias = GroupAdagrad  # noqa: Y015
+
+@_typing.final
+class GroupFtrl(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LR_FIELD_NUMBER: _builtins.int
+    BETA_FIELD_NUMBER: _builtins.int
+    L1_FIELD_NUMBER: _builtins.int
+    L2_FIELD_NUMBER: _builtins.int
+    L21_FIELD_NUMBER: _builtins.int
+    CLIP_VALUE_FIELD_NUMBER: _builtins.int
+    lr: _builtins.float
+    beta: _builtins.float
+    l1: _builtins.float
+    l2: _builtins.float
+    l21: _builtins.float
+    clip_value: _builtins.float
+    def __init__(
+        self,
+        *,
+        lr: _builtins.float | None = ...,
+        beta: _builtins.float | None = ...,
+        l1: _builtins.float | None = ...,
+        l2: _builtins.float | None = ...,
+        l21: _builtins.float | None = ...,
+        clip_value: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_beta", b"_beta", "_clip_value", b"_clip_value", "_l1", b"_l1", "_l2", b"_l2", "_l21", b"_l21", "_lr", b"_lr", "beta", b"beta", "clip_value", b"clip_value", "l1", b"l1", "l2", b"l2", "l21", b"l21", "lr", b"lr"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_beta", b"_beta", "_clip_value", b"_clip_value", "_l1", b"_l1", "_l2", b"_l2", "_l21", b"_l21", "_lr", b"_lr", "beta", b"beta", "clip_value", b"clip_value", "l1", b"l1", "l2", b"l2", "l21", b"l21", "lr", b"lr"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__beta: _TypeAlias = _typing.Literal["beta"]  # noqa: Y015
+    _WhichOneofArgType__beta: _TypeAlias = _typing.Literal["_beta", b"_beta"]  # noqa: Y015
+    _WhichOneofReturnType__clip_value: _TypeAlias = _typing.Literal["clip_value"]  # noqa: Y015
+    _WhichOneofArgType__clip_value: _TypeAlias = _typing.Literal["_clip_value", b"_clip_value"]  # noqa: Y015
+    _WhichOneofReturnType__l1: _TypeAlias = _typing.Literal["l1"]  # noqa: Y015
+    _WhichOneofArgType__l1: _TypeAlias = _typing.Literal["_l1", b"_l1"]  # noqa: Y015
+    _WhichOneofReturnType__l2: _TypeAlias = _typing.Literal["l2"]  # noqa: Y015
+    _WhichOneofArgType__l2: _TypeAlias = _typing.Literal["_l2", b"_l2"]  # noqa: Y015
+    _WhichOneofReturnType__l21: _TypeAlias = _typing.Literal["l21"]  # noqa: Y015
+    _WhichOneofArgType__l21: _TypeAlias = _typing.Literal["_l21", b"_l21"]  # noqa: Y015
+    _WhichOneofReturnType__lr: _TypeAlias = _typing.Literal["lr"]  # noqa: Y015
+    _WhichOneofArgType__lr: _TypeAlias = _typing.Literal["_lr", b"_lr"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__beta) -> _WhichOneofReturnType__beta | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__clip_value) -> _WhichOneofReturnType__clip_value | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__l1) -> _WhichOneofReturnType__l1 | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__l2) -> _WhichOneofReturnType__l2 | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__l21) -> _WhichOneofReturnType__l21 | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__lr) -> _WhichOneofReturnType__lr | None: ...
+
+Global___GroupFtrl: _TypeAlias = GroupFtrl  # noqa: Y015
 
 @_typing.final
 class Schedule(_message.Message):
