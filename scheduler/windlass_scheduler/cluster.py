@@ -41,6 +41,7 @@ from windlass_scheduler.declared import Group
 from windlass_scheduler.effects import Answer, Effect, Persist, Record, Refuse, Say
 from windlass_scheduler.membership_core import Role
 from windlass_scheduler.state import Change, StateStore
+from windlass_scheduler.store_figures import Reported
 from windlass_scheduler.watchers import Audience, Watchers
 
 _log = logging.getLogger("windlass.scheduler")
@@ -62,6 +63,7 @@ class MemberFigures:
 
     clocks: dict[int, int] = field(default_factory=dict)
     figures: dict[str, float] = field(default_factory=dict)
+    reported: Reported = field(default_factory=Reported)
 
 
 class Cluster:

@@ -55,3 +55,5 @@ METRIC_STEPS_MAX: Final = 4096
 METRIC_NAMES_MAX: Final = 64
 METRIC_RECORDS_PER_CALL_MAX: Final = 1024
 FIGURES_MAX: Final = 256
+# Staleness is counted under 65 + 57 numbers; one report has them once a store.
+LAGS_MAX: Final = 128

@@ -41,6 +41,7 @@ from windlass_scheduler.cluster import Cluster
 from windlass_scheduler.declared import Store
 from windlass_scheduler.effects import Answer, Effect
 from windlass_scheduler.membership_core import Member, Role
+from windlass_scheduler.store_figures import Reported
 
 _log = logging.getLogger("windlass.scheduler")
 
@@ -518,7 +519,9 @@ class ControlService(control_pb2_grpc.ControlServicer):
         member = self._cluster.membership.member(request.session)
         if len(request.figures) > limits.FIGURES_MAX:
             raise UsageError("a member reports too many figures", figures_max=limits.FIGURES_MAX)
-        self._cluster.figures[member.member_id].figures = dict(request.figures)
+        said = self._cluster.figures[member.member_id]
+        said.figures = dict(request.figures)
+        said.reported = Reported(wire.store_figures_untrusted(request.stores), self._cluster.now_s())
         return pb.Ack()
 
     @_call

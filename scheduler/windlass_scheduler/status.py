@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from windlass_proto.gen import control_pb2 as pb
-from windlass_scheduler import wire
+from windlass_scheduler import store_figures, wire
 from windlass_scheduler.cluster import Cluster, MemberFigures
 from windlass_scheduler.membership_core import Job, Member, describe
 from windlass_scheduler.roster_core import Roster
@@ -23,6 +23,7 @@ def status(cluster: Cluster) -> pb.StatusReply:
     for store in stores:
         waiting += [sentence for sentence in store.waiting_for if sentence not in waiting]
     waiting += _barriers(cluster)
+    slow = [said for store in stores for said in store_figures.in_words(store.store, store.job, store.workers)]
     health = "degraded" if missing_owners else "waiting" if waiting else "healthy"
     jobs = [wire.job_state(job, cluster.membership.workers(job.name)) for job in cluster.membership.jobs()]
     return pb.StatusReply(
@@ -35,13 +36,13 @@ def status(cluster: Cluster) -> pb.StatusReply:
         jobs=jobs,
         events=list(cluster.events),
         health=health,
-        sentences=[*missing_owners, *waiting, *_silent(cluster)],
+        sentences=[*missing_owners, *waiting, *slow, *_silent(cluster)],
     )
 
 
 def _member(cluster: Cluster, member: Member) -> pb.MemberStatus:
     lease = cluster.membership.lease(member.member_id)
-    said = cluster.figures.get(member.member_id, MemberFigures())
+    said = _said(cluster, member)
     owner = cluster.routing.owner(member.member_id)
     return pb.MemberStatus(
         member_id=member.member_id,
@@ -61,6 +62,10 @@ def _member(cluster: Cluster, member: Member) -> pb.MemberStatus:
     )
 
 
+def _said(cluster: Cluster, member: Member) -> MemberFigures:
+    return cluster.figures.get(member.member_id, MemberFigures())
+
+
 def _is_silent(cluster: Cluster, member: Member) -> bool:
     age_s = cluster.now_s() - cluster.membership.lease(member.member_id).sign_s
     return age_s > _SILENT_BEATS * cluster.config.timing.beat_s(member.role)
@@ -68,6 +73,11 @@ def _is_silent(cluster: Cluster, member: Member) -> bool:
 
 def _store(cluster: Cluster, roster: Roster) -> pb.StoreStatus:
     store = cluster.declarations.store(roster.store_id)
+    reports = [_said(cluster, server).reported for server in cluster.membership.servers()]
+    clocks = {
+        worker.session: _said(cluster, worker).clocks.get(store.store_id, 0)
+        for worker in cluster.membership.workers(store.job)
+    }
     return pb.StoreStatus(
         store_id=store.store_id,
         job=store.job,
@@ -76,6 +86,8 @@ def _store(cluster: Cluster, roster: Roster) -> pb.StoreStatus:
         roster=wire.roster(roster, store.consistency),
         groups=[cluster.group(group) for group in cluster.declarations.groups(store.store_id)],
         waiting_for=store_waits(cluster, store.store_id),
+        staleness=store_figures.staleness(reports, store.store_id),
+        workers=store_figures.workers(reports, roster, clocks, cluster.now_s()),
     )
 
 

@@ -6,7 +6,7 @@ is the cores'.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from windlass_proto import rule_records, rule_specs, table_specs
 from windlass_proto.errors import UsageError
@@ -57,6 +57,15 @@ def logged_steps_untrusted(records: Iterable[pb.LogRecord]) -> tuple[LoggedStep,
         LoggedStep(record.step, record.weight, tuple((s.name, s.value) for s in record.scalars), record.unix_s)
         for record in records
     )
+
+
+def store_figures_untrusted(stores: Collection[pb.StoreFigures]) -> dict[int, pb.StoreFigures]:
+    """By store; raises UsageError for more than any server has to say."""
+    workers = max((len(store.workers) for store in stores), default=0)
+    lags = max((len(store.staleness) for store in stores), default=0)
+    if len(stores) > limits.STORES_MAX or workers > limits.MEMBERS_MAX or lags > limits.LAGS_MAX:
+        raise UsageError("a server reports too much of its stores", stores=len(stores), workers=workers, lags=lags)
+    return {store.store_id: store for store in stores}
 
 
 def position(found: pb.DataPosition) -> Position:

@@ -19,7 +19,8 @@ from windlass_proto.errors import UnavailableError, WindlassError
 from windlass_proto.gen import control_pb2 as pb
 from windlass_server.ingress import Ingress
 from windlass_server.node import ServerNode
-from windlass_server.share_events import Member, Roster
+from windlass_server.share_events import LEFT, Member, Roster
+from windlass_server.store_figures import StoreFigures
 
 _LOG = logging.getLogger("windlass.server")
 _REPORT_S = 1.0
@@ -142,10 +143,13 @@ class Membership:
             figures = self.node.figures()
             figures["connections"] = float(self.ingress.connections())
             try:
-                self.control.report(
-                    pb.ReportRequest(member_id=self.joined.member_id, session=self.joined.session, figures=figures),
-                    timeout_s=_REPORT_S,
+                report = pb.ReportRequest(
+                    member_id=self.joined.member_id,
+                    session=self.joined.session,
+                    figures=figures,
+                    stores=map(_store_figures, self.node.store_figures()),
                 )
+                self.control.report(report, timeout_s=_REPORT_S)
             except WindlassError as error:
                 _LOG.debug("report_not_said reason=%r", str(error))
 
@@ -157,3 +161,21 @@ def _ends(vshards: range) -> tuple[int, int]:
 def _roster(roster: pb.Roster) -> Roster:
     members = tuple(Member(m.session, m.rank, m.join_clock) for m in roster.members)
     return Roster(roster.version, roster.started, members, roster.proposal_settled)
+
+
+def _store_figures(found: StoreFigures) -> pb.StoreFigures:
+    return pb.StoreFigures(
+        store_id=found.store_id,
+        staleness=[pb.Staleness(lag=lag, pushes=pushes) for lag, pushes in sorted(found.staleness.items())],
+        workers=[
+            pb.WorkerSteps(
+                session=session,
+                clock=steps.closed if steps.closed < LEFT else 0,
+                last=steps.last,
+                waited_s=steps.waited_s,
+                awaited_s=found.awaited_s.get(session, 0.0),
+                late_steps=found.late_steps.get(session, 0),
+            )
+            for session, steps in found.workers.items()
+        ],
+    )

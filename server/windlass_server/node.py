@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 from windlass_proto import limits
+from windlass_proto.consistency import Mode
 from windlass_proto.errors import ClosedError, ProtocolError, UnavailableError, UsageError
 from windlass_proto.group_specs import GroupSpec
 from windlass_proto.memory import BufferPool
@@ -25,6 +27,8 @@ from windlass_server.dense_memory import HostMemory
 from windlass_server.share_events import LEFT, Effect, Roster, deleted_error
 from windlass_server.sparse import SparseTable
 from windlass_server.step_stamps import ANNOUNCED_MAX
+from windlass_server.step_waits import StepWaits
+from windlass_server.store_figures import StoreFigures, figures_of
 
 Group = DenseGroup | SparseTable
 
@@ -55,6 +59,7 @@ class ServerNode:
         self._marks: dict[int, dict[bytes, tuple[int, bool]]] = {}  # store -> session -> its newest mark, does it leave
         self._records: dict[int, dict[int, RuleRecord]] = {}  # store -> version -> record
         self._announced: dict[int, dict[bytes, list[tuple[int, RuleRecord]]]] = {}  # store -> session -> (step, record)
+        self._waits: dict[int, StepWaits] = {}  # store -> whom its workers wait for
         self._clocks: dict[int, int] = {}  # store -> the highest step that a mark has closed
         self._vshards: range | None = None
         self._routing_wait_s = routing_wait_s
@@ -79,6 +84,8 @@ class ServerNode:
                 return
             self.rosters[store_id] = roster
             shares = list(self._shares_of(store_id))
+            waits = self._waits.setdefault(store_id, StepWaits())
+            waits.change(roster.members, self._bound(store_id), time.monotonic())
         for group, share in shares:
             self._run(group, share, lambda core=share.core: core.set_roster(roster), deliver)  # type: ignore[misc]
 
@@ -239,6 +246,8 @@ class ServerNode:
                 raise ProtocolError("a mark's step is out of reach", clock=clock)
             self._clocks[store_id] = max(clock, self._clocks.get(store_id, 0))
             self._marks.setdefault(store_id, {})[session] = (clock, leaves)
+            if store_id in self._waits:
+                self._waits[store_id].close(session, LEFT if leaves else clock + 1, time.monotonic())
         for group in groups:
             for share in group.shares.values():
                 with share.lock:
@@ -289,10 +298,24 @@ class ServerNode:
             "parameter_bytes": float(self._parameter_bytes()),
             "pool_bytes": float(self.pool.bytes_lent),
             "checkpoint_bytes": float(self.checkpoints.pool.bytes_lent + self.checkpoints.pool.bytes_kept),
-            "duplicates": float(sum(core.duplicates for core in cores)),
-            "late": float(sum(core.late for core in cores)),
-            "rejected": float(sum(core.rejected for core in cores)),
+            "duplicates": float(sum(core.tallies.duplicates for core in cores)),
+            "late": float(sum(core.tallies.late for core in cores)),
+            "rejected": float(sum(core.tallies.rejected for core in cores)),
         }
+
+    def store_figures(self) -> list[StoreFigures]:
+        """What was counted in each store."""
+        with self._lock:
+            now_s = time.monotonic()
+            return [
+                figures_of(store_id, waits, [share.core.tallies for _, share in self._shares_of(store_id)], now_s)
+                for store_id, waits in self._waits.items()
+            ]
+
+    def _bound(self, store_id: int) -> int | None:
+        """How many steps the workers of a store may be apart; None: as many as they are."""
+        modes = [group.spec.consistency for group in self.groups.values() if group.spec.store_id == store_id]
+        return modes[0].bound if modes and modes[0].mode is not Mode.ASP else None
 
     def _shares_of(self, store_id: int) -> Iterator[tuple[Group, Share]]:
         for group in self.groups.values():

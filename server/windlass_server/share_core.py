@@ -51,8 +51,8 @@ from windlass_server.share_events import (
     Source,
     Write,
     absent_error,
-    counted_lag,
 )
+from windlass_server.share_tallies import ShareTallies
 from windlass_server.step_stamps import StepStamps
 
 __all__ = ["Answer", "Apply", "Effect", "Push", "Release", "Roster", "ShareCore", "Source", "Write"]
@@ -73,10 +73,7 @@ class ShareCore:
             )
             for block in blocks
         }
-        self.late = 0
-        self.rejected = 0
-        self.duplicates = 0
-        self.staleness: dict[int, int] = {}
+        self.tallies = ShareTallies()
         self.story: deque[tuple[Hashable, ...]] = deque(maxlen=limits.STORY_EVENTS_MAX)
         self._answers: dict[tuple[bytes, int], Waiting] = {}
         self._gated: dict[int, BlockState] = {}  # blocks with open gates
@@ -180,6 +177,7 @@ class ShareCore:
         self.sessions.end(session)
         self.stamps.end(session, self.clocks.closed.get(session, 0) - 1)
         self.clocks.end(session)
+        self.tallies.end(session)
         self.story.append(("ended", session))
         return effects + self._advance()
 
@@ -233,7 +231,7 @@ class ShareCore:
 
     def _repeat(self, event: Push) -> list[Effect]:
         """The entry was admitted before: its answer goes to where it is asked for now."""
-        self.duplicates += 1
+        self.tallies.duplicates += 1
         waiting = self._answers.get((event.session, event.seq))
         if waiting is not None:
             waiting.origin = event.origin
@@ -252,7 +250,7 @@ class ShareCore:
         return [Release(event.buffer), self._answer(event, status, values=values, error=error)]
 
     def _reject(self, event: Push) -> list[Effect]:
-        self.rejected += 1  # the step goes on without its values
+        self.tallies.rejected += 1  # the step goes on without its values
         return self._consume(event, Status.ERROR if event.refusal else Status.REJECTED, event.refusal)
 
     def _and_its_mark(self, event: Push, effects: list[Effect]) -> list[Effect]:
@@ -286,7 +284,7 @@ class ShareCore:
     def _contribute(self, event: Push) -> list[Effect]:
         state = self.blocks[event.block]
         if event.clock < self.clocks.closed_min or event.clock < max(state.applied[event.seg_begin : event.seg_end]):
-            self.late += 1
+            self.tallies.come_late(event.session, event.clock)
             return self._consume(event, Status.LATE)
         effects: list[Effect] = []
         waiting = contribution = None
@@ -461,8 +459,7 @@ class ShareCore:
         if not event.finite or event.refusal is not None:
             return self._reject(event)
         state = self.blocks[event.block]
-        lag = counted_lag(event.clock - self.clocks.closed_min)
-        self.staleness[lag] = self.staleness.get(lag, 0) + 1
+        self.tallies.apply(event.clock - self.clocks.closed_min)
         waiting = self._wait_for(event, event.clock + 1)
         at_once = not event.values or self._may_read(state, waiting)
         sources = (Source(event.buffer, 0, 1.0),)

@@ -120,11 +120,6 @@ class Push(NamedTuple):
     refusal: WindlassError | None = None
 
 
-def counted_lag(lag: int) -> int:
-    """Under which number a lag is counted: singly up to 64, by powers of two beyond: 64 + 58 integers at most."""
-    return max(0, lag) if lag <= 64 else 1 << (lag.bit_length() - 1)
-
-
 def deleted_error(**values: object) -> UsageError:
     """What is said of a tensor that was deleted."""
     return UsageError(

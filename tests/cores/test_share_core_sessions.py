@@ -20,7 +20,7 @@ def test_a_push_that_comes_twice_is_applied_once(mode: str) -> None:
     bench.push("second", A, 1, 0, values=False)
     assert bench.held() == [-1.0] * 4
     assert (bench.status("first"), bench.status("second")) == (Status.OK, Status.DUPLICATE)
-    assert bench.core.duplicates == 1
+    assert bench.core.tallies.duplicates == 1
 
 
 def test_a_repeated_push_pull_is_answered_with_present_values() -> None:
@@ -229,8 +229,8 @@ def test_staleness_is_counted_in_few_buckets_however_far_ahead_a_worker_runs() -
     bench = Bench("asp")
     for seq in range(1, 500):
         bench.push("", A, seq, seq * seq * 1000, values=False)
-    assert sum(bench.core.staleness.values()) == 499
-    assert len(bench.core.staleness) < 130
+    assert sum(bench.core.tallies.staleness.values()) == 499
+    assert len(bench.core.tallies.staleness) < 130
 
 
 # ---- first values and given ones

@@ -40,7 +40,9 @@ def test_the_seeds_meet_what_they_are_for() -> None:
         plan = plan_of(seed)
         cluster = Cluster(plan)
         cluster.run()
-        met["duplicates"] += sum(core.duplicates for server in cluster.servers for core in server.cores.values())
+        met["duplicates"] += sum(
+            core.tallies.duplicates for server in cluster.servers for core in server.cores.values()
+        )
         met["versions"] += len(cluster.job.versions)
         met["unknown stamps"] += sum(server.unknown_stamps for server in cluster.servers)
         met["deaths"] += len(plan.deaths)

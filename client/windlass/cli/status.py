@@ -16,8 +16,8 @@ _WATCH_S = 1.0
 _SERVER_HEADS = (
     "server", "host", "pid", "vshards", "held", "received", "sent", "pushes", "pulls", "beat", "state",
 )  # fmt: skip
-_WORKER_HEADS = ("worker", "job", "host", "pid", "clock", "lag", "beat", "state")
-_STORE_HEADS = ("store", "job", "consistency", "tensors", "roster", "steps")
+_WORKER_HEADS = ("worker", "job", "host", "pid", "clock", "lag", "last", "waited for", "late", "beat", "state")
+_STORE_HEADS = ("store", "job", "consistency", "staleness", "tensors", "roster", "steps")
 
 
 def status(
@@ -95,6 +95,7 @@ def _worker_row(member: MemberStatus, reply: StatusReply) -> Sequence[str]:
     stores = {store.store_id: store for store in reply.stores if store.job == member.job}
     clocks = {clock.store_id: clock.clock for clock in member.clocks if clock.store_id in stores}
     lags = [_lag(stores[store_id], clock, reply) for store_id, clock in clocks.items()]
+    counted = [steps for store in stores.values() for steps in store.workers if steps.rank == member.rank]
     return (
         str(member.rank),
         member.job,
@@ -102,6 +103,9 @@ def _worker_row(member: MemberStatus, reply: StatusReply) -> Sequence[str]:
         str(member.pid),
         " ".join(f"{clock:,}" for _, clock in sorted(clocks.items())) or "-",
         str(max(lags, default=0)),
+        f"{sum(steps.last for steps in counted):,}",
+        f"{sum(steps.waited_s for steps in counted):,.0f} s",
+        f"{sum(steps.late_steps for steps in counted):,}",
         f"{member.beat_age_s:.1f} s",
         member.state,
     )
@@ -118,6 +122,19 @@ def _lag(store: StoreStatus, clock: int, reply: StatusReply) -> int:
     return min(lag, int(bound) + 1) if mode == "ssp" and bound.isdecimal() else lag
 
 
+def _staleness(store: StoreStatus) -> str:
+    """Median and greatest lag at which pushes were applied on arrival; nothing where none was."""
+    total = sum(bucket.pushes for bucket in store.staleness)
+    if not total:
+        return "-"
+    median, passed = 0, 0
+    for bucket in store.staleness:
+        if passed * 2 < total:
+            median = bucket.lag
+        passed += bucket.pushes
+    return f"{median} to {store.staleness[-1].lag}"
+
+
 def _store_row(store: StoreStatus) -> Sequence[str]:
     roster = store.roster
     tensors = sum(len(group.tensors) for group in store.groups)
@@ -126,6 +143,7 @@ def _store_row(store: StoreStatus) -> Sequence[str]:
         store.store,
         store.job,
         store.consistency,
+        _staleness(store),
         str(tensors),
         counted,
         "begun" if roster.started else "not begun",

@@ -1557,24 +1557,134 @@ class ReportRequest(_message.Message):
     MEMBER_ID_FIELD_NUMBER: _builtins.int
     SESSION_FIELD_NUMBER: _builtins.int
     FIGURES_FIELD_NUMBER: _builtins.int
+    STORES_FIELD_NUMBER: _builtins.int
     member_id: _builtins.int
     session: _builtins.bytes
     @_builtins.property
     def figures(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]: ...
+    @_builtins.property
+    def stores(self) -> _containers.RepeatedCompositeFieldContainer[Global___StoreFigures]:
+        """of a server"""
+
     def __init__(
         self,
         *,
         member_id: _builtins.int = ...,
         session: _builtins.bytes = ...,
         figures: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        stores: _abc.Iterable[Global___StoreFigures] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["figures", b"figures", "member_id", b"member_id", "session", b"session"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["figures", b"figures", "member_id", b"member_id", "session", b"session", "stores", b"stores"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReportRequest: _TypeAlias = ReportRequest  # noqa: Y015
+
+@_typing.final
+class Staleness(_message.Message):
+    """So many pushes were applied on arrival while their worker was `lag` steps ahead of the slowest. Lags are counted
+    singly up to 64, by powers of two beyond.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LAG_FIELD_NUMBER: _builtins.int
+    PUSHES_FIELD_NUMBER: _builtins.int
+    lag: _builtins.int
+    pushes: _builtins.int
+    def __init__(
+        self,
+        *,
+        lag: _builtins.int = ...,
+        pushes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lag", b"lag", "pushes", b"pushes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Staleness: _TypeAlias = Staleness  # noqa: Y015
+
+@_typing.final
+class WorkerSteps(_message.Message):
+    """What is counted of one worker in one store."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_FIELD_NUMBER: _builtins.int
+    RANK_FIELD_NUMBER: _builtins.int
+    HOST_FIELD_NUMBER: _builtins.int
+    CLOCK_FIELD_NUMBER: _builtins.int
+    LAST_FIELD_NUMBER: _builtins.int
+    WAITED_S_FIELD_NUMBER: _builtins.int
+    AWAITED_S_FIELD_NUMBER: _builtins.int
+    LATE_STEPS_FIELD_NUMBER: _builtins.int
+    session: _builtins.bytes
+    rank: _builtins.int
+    """in a status"""
+    host: _builtins.str
+    """in a status"""
+    clock: _builtins.int
+    """steps closed"""
+    last: _builtins.int
+    """of those that others could wait for, so many were closed by this worker last,"""
+    waited_s: _builtins.float
+    """for which the others waited so long when it alone was missing"""
+    awaited_s: _builtins.float
+    """it is waited for now, for so long; 0: it is not"""
+    late_steps: _builtins.int
+    """steps that were complete before its pushes came"""
+    def __init__(
+        self,
+        *,
+        session: _builtins.bytes = ...,
+        rank: _builtins.int = ...,
+        host: _builtins.str = ...,
+        clock: _builtins.int = ...,
+        last: _builtins.int = ...,
+        waited_s: _builtins.float = ...,
+        awaited_s: _builtins.float = ...,
+        late_steps: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["awaited_s", b"awaited_s", "clock", b"clock", "host", b"host", "last", b"last", "late_steps", b"late_steps", "rank", b"rank", "session", b"session", "waited_s", b"waited_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WorkerSteps: _TypeAlias = WorkerSteps  # noqa: Y015
+
+@_typing.final
+class StoreFigures(_message.Message):
+    """What one server has counted in a store; in a status, what all have."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STORE_ID_FIELD_NUMBER: _builtins.int
+    STALENESS_FIELD_NUMBER: _builtins.int
+    WORKERS_FIELD_NUMBER: _builtins.int
+    store_id: _builtins.int
+    @_builtins.property
+    def staleness(self) -> _containers.RepeatedCompositeFieldContainer[Global___Staleness]: ...
+    @_builtins.property
+    def workers(self) -> _containers.RepeatedCompositeFieldContainer[Global___WorkerSteps]: ...
+    def __init__(
+        self,
+        *,
+        store_id: _builtins.int = ...,
+        staleness: _abc.Iterable[Global___Staleness] | None = ...,
+        workers: _abc.Iterable[Global___WorkerSteps] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["staleness", b"staleness", "store_id", b"store_id", "workers", b"workers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StoreFigures: _TypeAlias = StoreFigures  # noqa: Y015
 
 @_typing.final
 class StatusRequest(_message.Message):
@@ -1685,6 +1795,8 @@ class StoreStatus(_message.Message):
     ROSTER_FIELD_NUMBER: _builtins.int
     GROUPS_FIELD_NUMBER: _builtins.int
     WAITING_FOR_FIELD_NUMBER: _builtins.int
+    STALENESS_FIELD_NUMBER: _builtins.int
+    WORKERS_FIELD_NUMBER: _builtins.int
     store_id: _builtins.int
     job: _builtins.str
     store: _builtins.str
@@ -1697,6 +1809,14 @@ class StoreStatus(_message.Message):
     def waiting_for(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """in words"""
 
+    @_builtins.property
+    def staleness(self) -> _containers.RepeatedCompositeFieldContainer[Global___Staleness]:
+        """over all servers, one for each piece of a push"""
+
+    @_builtins.property
+    def workers(self) -> _containers.RepeatedCompositeFieldContainer[Global___WorkerSteps]:
+        """by rank"""
+
     def __init__(
         self,
         *,
@@ -1707,10 +1827,12 @@ class StoreStatus(_message.Message):
         roster: Global___Roster | None = ...,
         groups: _abc.Iterable[Global___Group] | None = ...,
         waiting_for: _abc.Iterable[_builtins.str] | None = ...,
+        staleness: _abc.Iterable[Global___Staleness] | None = ...,
+        workers: _abc.Iterable[Global___WorkerSteps] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["roster", b"roster"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "groups", b"groups", "job", b"job", "roster", b"roster", "store", b"store", "store_id", b"store_id", "waiting_for", b"waiting_for"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "groups", b"groups", "job", b"job", "roster", b"roster", "staleness", b"staleness", "store", b"store", "store_id", b"store_id", "waiting_for", b"waiting_for", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
