@@ -157,6 +157,7 @@ class _Making:
         self._keep_last = keep_last
         self._resumed_from = store.resumed_from
         self._blocks = _blocks_by_server(store)
+        self._bands = _bands_by_server(store)
         self._manifest = _manifest(store, state)
 
     def finish(self, folder: Path) -> None:
@@ -175,7 +176,8 @@ class _Making:
 
         written = unpack_answer(self.answers[server])
         name = checkpoint_format.part_name(server, self.attempt)
-        return checkpoint_format.Part(name, written.nbytes, written.digest, self._blocks[server])
+        blocks, bands = self._blocks.get(server, ()), self._bands.get(server, ())
+        return checkpoint_format.Part(name, written.nbytes, written.digest, blocks, bands)
 
 
 # ---- saving ----------------------------------------------------------------------------------------------------------
@@ -259,6 +261,7 @@ def _manifest(store: Store, state: Mapping[str, Any]) -> Manifest:
         parts=(),
         positions=tuple(position for position, _ in positions),
         state=state,
+        tables=tuple(table.spec for _, table in sorted(exchange.sparse.items())),
     )
 
 
@@ -268,6 +271,34 @@ def _blocks_by_server(store: Store) -> dict[int, tuple[tuple[int, int], ...]]:
         for block in store.exchange.tables[table_id].layout.blocks:
             held.setdefault(store.member.server_of(block.vshard), []).append((group, block.index))
     return {server: tuple(blocks) for server, blocks in held.items()}
+
+
+def _bands_by_server(store: Store) -> dict[int, tuple[tuple[int, int, int], ...]]:
+    held: dict[int, list[tuple[int, int, int]]] = {}
+    for number, (_, table) in enumerate(sorted(store.exchange.sparse.items())):
+        for band in table.bands():
+            held.setdefault(store.member.server_of(band.start), []).append((number, band.start, band.stop))
+    return {server: tuple(bands) for server, bands in held.items()}
+
+
+def _places(store: Store) -> tuple[dict[int, tuple[int, int]], dict[int, list[tuple[int, int]]]]:
+    """By server: a share of the store, and the groups and tables that it holds, as (number in the manifest, table)."""
+    exchange, owner = store.exchange, store.member.server_of
+    held = [
+        (number, table_id, block.vshard)
+        for number, table_id in enumerate(sorted(exchange.tables))
+        for block in exchange.tables[table_id].layout.blocks
+    ]
+    held += [
+        (number, table_id, band.start)
+        for number, table_id in enumerate(sorted(exchange.sparse))
+        for band in exchange.sparse[table_id].bands()
+    ]
+    shares = {owner(vshard): (table_id, vshard) for _, table_id, vshard in held}
+    tables: dict[int, dict[tuple[int, int], None]] = {server: {} for server in shares}
+    for number, table_id, vshard in held:
+        tables[owner(vshard)][number, table_id] = None
+    return shares, {server: list(of_server) for server, of_server in tables.items()}
 
 
 def _order(
@@ -284,19 +315,13 @@ def _order(
     """One order to each server of the store; `answers` is filled by server."""
     from windlass_proto import checkpoint_format
 
-    shares: dict[int, tuple[int, int]] = {}
-    tables: dict[int, dict[int, int]] = {}  # by server: group -> table
-    for group, table_id in enumerate(sorted(store.exchange.tables)):
-        for block in store.exchange.tables[table_id].layout.blocks:
-            server = store.member.server_of(block.vshard)
-            shares[server] = (table_id, block.vshard)
-            tables.setdefault(server, {})[group] = table_id
+    shares, tables = _places(store)
     ticket = Ticket(store.member.pump, f"checkpoint in {folder}", len(shares), store=store, clock=store.clock)
     clock = store.clock if store.consistency == "bsp" else 0
     requests = []
     for server, share in shares.items():
         file = checkpoint_format.part_name(server, attempt) if attempt else ""
-        held = tuple(tables[server].items())
+        held = tuple(tables[server])
         answer = bytearray(ANSWER_BYTES)
         if answers is not None:
             answers[server] = answer
@@ -415,20 +440,14 @@ def place_of(store: Store, uri: str | Path | None) -> Path:
 
 
 def check_holdable(store: Store, call: str) -> None:
-    """Does a checkpoint hold all of `store`?
+    """Is there something to hold?
 
     Raises:
-        UsageError: it has sparse tables, or nothing is declared.
+        UsageError: nothing is declared.
     """
-    if store.exchange.sparse:
-        raise UsageError(
-            f"{call} would leave out sparse tables, which checkpoints do not hold yet",
-            store=store.name,
-            tables=", ".join(table.name for table in store.exchange.sparse.values()),
-            next_move="Keep them in a store of their own, or save their items() yourself.",
-        )
-    if not store.exchange.tables:
-        raise UsageError(f"{call} was called before init", store=store.name, next_move="Call store.init first.")
+    if not store.exchange.declared():
+        next_move = "Call store.init or store.table first."
+        raise UsageError(f"{call} was called before init", store=store.name, next_move=next_move)
 
 
 def choose(place: Path) -> tuple[Path, Manifest] | None:
@@ -481,6 +500,11 @@ def export(store: Store, path: Path) -> None:
     """Write present weights to one file; see `Store.export`."""
     values: dict[str, Any] = store.pull().result()
     arrays = {name: np.asarray(as_numpy(name, value)) for name, value in values.items()}
+    for table in store.exchange.sparse.values():
+        runs = [(np.empty(0, np.uint64), np.empty((0, table.dim), table.dtype)), *table.items()]
+        ids, rows = (np.concatenate(column) for column in zip(*runs, strict=True))
+        order = np.argsort(ids)  # equal rows give equal files, whatever servers hold them
+        arrays |= {f"{table.name}.ids": ids[order], f"{table.name}.rows": rows[order]}
     tensor_file.write(path, arrays, {"format": "np", "windlass": __version__})
 
 

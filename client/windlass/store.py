@@ -302,7 +302,7 @@ class Store:
     def checkpoint(
         self, uri: str | Path | None = None, state: Mapping[str, Any] | None = None, *, keep_last: int | None = None
     ) -> checkpoints.Saving:
-        """Save weights, slots and data positions as they are after the steps closed so far. Training goes on meanwhile.
+        """Save tensors, tables, slots and data positions as of the steps closed so far. Training goes on meanwhile.
 
         The call returns when every server has copied what it holds; the parts are then written, and the folder
         counts as a checkpoint once its manifest is there. `result()` of what it returns waits for that; else the
@@ -330,7 +330,7 @@ class Store:
         """Bring back a checkpoint, or the newest complete one in a folder, once the steps before this one are complete.
 
         Weights, slots and update counts are what they were, on any number of servers; the arrays that `init`
-        returned hold them. Every declared tensor must be in it with its shape and dtype. Call it on every worker.
+        returned hold them. Every declared tensor and table must be in it as declared. Call it on every worker.
 
         Raises:
             UsageError: there is none, or it holds other tensors or another rule's slots.
@@ -364,7 +364,10 @@ class Store:
             return self._resume
 
     def export(self, path: str | Path) -> None:
-        """Write present weights to one safetensors file, which `wl.load_tensors` and other programs read."""
+        """Write present weights to one safetensors file, which `wl.load_tensors` and other programs read.
+
+        A sparse table makes two arrays, `<name>.ids`, sorted, and `<name>.rows`.
+        """
         checkpoints.export(self, Path(path))
 
     # ---- what tables send and ask ------------------------------------------------------------------------------------

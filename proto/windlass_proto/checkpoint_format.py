@@ -1,16 +1,17 @@
 """Checkpoints on storage: a folder of parts and, written last, a manifest. The format is public: docs/checkpoints.md.
 
     step-000123/
-        part-0-5f2a91c4.safetensors     what server 0 held: weights, slots and update counts by block
+        part-0-5f2a91c4.safetensors     what server 0 held: weights, slots and update counts by block, rows by band
         part-1-5f2a91c4.safetensors
         manifest.json                   what the parts are, what was declared, whose step, the user's state
 
 Invariant: a folder without a whole manifest is no checkpoint. The manifest carries a digest of itself and one of each
 part, so what is read back is what was written, or a CorruptionError that names the file. Blocks are those of the
 group's layout (`layout`), a function of what was declared and not of the servers, so any number of servers can read
-them.
+them. Rows of sparse tables lie in the bands of the servers that wrote them, and are found again by their ids.
 
-`FORMAT` grows when an older release could misread a newer folder; a reader reads every earlier one.
+A format's number grows when an older release could misread a newer folder; a reader reads every earlier one. A folder
+says the lowest format that its contents need: 1 for dense tensors alone, 2 with sparse tables.
 """
 
 from __future__ import annotations
@@ -25,13 +26,15 @@ from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
 import xxhash
+from google.protobuf.message import DecodeError
 
-from windlass_proto import group_specs, limits, rule_specs, tensor_file
+from windlass_proto import group_specs, limits, rule_specs, table_specs, tensor_file
 from windlass_proto.errors import CorruptionError, UsageError, WindlassError
 from windlass_proto.gen import control_pb2
 from windlass_proto.group_specs import GroupSpec
+from windlass_proto.table_specs import TableSpec
 
-FORMAT: Final = 1
+FORMAT_MAX: Final = 2
 MANIFEST: Final = "manifest.json"
 _FOLDER: Final = re.compile(r"step-(\d{6,18})")
 _PART: Final = re.compile(r"part-\d{1,5}-[0-9a-f]{8}\.safetensors")
@@ -47,12 +50,16 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One file: its blocks as (group, block), its length and its digest."""
+    """One file: its blocks as (group, block), its length and its digest.
+
+    `bands` of sparse tables: (table, first vshard, the one after its last).
+    """
 
     file: str
     nbytes: int
     digest: str
     blocks: tuple[tuple[int, int], ...]
+    bands: tuple[tuple[int, int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,12 +97,18 @@ class Manifest:
     parts: tuple[Part, ...]
     positions: tuple[Position, ...] = ()
     state: Mapping[str, Any] = field(default_factory=dict)
+    tables: tuple[TableSpec, ...] = ()
+
+    @property
+    def format(self) -> int:
+        """The lowest format that holds all of it."""
+        return 2 if self.tables else 1
 
     @cached_property
     def raw(self) -> bytes:
         """The bytes of manifest.json."""
-        record = {
-            "format": FORMAT,
+        record: dict[str, Any] = {
+            "format": self.format,
             "windlass": self.windlass,
             "job": self.job,
             "store": self.store,
@@ -103,13 +116,12 @@ class Manifest:
             "step": self.step,
             "epoch": self.epoch,
             "groups": [_group_record(group) for group in self.groups],
-            "parts": [
-                {"file": p.file, "bytes": p.nbytes, "xxh3_128": p.digest, "blocks": [list(b) for b in p.blocks]}
-                for p in self.parts
-            ],
+            "parts": [_part_record(part) for part in self.parts],
             "data": [asdict(position) for position in self.positions],
             "state": self.state,
         }
+        if self.tables:
+            record["tables"] = [_table_record(table) for table in self.tables]
         return json.dumps({"digest": _digest(record), **record}, indent=1).encode() + b"\n"
 
     @cached_property
@@ -266,12 +278,12 @@ def read_manifest_untrusted(folder: Path) -> Manifest:
         record = json.loads(raw)
         said = record.pop("digest")
         found = _digest(record)
-        if record["format"] > FORMAT:
+        if record["format"] > FORMAT_MAX:
             raise CorruptionError(
                 "a checkpoint is of a later format",
                 file=path,
                 format=record["format"],
-                format_max=FORMAT,
+                format_max=FORMAT_MAX,
                 next_move="Read it with the release that wrote it, or a later one.",
             )
         if said != found:
@@ -292,6 +304,7 @@ def _manifest_untrusted(record: Mapping[str, Any]) -> Manifest:
     if not isinstance(record["state"], dict):
         raise TypeError("the state is not an object")
     groups = tuple(_group_untrusted(group) for group in record["groups"])
+    tables = tuple(_table_untrusted(table) for table in record.get("tables", []))
     return Manifest(
         job=str(record["job"]),
         store=str(record["store"]),
@@ -300,9 +313,10 @@ def _manifest_untrusted(record: Mapping[str, Any]) -> Manifest:
         epoch=_count(record["epoch"]),
         windlass=str(record["windlass"]),
         groups=groups,
-        parts=tuple(_part_untrusted(part, groups) for part in record["parts"]),
+        parts=tuple(_part_untrusted(part, groups, tables) for part in record["parts"]),
         positions=tuple(_position_untrusted(position) for position in record["data"]),
         state=record["state"],
+        tables=tables,
     )
 
 
@@ -312,12 +326,20 @@ def _count(number: Any) -> int:
     return number
 
 
-def _part_untrusted(part: Mapping[str, Any], groups: tuple[Group, ...]) -> Part:
+def _part_record(part: Part) -> dict[str, Any]:
+    record = {"file": part.file, "bytes": part.nbytes, "xxh3_128": part.digest, "blocks": list(map(list, part.blocks))}
+    return record | ({"bands": list(map(list, part.bands))} if part.bands else {})
+
+
+def _part_untrusted(part: Mapping[str, Any], groups: tuple[Group, ...], tables: tuple[TableSpec, ...]) -> Part:
     blocks = tuple((_count(group), _count(block)) for group, block in part["blocks"])
     if any(block >= len(groups[group].spec.layout.blocks) for group, block in blocks):
         raise ValueError("a part names a block that its group lacks")
+    bands = tuple((_count(table), _count(begin), _count(end)) for table, begin, end in part.get("bands", []))
+    if any(not begin < end <= tables[table].vshards for table, begin, end in bands):
+        raise ValueError("a part names a band that its table lacks")
     file = check_part_name_untrusted(part["file"])
-    return Part(file, _count(part["bytes"]), str(part["xxh3_128"]), blocks)
+    return Part(file, _count(part["bytes"]), str(part["xxh3_128"]), blocks, bands)
 
 
 def _position_untrusted(position: Mapping[str, Any]) -> Position:
@@ -355,6 +377,38 @@ def _group_untrusted(record: Mapping[str, Any]) -> Group:
     return Group(group_specs.from_message(message), frozenset(record["deleted"]))
 
 
+def _table_record(table: TableSpec) -> dict[str, Any]:
+    return {
+        "name": table.name,
+        "dim": table.dim,
+        "dtype": table.dtype_name,
+        "vshards": table.vshards,
+        "reduce": "mean" if table.mean else "sum",
+        "rule": rule_specs.to_bytes(table.rule).hex(),
+        "rule_text": repr(table.rule),
+        "table": table_specs.table_message(table).SerializeToString(deterministic=True).hex(),
+        "table_text": table_specs.kind_in_words(table),
+    }
+
+
+def _table_untrusted(record: Mapping[str, Any]) -> TableSpec:
+    """Checked as what a peer declares is."""
+    try:
+        table = control_pb2.Table.FromString(bytes.fromhex(record["table"]))
+    except DecodeError as cause:
+        raise ValueError("a table's declaration is none") from cause
+    tensor = control_pb2.Tensor(name=record["name"], dtype=record["dtype"], shape=[record["dim"]], table=table)
+    message = control_pb2.Group(
+        dtype=record["dtype"],
+        tensors=[tensor],
+        rule=bytes.fromhex(record["rule"]),
+        reduce=record["reduce"],
+        consistency="bsp",
+        vshards=record["vshards"],
+    )
+    return table_specs.from_message(message)
+
+
 # ---- names in a part -------------------------------------------------------------------------------------------------
 
 
@@ -371,3 +425,13 @@ def slot_key(group: int, block: int, slot: str) -> str:
 def updates_key(group: int, block: int) -> str:
     """int64 by segment: how many updates it has had; -1 where it holds nothing."""
     return f"{group}.{block}.updates"
+
+
+def band_key(table: int, vshard: int, what: str) -> str:
+    """ "updates": int64, one element: how many updates the band that begins at `vshard` has had."""
+    return f"table.{table}.{vshard}.{what}"
+
+
+def stretch_key(table: int, vshard: int, stretch: int, column: str) -> str:
+    """A column of a stretch of a band's rows, counted from 0: "ids" (u64), "rows", or "slot." and a slot's name."""
+    return f"table.{table}.{vshard}.{stretch}.{column}"

@@ -124,6 +124,16 @@ def check_table(tensor: control_pb2.Tensor) -> None:
     init_specs.from_message(tensor.table.init)
 
 
+def table_message(spec: TableSpec) -> control_pb2.Table:
+    """What is declared of a table beside its name, dim, dtype and rule."""
+    return control_pb2.Table(init=init_specs.to_message(spec.init), bytes_max=spec.bytes_max)
+
+
+def kind_in_words(spec: TableSpec) -> str:
+    """What a table's rows are, for errors."""
+    return f"{spec.dtype_name} rows of {spec.dim}, {spec.init}"
+
+
 def in_words(table: bytes) -> str:
     """What a table's declaration says beside its dim, for errors; "a dense tensor" for no bytes."""
     if not table:

@@ -1,10 +1,11 @@
 """Checkpoints on this server: what is copied and being written, and what is staged to be served.
 
-A save asks its shares as a reader does: one pull of every run of present segments, at the worker's clock. So a share
-answers when the steps before that clock are complete on the run, under its lock, and the copy of weights, slots and
-update counts is made right then. When all runs have come, a thread of its own writes the part; nobody waits for the
-disk but who asked. A restore reads and checks everything in that thread, beside what is served, and then exchanges
-arrays with the locks of all its shares held: no reader sees a half of it.
+A save asks its shares as a reader does: one pull of every run of present segments (of a sparse table's band: of all of
+it), at the worker's clock. So a share answers when the steps before that clock are complete on the run, under its lock,
+and the copy of weights, slots and update counts is made right then (`checkpoint_copies`). When all runs have come, a
+thread of its own writes the part; nobody waits for the disk but who asked. A restore reads and checks everything in
+that thread, beside what is served, and then exchanges arrays with the locks of all its shares held: no reader sees a
+half of it.
 
 Invariant: copies lie in a pool of their own, kept warm for the next save, so that gradients never wait for a file. A
 buffer goes back once every pull that may write to it has been answered. At most `SAVES_MAX` saves and stages are open.
@@ -20,38 +21,29 @@ import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
-import numpy as np
-import numpy.typing as npt
-
-from windlass_proto import checkpoint_format, tensor_file
+from windlass_proto import tensor_file
 from windlass_proto.checkpoint_orders import Order, Phase
 from windlass_proto.errors import InvariantError, UnavailableError, UsageError, WindlassError
 from windlass_proto.frames import Op, Status
-from windlass_proto.memory import Buffer, BufferPool
+from windlass_proto.memory import BufferPool
 from windlass_proto.tensor_file import Written
-from windlass_server.dense import BlockArrays, DenseGroup, Origin, Reply, Share
+from windlass_server.checkpoint_copies import Arrays, Copy, copies_of
+from windlass_server.dense import DenseGroup, Origin, Reply, Share
 from windlass_server.gate_runs import stretches
+from windlass_server.part_files import PartFiles
 from windlass_server.sparse import SparseTable
+from windlass_server.staged_bands import StagedBand, read_bands_untrusted
 from windlass_server.staged_blocks import StagedBlock, read_blocks_untrusted
 
 _LOG = logging.getLogger("windlass.server")
 SAVES_MAX: Final = 8
 
 Done = Callable[[Written | None, WindlassError | None], None]
-Groups = dict[int, DenseGroup]
-"""By the number that the manifest gives them."""
-
-
-class Copied(NamedTuple):
-    """One block's copy: its weights and slots in buffers, and the counts of its segments."""
-
-    block: int
-    group: int
-    weights: npt.NDArray[np.floating]
-    slots: tuple[npt.NDArray[np.floating], ...]
-    updates: npt.NDArray[np.int64]
+Group = DenseGroup | SparseTable
+Groups = list[tuple[int, Group]]
+"""With the number that the manifest gives them among its groups, or among its tables."""
 
 
 class _Pulls:
@@ -67,7 +59,7 @@ class _Pulls:
         self._given_up = False
         self._lock = threading.Lock()
 
-    def ask(self, share: Share, group: DenseGroup, clock: int, outs: dict[int, tuple[int, Any]]) -> None:
+    def ask(self, share: Share, group: Group, clock: int, outs: dict[int, tuple[int, Any]]) -> None:
         """Pull the blocks of `share`; `outs`: by block, a number for `on_run` and where its weights are to go."""
         for index, state in share.core.blocks.items():
             number, out = outs[index]
@@ -80,7 +72,7 @@ class _Pulls:
                         return
                     self._left += 1
                 target = out[first:last] if out is not None else None
-                origin = Origin(self, number, group.spec.layout.table_id, Op.CHECKPOINT, target)
+                origin = Origin(self, number, group.spec.table_id, Op.CHECKPOINT, target)
                 group.execute(share, share.core.pull(origin, clock, index, begin, end), self.deliver)
 
     def deliver(self, reply: Reply) -> None:
@@ -110,7 +102,7 @@ class _Pulls:
             if self._given_up or not self._left:
                 return False
             self._given_up = True
-        for group in groups.values():
+        for _, group in groups:
             for share in group.shares.values():
                 with share.lock:  # who asks it now is done by then, and the next one sees that we gave up
                     share.core.drop_origin(self)
@@ -131,7 +123,7 @@ class _Action:
         self.written: Written | None = None
         self.error: WindlassError | None = None
         self.ended = False
-        self.staged: list[StagedBlock] = []
+        self.staged: list[StagedBlock | StagedBand] = []
         self.give_up: Callable[[], None] = lambda: None  # what is parked for it goes, with its memory
         self._waiting: list[tuple[Phase, Done]] = []
 
@@ -175,9 +167,7 @@ class Checkpoints:
         held_bytes: what tables hold of it.
     """
 
-    def __init__(
-        self, groups: Mapping[int, DenseGroup | SparseTable], memory_bytes: int, held_bytes: Callable[[], int]
-    ) -> None:
+    def __init__(self, groups: Mapping[int, Group], memory_bytes: int, held_bytes: Callable[[], int]) -> None:
         self.pool = BufferPool(memory_bytes)
         self._groups = groups
         self._memory_bytes = memory_bytes
@@ -230,7 +220,7 @@ class Checkpoints:
         if not fresh:
             return
         try:
-            groups = {number: self._group(table) for number, table in order.tables}
+            groups = [(number, self._group(table)) for number, table in order.tables]
             if order.phase is Phase.COPY:
                 self._copy(action, groups)
             else:
@@ -250,12 +240,10 @@ class Checkpoints:
                 next_move="Wait for the earlier ones.",
             )
 
-    def _group(self, table: int) -> DenseGroup:
+    def _group(self, table: int) -> Group:
         group = self._groups.get(table)
         if group is None:
             raise UsageError("a checkpoint names a table that is not declared here", table=table)
-        if not isinstance(group, DenseGroup):
-            raise UsageError("a checkpoint names a sparse table; it may hold dense tensors", table=table)
         return group
 
     def _forget(self, action: _Action) -> None:
@@ -267,64 +255,42 @@ class Checkpoints:
     # ---- saving ------------------------------------------------------------------------------------------------------
 
     def _copy(self, action: _Action, groups: Groups) -> None:
-        """Copy every block as the steps before the order's clock left it; at once, or when they are complete."""
+        """Copy blocks and bands as the steps before the order's clock left them; at once, or when they are complete."""
         self._check_room(groups)
-        copies: list[Copied] = []
-        sources: list[tuple[DenseGroup, BlockArrays, list[int]]] = []
-        buffers: list[Buffer] = []
+        copies: list[Copy] = []
 
         def on_run(number: int, reply: Reply) -> None:
-            if reply.status is not Status.OK:
+            if reply.status is Status.OK:
+                copies[number].fill(reply)
+            else:
                 action.fail(InvariantError("a present segment could not be read", block=reply.block))
-                return
-            group, arrays, updates = sources[number]
-            begin, end = arrays.block.span(reply.seg_begin, reply.seg_end)
-            for copy, slot in zip(copies[number].slots, arrays.slots, strict=True):
-                group.memory.read(slot[begin:end], copy[begin:end])
-            group.memory.finish()
-            copies[number].updates[reply.seg_begin : reply.seg_end] = updates[reply.seg_begin : reply.seg_end]
 
         def on_all() -> None:
             action.reach(Phase.COPY)
-            self._disk.submit(self._write, action, groups, copies, buffers)
+            self._disk.submit(self._write, action, copies)
 
         def give_up() -> None:
             if pulls.give_up(groups):
-                for buffer in buffers:
-                    buffer.release()
+                for copy in copies:
+                    copy.release()
 
         pulls = _Pulls(on_run, on_all)
-        shares: list[tuple[Share, DenseGroup, dict[int, tuple[int, Any]]]] = []
-        for number, group in groups.items():
-            for share in group.shares.values():
-                outs: dict[int, tuple[int, Any]] = {}
-                for index, arrays in share.arrays.items():
-                    state = share.core.blocks[index]
-                    copy = self._room_for(index, number, arrays, buffers, whole=all(state.present))
-                    outs[index] = (len(copies), copy.weights)
-                    copies.append(copy)
-                    sources.append((group, arrays, state.updates))
-                shares.append((share, group, outs))
+        shares: list[tuple[Share, Group, dict[int, tuple[int, Any]]]] = []
+        for number, group in groups:
+            outs: dict[int, dict[int, tuple[int, Any]]] = {vshard: {} for vshard in group.shares}
+            for vshard, index, copy in copies_of(number, group, self.pool):
+                outs[vshard][index] = (len(copies), copy.weights)
+                copies.append(copy)
+            shares += [(group.shares[vshard], group, asked) for vshard, asked in outs.items()]
         action.give_up = give_up
-        for share, group, outs in shares:
+        for share, group, asked in shares:
             with share.lock:
-                pulls.ask(share, group, action.order.clock, outs)
+                pulls.ask(share, group, action.order.clock, asked)
         pulls.end()
-
-    def _room_for(self, index: int, group: int, arrays: BlockArrays, buffers: list[Buffer], *, whole: bool) -> Copied:
-        """Memory for one block's copy."""
-        taken = []
-        for source in (arrays.weights, *arrays.slots):
-            buffer = self.pool.take(source.nbytes, beyond=True)
-            buffers.append(buffer)
-            taken.append(buffer.array.view(source.dtype))
-            if not whole:  # a file does not show what the memory's last borrower left
-                taken[-1].fill(0)
-        return Copied(index, group, taken[0], tuple(taken[1:]), np.full(len(arrays.block.segments), -1, np.int64))
 
     def _check_room(self, groups: Groups) -> None:
         """Refuse in words what would end the process by want of memory."""
-        needed = sum(group.nbytes for group in groups.values())
+        needed = sum(group.nbytes for _, group in groups)
         held = self._held_bytes() + self.pool.bytes_lent
         if held + needed > self._memory_bytes:
             raise UnavailableError(
@@ -335,19 +301,14 @@ class Checkpoints:
                 next_move="Add servers: each copies what it holds.",
             )
 
-    def _write(
-        self, action: _Action, groups: dict[int, DenseGroup], copies: list[Copied], buffers: list[Buffer]
-    ) -> None:
+    def _write(self, action: _Action, copies: list[Copy]) -> None:
         """The disk's thread: make the part of the copies, give their buffers back."""
         try:
             if action.ended or action.error is not None:
                 return
-            arrays: dict[str, npt.NDArray[Any]] = {}
+            arrays: Arrays = {}
             for copy in copies:
-                arrays[checkpoint_format.weight_key(copy.group, copy.block)] = copy.weights
-                for slot, values in zip(groups[copy.group].kernels.slots, copy.slots, strict=True):
-                    arrays[checkpoint_format.slot_key(copy.group, copy.block, slot.name)] = values
-                arrays[checkpoint_format.updates_key(copy.group, copy.block)] = copy.updates
+                arrays |= copy.arrays()
             folder = Path(action.order.folder)
             with _refusals_in_words(folder):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -357,8 +318,8 @@ class Checkpoints:
         except Exception as error:  # noqa: BLE001 - a thread's root: the worker is told
             action.fail(_known(error, "a part could not be written"))
         finally:
-            for buffer in buffers:
-                buffer.release()
+            for copy in copies:
+                copy.release()
 
     # ---- restoring ---------------------------------------------------------------------------------------------------
 
@@ -366,18 +327,20 @@ class Checkpoints:
         """The disk's thread: read and check everything, then wait until the steps before the clock are complete."""
         try:
             self._check_room(groups)
-            folder = Path(action.order.folder)
-            action.staged = [
-                block
-                for group in groups.values()
-                for block in read_blocks_untrusted(folder, action.order.manifest, group)
-            ]
+            parts = PartFiles(Path(action.order.folder), action.order.manifest)
+            staged: list[StagedBlock | StagedBand] = []
+            for _, group in groups:
+                if isinstance(group, SparseTable):
+                    staged += read_bands_untrusted(parts, group)
+                else:
+                    staged += read_blocks_untrusted(parts, group)
+            action.staged = staged
             pulls = _Pulls(None, lambda: action.reach(Phase.STAGE))
             action.give_up = lambda: _let_go(pulls, groups)
-            for group in groups.values():
+            for _, group in groups:
                 for share in group.shares.values():
                     with share.lock:
-                        pulls.ask(share, group, action.order.clock, dict.fromkeys(share.arrays, (0, None)))
+                        pulls.ask(share, group, action.order.clock, dict.fromkeys(share.core.blocks, (0, None)))
             pulls.end()
         except Exception as error:  # noqa: BLE001 - a thread's root: the worker is told
             action.staged = []
@@ -391,14 +354,13 @@ class Checkpoints:
             if Phase.STAGE not in action.reached:
                 raise UsageError("a checkpoint was to be served before it was staged", key=action.order.key)
             staged, action.staged = action.staged, []
-        shares = {(block.group.spec.layout.table_id, block.share.vshard): block.share for block in staged}
+        shares = {(one.group.spec.table_id, one.share.vshard): one.share for one in staged}
         with contextlib.ExitStack() as held:
             for _, share in sorted(shares.items(), key=lambda item: item[0]):
                 held.enter_context(share.lock)
-            for block in staged:
-                block.group.steps_before = action.order.steps_before
-                block.group.adopt(block.share, block.index, block.weights, block.slots, block.updates)
-        _LOG.info("checkpoint_restored folder=%s blocks=%d", action.order.folder, len(staged))
+            for one in staged:
+                one.serve(action.order.steps_before)
+        _LOG.info("checkpoint_restored folder=%s blocks_and_bands=%d", action.order.folder, len(staged))
         action.reach(Phase.APPLY)
 
 

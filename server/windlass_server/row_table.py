@@ -63,6 +63,7 @@ class RowTable:
         rows_max: int,
     ) -> None:
         self.name = name
+        self.held = held
         self.dim = dim
         self.dtype = dtype
         self.rows_max = min(rows_max, limits.BAND_ROWS_MAX)
@@ -100,6 +101,20 @@ class RowTable:
     def nbytes(self) -> int:
         """Bytes in use: rows, slots, ids, indexes."""
         return self.used * self._row_bytes + self._index_used * 4
+
+    def columns(self) -> dict[str, tuple[npt.NDArray[Any], int]]:
+        """What a row is made of, by name: an array, and how many of its elements are one row's."""
+        found: dict[str, tuple[npt.NDArray[Any], int]] = {"ids": (self.ids, 1), "rows": (self.rows, self.dim)}
+        for slot, values in zip(self._slots, self.slots, strict=True):
+            found[f"slot.{slot.name}"] = (values, slot.width(self.dim))
+        return {name: (values[: self.rows_max * width], width) for name, (values, width) in found.items()}
+
+    def belonging(self, ids: id_kernels.Ids) -> npt.NDArray[np.bool_]:
+        """Which of `ids` belong to this band."""
+        seed, shift, first = self._where
+        places = id_kernels.vshard_of(id_kernels.mix64(ids ^ seed), shift) - first
+        found: npt.NDArray[np.bool_] = (places >= 0) & (places < self._counts.size)
+        return found
 
     def covers(self, ids: id_kernels.Ids) -> bool:
         """Do all `ids` belong to this band? What every other method is called with must."""

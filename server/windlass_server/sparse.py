@@ -76,16 +76,12 @@ class SparseTable:
         self.moves = id_kernels.moves(spec.dtype)
         self.shares: dict[int, Share] = {}
         self.tables: dict[int, RowTable] = {}
-        state = sum(slot.width(spec.dim) for slot in rule.slots)
         for band in table_specs.bands(owned, spec.vshards):
             block = Block(band.start, 0, 1, band.start, (Segment(0, 0, 1, 0, 1),))
             core = ShareCore(spec.consistency, [block], mean=spec.mean)
             core.blocks[band.start].present[:] = [True]  # a row's first values are its initialiser's
             self.shares[band.start] = Share(band.start, core, {})
-            self.tables[band.start] = RowTable(
-                spec.name, band, spec.vshards, spec.seed, spec.dim, spec.dtype, spec.init, rule.slots,
-                spec.rows_max(len(band), state),
-            )  # fmt: skip
+            self.tables[band.start] = self._row_table(band)
         self.share_of_block = self.shares
         self.steps_before = 0  # what clocks lack of the steps that a restored checkpoint had; schedules count them
         self._rules: dict[int, RuleSpec] = {}  # version of the hyper-parameters -> the rule under it
@@ -106,6 +102,25 @@ class SparseTable:
     def nbytes(self) -> int:
         """Bytes of rows, slots, ids and indexes in use."""
         return sum(table.nbytes for table in self.tables.values())
+
+    def _row_table(self, band: range) -> RowTable:
+        spec, slots = self.spec, self.rule.slots
+        rows_max = spec.rows_max(len(band), sum(slot.width(spec.dim) for slot in slots))
+        return RowTable(
+            spec.name, band, spec.vshards, spec.seed, spec.dim, spec.dtype, spec.init, slots, rows_max
+        )  # fmt: skip
+
+    # ---- exchanging rows ---------------------------------------------------------------------------------------------
+
+    def empty_rows(self, vshard: int) -> RowTable:
+        """A row table as that of a band, without rows."""
+        return self._row_table(self.tables[vshard].held)
+
+    def adopt(self, share: Share, rows: RowTable, updates: int) -> None:
+        """Serve `rows`, which have had `updates`, from now on. The caller holds the share's lock."""
+        rows.erasures = self.tables[share.vshard].erasures + 1  # row numbers of pushes that wait are not of these rows
+        self.tables[share.vshard] = rows
+        share.core.blocks[share.vshard].updates[:] = [updates]
 
     # ---- entries -----------------------------------------------------------------------------------------------------
 

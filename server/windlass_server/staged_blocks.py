@@ -11,18 +11,17 @@ by segment; where layouts differ and the old counts do too (`asp`), a new segmen
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from windlass_proto import checkpoint_format, memory, tensor_file
-from windlass_proto.checkpoint_format import Manifest
+from windlass_proto import checkpoint_format, memory
+from windlass_proto.checkpoint_format import Part
 from windlass_proto.errors import CorruptionError, UsageError
 from windlass_proto.layout import Block, Segment
-from windlass_proto.tensor_file import Place
 from windlass_server.dense import DenseGroup, Share
+from windlass_server.part_files import PartFiles
 
 Vector = npt.NDArray[np.floating[Any]]
 
@@ -38,6 +37,11 @@ class StagedBlock:
     slots: tuple[Vector, ...]
     updates: list[int]
 
+    def serve(self, steps_before: int) -> None:
+        """Serve it from now on. The caller holds the share's lock."""
+        self.group.steps_before = steps_before
+        self.group.adopt(self.share, self.index, self.weights, self.slots, self.updates)
+
 
 @dataclass(frozen=True, slots=True)
 class _Source:
@@ -47,34 +51,24 @@ class _Source:
     segments: tuple[tuple[int, int, Segment], ...]
 
 
-def read_blocks_untrusted(folder: Path, manifest_digest: str, group: DenseGroup) -> list[StagedBlock]:
+def read_blocks_untrusted(parts: PartFiles, group: DenseGroup) -> list[StagedBlock]:
     """Read what the blocks of `group` on this server need.
 
     Raises:
-        CorruptionError: a part is missing, torn or altered, or the manifest is not the one meant.
+        CorruptionError: a part is missing, torn or altered.
         UsageError: the checkpoint holds other tensors or slots than are declared.
     """
-    manifest = checkpoint_format.read_manifest_untrusted(folder)
-    if manifest.digest != manifest_digest:
-        raise CorruptionError(
-            "servers see another manifest than the worker",
-            file=folder / checkpoint_format.MANIFEST,
-            digest=manifest.digest,
-            expected=manifest_digest,
-            next_move="Give a folder that is the same for every worker and server.",
-        )
-    return _Reading(folder, manifest, group).blocks()
+    return _Reading(parts, group).blocks()
 
 
 class _Reading:
     """One group's blocks from one checkpoint."""
 
-    def __init__(self, folder: Path, manifest: Manifest, group: DenseGroup) -> None:
-        self._folder = folder
+    def __init__(self, files: PartFiles, group: DenseGroup) -> None:
+        manifest = files.manifest
+        self._files = files
         self._manifest = manifest
         self._group = group
-        self._files: dict[tuple[int, int], Path] = {}  # (group, block) -> its part, whose digest matches
-        self._places: dict[Path, dict[str, Place]] = {}
         self._read: dict[str, npt.NDArray[Any]] = {}
         self._parts = {block: part for part in manifest.parts for block in part.blocks}
         self._found: dict[str, _Source] = {}
@@ -126,7 +120,8 @@ class _Reading:
                 values[to] = self._values(source.group, b, key)[at]
             count = int(self._updates(source.group, b)[s])
             if count < 0:
-                raise CorruptionError("a part lacks a tensor", file=self._file(source.group, b), tensor=tensor.name)
+                file = self._files.folder / self._part(source.group, b).file
+                raise CorruptionError("a part lacks a tensor", file=file, tensor=tensor.name)
             updates = max(updates, count)
         return updates
 
@@ -137,7 +132,7 @@ class _Reading:
         if source is None:
             raise UsageError(
                 "a checkpoint lacks a declared tensor",
-                folder=self._folder,
+                folder=self._files.folder,
                 tensor=name,
                 holds=", ".join(list(self._found)[:5]),
             )
@@ -156,7 +151,7 @@ class _Reading:
 
     def _check_slots(self, group: int, block: int) -> None:
         """The rule that is declared here keeps the slots that the checkpoint has."""
-        places = self._places[self._file(group, block)]
+        places = self._files.places_untrusted(self._part(group, block))
         prefix = checkpoint_format.slot_key(group, block, "")
         found = {key.removeprefix(prefix) for key in places if key.startswith(prefix)}
         if found != {slot.name for slot in self._group.kernels.slots}:
@@ -180,31 +175,15 @@ class _Reading:
         known = self._read.get(key)
         if known is not None:
             return known
-        file = self._file(group, block)
-        place = self._places[file].get(key)
-        if place is None:
-            raise CorruptionError("a part lacks an array", file=file, array=key)
-        array = tensor_file.read(file, place)
-        if array.dtype != dtype or array.shape != (elements,):
-            raise CorruptionError("a part holds an array of another kind", file=file, array=key)
+        array = self._files.read_untrusted(self._part(group, block), key, dtype, (elements,))
         self._read[key] = array
         return array
 
-    def _file(self, group: int, block: int) -> Path:
-        """The part with a block; its digest is compared when it is first asked for."""
+    def _part(self, group: int, block: int) -> Part:
+        """The part with a block."""
         part = self._parts.get((group, block))
         if part is None:
-            raise CorruptionError("no part of a checkpoint holds a block", folder=self._folder, block=(group, block))
-        file = self._folder / part.file
-        if file not in self._places:
-            digest = tensor_file.digest_of(file, part.nbytes)
-            if digest != part.digest:
-                raise CorruptionError(
-                    "a part of a checkpoint is not what was written",
-                    file=file,
-                    digest=digest,
-                    expected=part.digest,
-                    next_move="Resume from an earlier checkpoint by naming its folder.",
-                )
-            self._places[file] = tensor_file.places_untrusted(file)
-        return file
+            raise CorruptionError(
+                "no part of a checkpoint holds a block", folder=self._files.folder, block=(group, block)
+            )
+        return part

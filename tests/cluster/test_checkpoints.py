@@ -18,6 +18,7 @@ from tests.cluster.team import Team
 from tests.cluster.workers import Workers
 from windlass.local_cluster import LocalCluster
 from windlass.optim import SGD, Adam
+from windlass.sparse_table import Table
 from windlass.store import Store
 from windlass_proto import checkpoint_format
 from windlass_proto.errors import CorruptionError, UnavailableError, UsageError
@@ -26,6 +27,7 @@ from windlass_proto.rule_specs import RuleSpec
 pytestmark = pytest.mark.cluster
 MakeTeam = Callable[..., Team]
 Values = dict[str, np.ndarray]
+IDS = np.arange(400)
 
 
 def model(seed: int = 0, rows: int = 700) -> Values:
@@ -38,9 +40,17 @@ def model(seed: int = 0, rows: int = 700) -> Values:
     }
 
 
-def steps(store: Store, count: int, *, first: int) -> list[Values]:
-    """`count` updates with gradients of the step's number; the values after each."""
-    return [copied(store.update(model(first + i, store.specs()["w"]["shape"][0]))) for i in range(count)]
+def steps(store: Store, count: int, *, first: int, table: Table | None = None) -> list[Values]:
+    """`count` updates with gradients of the step's number; the values after each, with all rows of `table`."""
+    found = []
+    for number in range(first, first + count):
+        if table is not None:
+            random = np.random.default_rng(number)
+            chosen = random.integers(0, IDS.size, 100)
+            table.push(chosen, random.normal(size=(100, table.dim)).astype(np.float32))
+        values = copied(store.update(model(number, store.specs()["w"]["shape"][0])))
+        found.append(values if table is None else values | {"rows": table.pull(IDS).result()})
+    return found
 
 
 def copied(values: Values) -> Values:
@@ -73,16 +83,20 @@ def test_weights_slots_and_counts_come_back_bit_for_bit_on_any_number_of_servers
     optimizer: RuleSpec, numbers: tuple[int, ...], team: MakeTeam, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (store,) = team(1).stores(model(), optimizer)
-    saved = steps(store, 3, first=10)[-1]
-    folder = store.checkpoint(tmp_path / "saved").result()
-    after = steps(store, 3, first=20)
+    table = store.table("user", 5, optimizer)
+    saved = steps(store, 3, first=10, table=table)[-1]
+    folder, count = store.checkpoint(tmp_path / "saved").result(), len(table)
+    after = steps(store, 3, first=20, table=table)
     for servers in numbers:
         with LocalCluster.start(servers=servers, run_dir=tmp_path / str(servers)) as other:
             monkeypatch.setenv("WINDLASS_TOKEN_FILE", str(other.token_file))
             with alone(other, "other", optimizer) as restored:
+                rows = restored.table("user", 5, optimizer)
+                rows.push_pull([3, 900], np.ones((2, 5), np.float32)).result()
                 assert restored.restore(folder) == wl.Resume(3, 0, {})
-                assert same(pulled(restored), saved)
-                assert all(map(same, steps(restored, 3, first=20), after))
+                assert same(pulled(restored) | {"rows": rows.pull(IDS).result()}, saved)
+                assert len(rows) == count
+                assert all(map(same, steps(restored, 3, first=20, table=rows), after))
 
 
 def test_schedules_count_the_steps_before_the_checkpoint(team: MakeTeam, local: LocalCluster, tmp_path: Path) -> None:

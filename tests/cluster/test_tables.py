@@ -360,12 +360,40 @@ def test_a_table_follows_its_schedule_by_the_clock(team: MakeTeam) -> None:
     assert seen == [-1.0, -2.0, -2.5, -3.0]
 
 
-def test_a_checkpoint_that_would_leave_out_a_table_is_refused(team: MakeTeam, tmp_path: Path) -> None:
-    ((store, _),) = declared(team(1), "bsp")
-    store.init({"w": np.zeros(2)}, SGD(lr=1.0))
-    with pytest.raises(UsageError, match=r"would leave out sparse tables.*user"):
-        store.checkpoint(tmp_path)
-    assert list(tmp_path.iterdir()) == []
+@pytest.mark.parametrize("mode", ["asp", "bsp"])
+def test_a_table_comes_back_as_it_was_saved_with_its_slots_and_schedule(
+    team: MakeTeam, mode: str, tmp_path: Path
+) -> None:
+    rule = Adagrad(lr=wl.schedule.Step(1.0, step_size=3, gamma=0.5))
+    pairs = declared(team(), mode, rule, reduce="sum")
+
+    def train(_: object, rank: int) -> None:
+        store, table = pairs[rank]
+        for step in range(3):
+            table.push_pull([step, 50 + rank], ones(2, value=2.0)).result()
+        store.checkpoint(tmp_path).result()
+
+    for_each(pairs, train)
+    table = pairs[0][1]
+    saved = held(table)
+    after = for_each(pairs, lambda _, rank: pairs[rank][1].push_pull([1, 99], ones(2)).result()[:, 0].tolist())
+    table.erase([2])
+    for_each(pairs, lambda _, rank: pairs[rank][0].restore(tmp_path))
+    assert held(table) == saved
+    if mode == "bsp":
+        again = for_each(pairs, lambda _, rank: pairs[rank][1].push_pull([1, 99], ones(2)).result()[:, 0].tolist())
+        assert again == after
+
+
+def test_a_table_is_exported_in_the_order_of_its_ids(team: MakeTeam, tmp_path: Path) -> None:
+    ((store, table),) = declared(team(1), "asp")
+    ids = np.random.default_rng(0).permutation(5000)[:1000]
+    table.push(ids, np.repeat(ids, DIM).reshape(-1, DIM).astype(np.float32)).result()
+    store.export(tmp_path / "model.safetensors")
+    found = wl.load_tensors(tmp_path / "model.safetensors")
+    assert found.keys() == {"user.ids", "user.rows"}
+    assert found["user.ids"].tolist() == sorted(ids.tolist())
+    assert (found["user.rows"] == -found["user.ids"][:, None].astype(np.float32)).all()
 
 
 @pytest.mark.parametrize(

@@ -19,10 +19,13 @@ from windlass_proto.consistency import Consistency
 from windlass_proto.errors import CorruptionError, UnavailableError, UsageError, WindlassError
 from windlass_proto.frames import Op
 from windlass_proto.group_specs import GroupSpec
+from windlass_proto.init_specs import Normal
 from windlass_proto.layout import GroupLayout, TensorSpec
-from windlass_proto.rule_specs import SGD
+from windlass_proto.rule_specs import SGD, Adagrad
+from windlass_proto.table_specs import TableSpec
 from windlass_proto.tensor_file import Written
 from windlass_server.checkpoints import SAVES_MAX
+from windlass_server.sparse import SparseTable
 
 ELEMENTS = 40_000  # three blocks
 FILES = (f"part-0-{number:08x}.safetensors" for number in itertools.count())
@@ -181,6 +184,35 @@ def test_open_checkpoints_are_bounded(served: Served, tmp_path: Path) -> None:
         served.node.checkpoints.end_session(orders.session)
         assert lent(served) == 0
         assert worker.push_pull(np.ones(ELEMENTS, np.float32))[0] == -1.0
+
+
+def test_a_checkpoint_of_format_2_is_read_for_ever(served: Served) -> None:
+    """Written by 0.1: Adagrad(lr=0.5) from Normal(0.01), bands of 3 servers; updates with gradients of the id, of 1."""
+    folder = Path(__file__).with_name("checkpoints-format-2") / "step-000002"
+    manifest = checkpoint_format.read_manifest_untrusted(folder)
+    spec = TableSpec(
+        STORE, TABLE, "user", 4, "float32", Normal(0.01), 1 << 20, Adagrad(lr=0.5), mean=False,
+        consistency=Consistency.parse("asp"), vshards=keys.VSHARDS_DEFAULT,
+    )  # fmt: skip
+    table = served.node.declare(spec)
+    assert isinstance(table, SparseTable)
+    orders = Orders(served, folder)
+    orders.ask(Phase.STAGE, "k", manifest=manifest.digest).result()
+    orders.ask(Phase.APPLY, "k").result()
+    found = {}
+    for rows in table.tables.values():
+        rows.validate()
+        for number in range(rows.used):
+            found[int(rows.ids[number])] = (rows.rows[number * 4 : number * 4 + 4], rows.slots[0][number * 4])
+    first, sums = np.empty(4, np.float32), [float(item) ** 2 + 1 for item in range(1, 11)]
+    assert sorted(found) == list(range(1, 11))
+    assert [float(found[item][1]) for item in range(1, 11)] == sums
+    for item, (row, _) in found.items():
+        for rows in table.tables.values():
+            ids = np.array([item], np.uint64)
+            if rows.covers(ids):
+                rows.read_found(ids, np.full(1, 0xFFFFFFFF, np.uint32), first)
+        assert row == pytest.approx(first - 0.5 - 0.5 / np.sqrt(item**2 + 1), abs=1e-6)
 
 
 def test_a_checkpoint_of_format_1_is_read_for_ever(served: Served) -> None:

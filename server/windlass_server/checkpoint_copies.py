@@ -1,0 +1,169 @@
+"""Copies that a checkpoint writes from: a block of a dense group, a band of a sparse table.
+
+Both are filled under their share's lock, when the steps before the checkpoint's are complete on it, and turned into
+named arrays in the disk's thread. Until then nothing else reads them.
+
+Invariant: memory comes from the checkpoints' own pool and goes back with `release`, once. A band is copied in stretches
+of rows whose values take at most `STRETCH_BYTES`, so no buffer, and nothing that a reader has to hold, is larger. Rows
+that were taken away are copied with their neighbours (a copy in one go is faster than one that looks) and left out of
+the file.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from windlass_proto import checkpoint_format, limits
+from windlass_proto.memory import Buffer, BufferPool
+from windlass_server.dense import BlockArrays, DenseGroup, Reply
+from windlass_server.gate_runs import BlockState
+from windlass_server.row_table import Numbers, RowTable
+from windlass_server.sparse import SparseTable
+
+STRETCH_BYTES: Final = 8 * limits.MIB
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+
+class BlockCopy:
+    """One block of the manifest's group `group`: weights, slots, and the counts of its segments.
+
+    `weights` is where the pull that fills it writes.
+    """
+
+    def __init__(
+        self, number: int, group: DenseGroup, arrays: BlockArrays, state: BlockState, pool: BufferPool
+    ) -> None:
+        self.weights: npt.NDArray[Any]
+        self._number = number
+        self._index = state.shape.index
+        self._names = [slot.name for slot in group.kernels.slots]
+        self._memory = group.memory
+        self._arrays = arrays
+        self._state = state
+        self._updates = np.full(len(arrays.block.segments), -1, np.int64)
+        self._buffers = [pool.take(source.nbytes, beyond=True) for source in (arrays.weights, *arrays.slots)]
+        dtype = arrays.weights.dtype
+        self.weights, *self._slots = [buffer.array.view(dtype) for buffer in self._buffers]
+        if not all(state.present):  # a file does not show what the memory's last borrower left
+            for buffer in self._buffers:
+                buffer.array.fill(0)
+
+    def fill(self, reply: Reply) -> None:
+        """The weights of a run have come; its slots and counts follow."""
+        segments = slice(reply.seg_begin, reply.seg_end)
+        begin, end = self._arrays.block.span(reply.seg_begin, reply.seg_end)
+        for copy, slot in zip(self._slots, self._arrays.slots, strict=True):
+            self._memory.read(slot[begin:end], copy[begin:end])
+        self._memory.finish()
+        self._updates[segments] = self._state.updates[segments]
+
+    def arrays(self) -> Arrays:
+        """What the part holds of it."""
+        keys = [checkpoint_format.slot_key(self._number, self._index, name) for name in self._names]
+        return {
+            checkpoint_format.weight_key(self._number, self._index): self.weights,
+            **dict(zip(keys, self._slots, strict=True)),
+            checkpoint_format.updates_key(self._number, self._index): self._updates,
+        }
+
+    def release(self) -> None:
+        for buffer in self._buffers:
+            buffer.release()
+
+
+class BandCopy:
+    """One band of the manifest's table `number`: ids, rows and slots of its rows, and its count of updates."""
+
+    weights = None
+
+    def __init__(self, number: int, table: SparseTable, state: BlockState, pool: BufferPool) -> None:
+        self._number = number
+        self._table = table
+        self._state = state
+        self._vshard = state.shape.index
+        self._pool = pool
+        self._updates = 0
+        self._used = 0
+        self._free: Numbers = np.empty(0, np.uint32)
+        self._stretches: list[dict[str, Buffer]] = []
+        rows = table.tables[self._vshard]
+        while len(self._stretches) * stretch_rows(rows) < rows.used:
+            self._stretches.append(self._room_for(rows))
+
+    def fill(self, _reply: Reply) -> None:
+        """The band is as it is to be copied."""
+        rows = self._table.tables[self._vshard]
+        count = stretch_rows(rows)
+        self._updates, self._used = self._state.updates[0], rows.used
+        self._free = rows.free[: rows.free_count].copy()
+        while len(self._stretches) * count < rows.used:
+            self._stretches.append(self._room_for(rows))
+        for at, buffers in enumerate(self._stretches):
+            begin, end = at * count, min((at + 1) * count, rows.used)
+            for name, (values, width) in rows.columns().items():
+                source = values[begin * width : end * width]
+                np.copyto(buffers[name].array[: source.nbytes].view(source.dtype), source)
+
+    def arrays(self) -> Arrays:
+        """What the part holds of it; rows that were taken away are left out."""
+        rows = self._table.tables[self._vshard]
+        count = stretch_rows(rows)
+        found: Arrays = {
+            checkpoint_format.band_key(self._number, self._vshard, "updates"): np.array([self._updates], np.int64)
+        }
+        written = 0
+        for begin, buffers in zip(range(0, self._used, count), self._stretches, strict=False):
+            held = min(count, self._used - begin)
+            gone = self._free[(self._free >= begin) & (self._free < begin + held)]
+            live = np.ones(held, np.bool_)
+            live[gone - np.uint32(begin)] = False
+            left = held - gone.size
+            for name, (values, width) in rows.columns().items() if left else ():
+                copy = buffers[name].array[: held * width * values.itemsize].view(values.dtype).reshape(held, width)
+                if gone.size:
+                    copy[:left] = copy[live]
+                whole = copy[:left].reshape(-1) if name == "ids" else copy[:left]
+                found[checkpoint_format.stretch_key(self._number, self._vshard, written, name)] = whole
+            written += left > 0
+        return found
+
+    def release(self) -> None:
+        for buffers in self._stretches:
+            for buffer in buffers.values():
+                buffer.release()
+
+    def _room_for(self, rows: RowTable) -> dict[str, Buffer]:
+        """Touched memory for one stretch: its first touch is not to be had under the lock."""
+        count = stretch_rows(rows)
+        buffers = {
+            name: self._pool.take(count * width * values.itemsize, beyond=True)
+            for name, (values, width) in rows.columns().items()
+        }
+        for buffer in buffers.values():
+            buffer.array[:: mmap.PAGESIZE] = 0
+        return buffers
+
+
+Copy = BlockCopy | BandCopy
+
+
+def stretch_rows(rows: RowTable) -> int:
+    """Rows of one stretch."""
+    widest = max(values.itemsize * width for values, width in rows.columns().values())
+    return max(1, STRETCH_BYTES // widest)
+
+
+def copies_of(number: int, group: DenseGroup | SparseTable, pool: BufferPool) -> Iterator[tuple[int, int, Copy]]:
+    """Room for all that `group` holds here: (vshard of the share, block, copy)."""
+    for vshard, share in group.shares.items():
+        for index, state in share.core.blocks.items():
+            if isinstance(group, SparseTable):
+                yield vshard, index, BandCopy(number, group, state, pool)
+            else:
+                yield vshard, index, BlockCopy(number, group, share.arrays[index], state, pool)
