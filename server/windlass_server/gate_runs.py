@@ -13,12 +13,15 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from windlass_proto.errors import InvariantError
 from windlass_proto.frames import Status
 from windlass_proto.layout import Block
-from windlass_server.share_events import Answer, Push
+from windlass_server.share_events import Answer, Apply, Push, Source, Totals
+
+if TYPE_CHECKING:
+    from windlass_server.reducing import Reducing
 
 
 @dataclass(slots=True, eq=False)
@@ -112,6 +115,7 @@ class BlockState:
     present: list[bool]  # per segment: holds values
     gates: dict[int, list[GateRun]] = field(default_factory=dict)  # step -> runs, in segment order
     parked: list[Waiting] = field(default_factory=list)
+    reducing: Reducing | None = None  # of a rule that needs norms of tensors which lie in several blocks
 
 
 def fresh_runs(applied: list[int], clock: int) -> list[GateRun]:
@@ -156,8 +160,41 @@ def stretches(counts: Sequence[int], seg_begin: int, seg_end: int) -> Iterator[t
         at = end
 
 
-def validate(gates: dict[int, list[GateRun]], applied: list[int]) -> None:
-    """Check the module's invariant and that no open step was applied.
+def sources(state: BlockState, run: GateRun, *, mean: bool) -> tuple[Source, ...]:
+    """The contributions of `run`, in their order, from its first segment on."""
+    segments = state.shape.segments
+    base = segments[run.seg_begin].begin
+    return tuple(
+        Source(c.buffer, base - segments[c.seg_begin].begin, c.weight if mean else 1.0) for c in run.contributions
+    )
+
+
+def applies(
+    state: BlockState,
+    seg_begin: int,
+    seg_end: int,
+    sources: tuple[Source, ...],
+    divisor: float,
+    clock: int,
+    stamp: Any,
+    totals: tuple[Totals | None, ...] = (),
+) -> list[Apply]:
+    """One Apply, or one for each stretch of segments that have been updated equally often."""
+    updates, segments, index = state.updates, state.shape.segments, state.shape.index
+    update = updates[seg_begin] + 1
+    if updates[seg_begin:seg_end].count(update - 1) == seg_end - seg_begin:
+        return [Apply(index, seg_begin, seg_end, sources, divisor, update, clock, stamp, None, totals)]
+    found = []
+    base = segments[seg_begin].begin
+    for at, end in stretches(updates, seg_begin, seg_end):
+        moved = segments[at].begin - base
+        shifted = tuple(Source(s.buffer, s.begin + moved, s.weight) for s in sources)
+        found.append(Apply(index, at, end, shifted, divisor, updates[at] + 1, clock, stamp, None, totals))
+    return found
+
+
+def validate(gates: dict[int, list[GateRun]], applied: list[int], reducing: Sequence[GateRun] = ()) -> None:
+    """Check the module's invariant, over the runs that are reduced as well, and that no open step was applied.
 
     Raises:
         InvariantError: if one does not hold.
@@ -172,9 +209,10 @@ def validate(gates: dict[int, list[GateRun]], applied: list[int]) -> None:
             end = run.seg_end
             if max(applied[run.seg_begin : run.seg_end]) > clock:
                 raise InvariantError("an open step was applied", clock=clock)
-            for contribution in run.contributions:
-                uses[id(contribution)] = uses.get(id(contribution), 0) + 1
-                found[id(contribution)] = contribution
+    for run in [*(run for runs in gates.values() for run in runs), *reducing]:
+        for contribution in run.contributions:
+            uses[id(contribution)] = uses.get(id(contribution), 0) + 1
+            found[id(contribution)] = contribution
     for key, contribution in found.items():
         if uses[key] != contribution.runs:
             raise InvariantError("a contribution's uses are miscounted", uses=uses[key], runs=contribution.runs)

@@ -12,7 +12,7 @@ Invariants (checked by `validate`):
   it: by a piece that says LAST or by its mark. Sessions are a set, so a retry never releases a step.
 - An answer is released once. A gradient's buffer is released once, after the last use.
 - BSP: a step is applied with the highest stamp that a session has given it, SSP and ASP: with the push's own.
-- No step that the roster has closed (`clocks.closed_min`) is open.
+- No step that the roster has closed (`clocks.closed_min`) is open, but behind one that is `reducing`.
 
 Contributions stay where they arrived until their step is complete and are then summed in rank order by one pass over
 all of them, so a sum's bits depend on ranks alone. (A running sum would free buffers earlier at the price of reading
@@ -28,16 +28,17 @@ Prior art: the vector clocks of Li et al. (OSDI '14, section 3.4); SSP is Ho et 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 from windlass_proto import limits
 from windlass_proto.consistency import Consistency, Mode
-from windlass_proto.errors import InvariantError, UsageError, WindlassError
+from windlass_proto.errors import UsageError, WindlassError
 from windlass_proto.frames import Status
 from windlass_proto.layout import Block
-from windlass_server import gate_runs
+from windlass_server import gate_runs, share_invariants
 from windlass_server.gate_runs import BlockState, Contribution, GateRun, Waiting
+from windlass_server.reducing import Phases, Reducing, ReducingRun
 from windlass_server.roster_clocks import RosterClocks
 from windlass_server.session_filter import SessionFilter, Verdict, ended_error
 from windlass_server.share_events import (
@@ -45,10 +46,12 @@ from windlass_server.share_events import (
     Answer,
     Apply,
     Effect,
+    Measure,
     Push,
     Release,
     Roster,
     Source,
+    Totals,
     Write,
     absent_error,
 )
@@ -59,9 +62,19 @@ __all__ = ["Answer", "Apply", "Effect", "Push", "Release", "Roster", "ShareCore"
 
 
 class ShareCore:
-    """One table's part of one vshard. The driver holds the share's lock around every call."""
+    """One table's part of one vshard. The driver holds the share's lock around every call.
 
-    def __init__(self, consistency: Consistency, blocks: list[Block], *, mean: bool = True) -> None:
+    `phases`: of the blocks whose rule needs norms over several blocks (bsp), what goes through `reducing`.
+    """
+
+    def __init__(
+        self,
+        consistency: Consistency,
+        blocks: list[Block],
+        *,
+        mean: bool = True,
+        phases: Mapping[int, Phases] | None = None,
+    ) -> None:
         self.consistency = consistency
         self.mean = mean
         self.clocks = RosterClocks()
@@ -73,6 +86,9 @@ class ShareCore:
             )
             for block in blocks
         }
+        for index, spans in (phases or {}).items():
+            self.blocks[index].reducing = Reducing(spans)
+        self._reduced = [state for state in self.blocks.values() if state.reducing is not None]
         self.tallies = ShareTallies()
         self.story: deque[tuple[Hashable, ...]] = deque(maxlen=limits.STORY_EVENTS_MAX)
         self._answers: dict[tuple[bytes, int], Waiting] = {}
@@ -193,8 +209,24 @@ class ShareCore:
         state.gates = {clock: runs for clock, runs in state.gates.items() if runs}
         if not state.gates:
             self._gated.pop(block, None)
+        if state.reducing is not None:
+            for reduced in state.reducing.drop(seg_begin, seg_end):
+                effects += [Release(c.buffer) for c in reduced.run.empty()]
+                effects += self._apply_run(state, reduced.run, reduced.clock)
         state.applied[seg_begin:seg_end] = [LEFT] * (seg_end - seg_begin)
-        return effects + self._release_parked(state)
+        return effects + self._reduce(state) + self._release_parked(state)
+
+    def reduced(self, block: int, scope: int, clock: int, phase: int, totals: Totals) -> list[Effect]:
+        """The total that a `Measure` was part of; one that nobody waits for (any more) changes nothing."""
+        state = self.blocks[block]
+        if state.reducing is None:
+            return []
+        effects: list[Effect] = []
+        for free in state.reducing.give(scope, clock, phase, totals):
+            effects += self._apply_run(state, free.run, clock, free)
+        for later in sorted(state.gates):
+            effects += self._complete(state, later, 0, len(state.applied))
+        return effects + self._reduce(state) + self._release_parked(state)
 
     def drop_origin(self, connection: Any) -> None:
         """A connection closed: its parked pulls go; the answers of its pushes wait for it to come back."""
@@ -283,7 +315,8 @@ class ShareCore:
 
     def _contribute(self, event: Push) -> list[Effect]:
         state = self.blocks[event.block]
-        if event.clock < self.clocks.closed_min or event.clock < max(state.applied[event.seg_begin : event.seg_end]):
+        taken = state.applied if state.reducing is None else state.reducing.taken(state.applied)
+        if event.clock < self.clocks.closed_min or event.clock < max(taken[event.seg_begin : event.seg_end]):
             self.tallies.come_late(event.session, event.clock)
             return self._consume(event, Status.LATE)
         effects: list[Effect] = []
@@ -296,7 +329,7 @@ class ShareCore:
             effects = self._reject(event)
         runs = state.gates.get(event.clock)
         if runs is None:
-            runs = state.gates[event.clock] = gate_runs.fresh_runs(state.applied, event.clock)
+            runs = state.gates[event.clock] = gate_runs.fresh_runs(taken, event.clock)
             self._gated[event.block] = state
         for run in gate_runs.exactly(runs, event.seg_begin, event.seg_end):
             if contribution is not None and waiting is not None:
@@ -324,7 +357,7 @@ class ShareCore:
             kept = []
             for run in runs[first:end]:
                 if self._is_done(run, awaited) and self._is_next(state, run, clock):
-                    effects += self._apply_run(state, run, clock)
+                    effects += self._finish(state, run, clock)
                 else:
                     kept.append(run)
             if len(kept) == end - first:
@@ -335,16 +368,38 @@ class ShareCore:
                 if not state.gates:
                     del self._gated[state.shape.index]
             clock += 1
-        return effects
+        return effects + self._reduce(state) if state.reducing is not None else effects
 
     def _is_done(self, run: GateRun, awaited: set[bytes]) -> bool:
         return run.done >= awaited
 
     def _is_next(self, state: BlockState, run: GateRun, clock: int) -> bool:
         """Are the steps before `clock` complete on the run? One nobody pushed for is when all closed it."""
+        if state.reducing is not None and state.reducing.covers(run.seg_begin, run.seg_end):
+            return False
         return self.clocks.closed_min >= clock or min(state.applied[run.seg_begin : run.seg_end]) >= clock
 
-    def _apply_run(self, state: BlockState, run: GateRun, clock: int) -> list[Effect]:
+    def _finish(self, state: BlockState, run: GateRun, clock: int) -> list[Effect]:
+        """All are done with the run: apply it, or what of it needs no norms of other blocks."""
+        if not run.contributions:
+            return self._apply_run(state, run, clock)
+        # A contribution may have come before the roster that names its session's rank.
+        run.contributions.sort(key=lambda c: (self.clocks.rank(c.session, c.rank), c.session))
+        divisor = sum({c.session: c.weight for c in run.contributions}.values()) if self.mean else 1.0
+        stamp = max(c.stamp for c in run.contributions)
+        stamp = self.stamps.highest(clock, stamp) if self.stamps else stamp
+        resolved = ReducingRun(run, clock, divisor, stamp)
+        if state.reducing is None or divisor <= 0:
+            return self._apply_run(state, run, clock, resolved)
+        effects: list[Effect] = []
+        for free in state.reducing.take(resolved):
+            effects += self._apply_run(state, free.run, clock, free)
+        return effects
+
+    def _apply_run(
+        self, state: BlockState, run: GateRun, clock: int, resolved: ReducingRun | None = None
+    ) -> list[Effect]:
+        """The run's step is over; `resolved` says what it is applied with, if anything was contributed."""
         seg_begin, seg_end = run.seg_begin, run.seg_end
         released = []
         for waiting in run.waiting:
@@ -356,9 +411,9 @@ class ShareCore:
         state.applied[seg_begin:seg_end] = [clock + 1] * (seg_end - seg_begin)
         fused = None
         effects: list[Effect] = []
-        if run.contributions:
+        if resolved is not None:
             fused = next((w for w in released if w.values and (w.seg_begin, w.seg_end) == (seg_begin, seg_end)), None)
-            effects = self._apply_sources(state, run, clock, fused)
+            effects += self._applied(self._applies_of(state, resolved), fused)
         effects += [self._answer_of(waiting) for waiting in released if waiting is not fused]
         for contribution in run.contributions:
             contribution.runs -= 1
@@ -366,50 +421,36 @@ class ShareCore:
                 effects.append(Release(contribution.buffer))
         return effects
 
-    def _apply_sources(self, state: BlockState, run: GateRun, clock: int, fused: Waiting | None) -> list[Effect]:
-        # A contribution may have come before the roster that names its session's rank.
-        ordered = sorted(run.contributions, key=lambda c: (self.clocks.rank(c.session, c.rank), c.session))
-        divisor = sum({c.session: c.weight for c in ordered}.values()) if self.mean else 1.0
+    def _applies_of(self, state: BlockState, resolved: ReducingRun) -> list[Apply]:
+        run, divisor = resolved.run, resolved.divisor
         if divisor <= 0:  # weights of nothing: there is no mean to apply
-            return [self._answer_of(fused)] if fused is not None else []
-        segments = state.shape.segments
-        base = segments[run.seg_begin].begin
-        sources = tuple(
-            Source(c.buffer, base - segments[c.seg_begin].begin, c.weight if self.mean else 1.0) for c in ordered
+            return []
+        sources = gate_runs.sources(state, run, mean=self.mean)
+        return gate_runs.applies(
+            state, run.seg_begin, run.seg_end, sources, divisor, resolved.clock, resolved.stamp, resolved.totals
         )
-        stamp = max(c.stamp for c in ordered)
-        stamp = self.stamps.highest(clock, stamp) if self.stamps else stamp
-        return self._applies(state, run.seg_begin, run.seg_end, sources, divisor, clock, stamp, fused)
 
-    def _applies(
-        self,
-        state: BlockState,
-        seg_begin: int,
-        seg_end: int,
-        sources: tuple[Source, ...],
-        divisor: float,
-        clock: int,
-        stamp: Any,
-        waiting: Waiting | None,
-    ) -> list[Effect]:
-        """One Apply, or one for each stretch of segments updated equally often; then the answer."""
-        updates, segments, index = state.updates, state.shape.segments, state.shape.index
-        update = updates[seg_begin] + 1
-        if updates[seg_begin:seg_end].count(update - 1) == seg_end - seg_begin:
-            updates[seg_begin:seg_end] = [update] * (seg_end - seg_begin)
-            answer = self._answer_of(waiting) if waiting is not None else None
-            return [Apply(index, seg_begin, seg_end, sources, divisor, update, clock, stamp, answer)]
+    def _applied(self, applies: list[Apply], waiting: Waiting | None) -> list[Effect]:
+        """The updates, counted, and then the answer, in the same pass where there is one."""
+        for apply in applies:
+            updates = self.blocks[apply.block].updates
+            updates[apply.seg_begin : apply.seg_end] = [apply.update] * (apply.seg_end - apply.seg_begin)
+        if waiting is None:
+            return [*applies]
+        if len(applies) == 1:
+            return [applies[0]._replace(answer=self._answer_of(waiting))]
+        return [*applies, self._answer_of(waiting)]
+
+    def _reduce(self, state: BlockState) -> list[Effect]:
+        """Partials that can be taken now, and what is said of steps that went by."""
+        if state.reducing is None:
+            return []
+        closed_min, index = self.clocks.closed_min, state.shape.index
         effects: list[Effect] = []
-        base = segments[seg_begin].begin
-        for at, end in list(gate_runs.stretches(updates, seg_begin, seg_end)):
-            moved = segments[at].begin - base
-            shifted = tuple(Source(s.buffer, s.begin + moved, s.weight) for s in sources)
-            update = updates[at] + 1
-            updates[at:end] = [update] * (end - at)
-            effects.append(Apply(index, at, end, shifted, divisor, update, clock, stamp, None))
-        if waiting is not None:
-            effects.append(self._answer_of(waiting))
-        return effects
+        for phase, span, clock, runs in state.reducing.due(state, closed_min):
+            parts = tuple(apply for run in runs for apply in self._applies_of(state, run))
+            effects.append(Measure(index, span.scope, clock, phase, parts))
+        return effects + list(state.reducing.settled(state, closed_min))
 
     def _advance(self) -> list[Effect]:
         """Marks or the roster changed: complete what that frees, step by step; only then read."""
@@ -420,6 +461,8 @@ class ShareCore:
         for state in list(self._gated.values()):
             for clock in sorted(state.gates):
                 effects += self._complete(state, clock, 0, len(state.applied))
+        for state in self._reduced:
+            effects += self._reduce(state)
         for state in list(self._parking.values()):
             effects += self._release_parked(state)
         self.stamps.prune(self.clocks.closed_min)
@@ -464,7 +507,8 @@ class ShareCore:
         at_once = not event.values or self._may_read(state, waiting)
         sources = (Source(event.buffer, 0, 1.0),)
         fused = waiting if at_once and event.values else None
-        effects = self._applies(state, event.seg_begin, event.seg_end, sources, 1.0, event.clock, event.stamp, fused)
+        found = gate_runs.applies(state, event.seg_begin, event.seg_end, sources, 1.0, event.clock, event.stamp)
+        effects = self._applied(found, fused)
         if at_once:
             del self._answers[event.session, event.seq]
             if fused is None:
@@ -482,6 +526,8 @@ class ShareCore:
             return True
         if mode is Mode.SSP:
             return self.clocks.closed_min >= waiting.clock - self.consistency.bound
+        if state.reducing is not None and state.reducing.covers(waiting.seg_begin, waiting.seg_end, waiting.clock):
+            return False
         if self.clocks.closed_min >= waiting.clock:
             return True
         return min(state.applied[waiting.seg_begin : waiting.seg_end]) >= waiting.clock
@@ -532,26 +578,5 @@ class ShareCore:
         return pulls + len(self._answers)
 
     def validate(self) -> None:
-        """Check the module's invariants.
-
-        Raises:
-            InvariantError: if one does not hold.
-        """
-        live: dict[int, int] = {}
-        for state in self.blocks.values():
-            gate_runs.validate(state.gates, state.applied)
-            index = state.shape.index
-            if (index in self._gated) != bool(state.gates) or (index in self._parking) != bool(state.parked):
-                raise InvariantError("a block's open gates or parked answers are not listed", block=index)
-            if state.gates and self.clocks.roster.started and min(state.gates) < self.clocks.closed_min:
-                raise InvariantError("a step that all have closed is open", block=index, closed=self.clocks.closed_min)
-            for run in (run for runs in state.gates.values() for run in runs):
-                for waiting in run.waiting:
-                    live[id(waiting)] = live.get(id(waiting), 0) + run.seg_end - run.seg_begin
-            live |= {id(waiting): 0 for waiting in state.parked}
-        for key, waiting in self._answers.items():
-            if key != (waiting.session, waiting.seq) or self.sessions.expected(waiting.session) <= waiting.seq:
-                raise InvariantError("an answer waits for what was not admitted", seq=waiting.seq)
-            if live.get(id(waiting)) != waiting.remaining or waiting.forgotten:
-                raise InvariantError("an answer waits for nothing", seq=waiting.seq, segments=waiting.remaining)
-        self.sessions.validate()
+        """Check the module's invariants (InvariantError)."""
+        share_invariants.check(self.blocks, self._gated, self._parking, self._answers, self.clocks, self.sessions)

@@ -47,6 +47,10 @@ class Source(NamedTuple):
     weight: float
 
 
+Totals = tuple[float, ...]
+"""Sums over a whole scope, as a rule's phase asks for them."""
+
+
 class Answer(NamedTuple):
     """Release the answer to `origin`; with `values`, the present weights of the segments go along."""
 
@@ -65,7 +69,7 @@ class Apply(NamedTuple):
 
     `update` is the 1-based number of this update of the segments, `clock` the step it belongs to: that of the
     workers (bsp), or of the worker who pushed. `answer`, if given, covers exactly these segments: the kernel may
-    write its values in the same pass.
+    write its values in the same pass. `totals`: of each phase of the rule, None where the driver has all it needs.
     """
 
     block: int
@@ -77,6 +81,28 @@ class Apply(NamedTuple):
     clock: int
     stamp: Any
     answer: Answer | None
+    totals: tuple[Totals | None, ...] = ()
+
+
+class Measure(NamedTuple):
+    """Take the block's partial of `phase` over `scope` in step `clock`: the sums of `parts`, in their order.
+
+    A part is an Apply as it will be, but for its answer. The total of all blocks comes back as `ShareCore.reduced`.
+    """
+
+    block: int
+    scope: int
+    clock: int
+    phase: int
+    parts: tuple[Apply, ...]
+
+
+class Settled(NamedTuple):
+    """The block has nothing to say of steps below `clock` over `scope` beyond what it has said."""
+
+    block: int
+    scope: int
+    clock: int
 
 
 class Write(NamedTuple):
@@ -95,7 +121,7 @@ class Release(NamedTuple):
     buffer: Any
 
 
-Effect = Answer | Apply | Write | Release
+Effect = Answer | Apply | Write | Release | Measure | Settled
 
 
 class Push(NamedTuple):

@@ -1,6 +1,7 @@
 """A share core on the bench: one block of several tensors, weights that its effects move, and what was answered.
 
-The rule is w -= g. An origin is (connection, name); answers are kept by name.
+The rule is w -= g, times the first number of each total where steps are reduced (`phases`). An origin is (connection,
+name); answers are kept by name.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ import numpy.typing as npt
 from windlass_proto.consistency import Consistency
 from windlass_proto.frames import Status
 from windlass_proto.layout import GroupLayout, TensorSpec
+from windlass_server.reducing import Phases
 from windlass_server.share_core import Answer, Apply, Effect, Push, Release, Roster, ShareCore, Write
-from windlass_server.share_events import Member
+from windlass_server.share_events import Measure, Member, Settled
 
 A, B, C, D = b"a" * 16, b"b" * 16, b"c" * 16, b"d" * 16
 LINE = 16  # elements of one tensor, one segment each
@@ -42,16 +44,25 @@ class Bench:
     """Drives one core and keeps everything that came of it."""
 
     def __init__(
-        self, mode: str = "bsp", segments: int = 4, *, mean: bool = True, members: Iterable[bytes] = (A, B)
+        self,
+        mode: str = "bsp",
+        segments: int = 4,
+        *,
+        mean: bool = True,
+        members: Iterable[bytes] = (A, B),
+        phases: Phases = (),
     ) -> None:
         tensors = tuple(TensorSpec(f"t{i}", (LINE,)) for i in range(segments))
         layout = GroupLayout(1, "float32", tensors, 64 * LINE, 1)
         self.segments = segments
         self.block = layout.blocks[0]
-        self.core = ShareCore(Consistency.parse(mode), [self.block], mean=mean)
+        spans = {0: phases} if phases else {}
+        self.core = ShareCore(Consistency.parse(mode), [self.block], mean=mean, phases=spans)
         self.weights = np.zeros(segments * LINE, np.float32)
         self.said: dict[str, list[Said]] = {}
         self.applied: list[Apply] = []
+        self.measured: list[Measure] = []
+        self.settled: list[tuple[int, int]] = []
         self.buffers: list[Buffer] = []
         self.core.blocks[0].present[:] = [True] * segments
         self.roster(*members)
@@ -81,6 +92,9 @@ class Bench:
         for session in sessions:
             self.carry_out(self.core.mark(session, clock, leaves=leaves))
 
+    def total(self, scope: int, clock: int, phase: int, value: float) -> None:
+        self.carry_out(self.core.reduced(0, scope, clock, phase, (value,)))
+
     def end(self, session: bytes) -> None:
         self.carry_out(self.core.end_session(session))
 
@@ -108,6 +122,12 @@ class Bench:
                 assert not effect.buffer.released
                 begin, end = self.block.span(effect.seg_begin, effect.seg_end)
                 self.weights[begin:end] = effect.buffer.values
+            elif isinstance(effect, Measure):
+                self.measured.append(effect)
+                for part in effect.parts:
+                    assert not any(source.buffer.released for source in part.sources), "a released buffer was measured"
+            elif isinstance(effect, Settled):
+                self.settled.append((effect.scope, effect.clock))
             elif isinstance(effect, Release):
                 effect.buffer.released += 1
                 assert effect.buffer.released == 1, "a buffer was released twice"
@@ -122,6 +142,8 @@ class Bench:
             values = source.buffer.values[source.begin : source.begin + end - begin]
             assert values.size == end - begin
             total += np.float32(source.weight) * values
+        for sums in effect.totals:
+            total *= np.float32(sums[0] if sums is not None else 1.0)
         self.weights[begin:end] -= total / np.float32(effect.divisor)
         if effect.answer is not None:
             assert (effect.answer.seg_begin, effect.answer.seg_end) == (effect.seg_begin, effect.seg_end)

@@ -5,12 +5,15 @@ did. A change of the core's behaviour shows as a difference of these files; `WIN
 anew, to be read before they are committed.
 
     share bsp members=A,B segments=2        the first event: mode, roster, segments of the one block
+          [phases=7:0:2/3:0:1]              and, of each phase, scope:first segment:end of what other blocks share
     push NAME SESSION SEQ CLOCK [value=1.0] [segs=0:2] [weight=1.0] [last=no] [finite=no] [op=push]
     pull NAME CLOCK [segs=0:2]
     mark SESSION CLOCK [leaves=yes]
     roster A,B VERSION [join=B:4] [settled=0]
     prepare CLOCK PROPOSAL
     end SESSION
+    total SCOPE CLOCK PHASE VALUE           of all blocks; the gradient is multiplied by it
+    drop BEGIN:END                          these tensors are deleted
     unlink LINK                             the connection that events come by (via=LINK, "link" if not said) closes
 """
 
@@ -22,7 +25,9 @@ from pathlib import Path
 import pytest
 
 from tests.cores.bench import Bench, Buffer
+from windlass_server.reducing import Phases, Span
 from windlass_server.share_core import Answer, Apply, Effect, Release, Write
+from windlass_server.share_events import Measure, Settled
 
 FOLDER = Path(__file__).parent / "transcripts"
 SESSIONS = {name: name.lower().encode() * 16 for name in "ABCD"}
@@ -31,9 +36,9 @@ SESSIONS = {name: name.lower().encode() * 16 for name in "ABCD"}
 class Narrator(Bench):
     """A bench that writes down what its core does."""
 
-    def __init__(self, mode: str, members: str, segments: int) -> None:
+    def __init__(self, mode: str, members: str, segments: int, phases: Phases) -> None:
         self.lines: list[str] = []
-        super().__init__(mode, segments, members=[SESSIONS[name] for name in members.split(",")])
+        super().__init__(mode, segments, members=[SESSIONS[name] for name in members.split(",")], phases=phases)
 
     def carry_out(self, effects: list[Effect]) -> None:
         self.lines += [f"    {self._in_words(effect)}" for effect in effects]
@@ -75,6 +80,13 @@ class Narrator(Bench):
     def _tell_end(self, session: str) -> None:
         self.end(SESSIONS[session])
 
+    def _tell_total(self, scope: str, clock: str, phase: str, value: str) -> None:
+        self.total(int(scope), int(clock), int(phase), float(value))
+
+    def _tell_drop(self, segs: str) -> None:
+        begin, _, end = segs.partition(":")
+        self.carry_out(self.core.drop(0, int(begin), int(end)))
+
     def _tell_unlink(self, link: str) -> None:
         self.core.drop_origin(link)
 
@@ -82,8 +94,9 @@ class Narrator(Bench):
         if isinstance(effect, Apply):
             sources = " + ".join(f"{source.weight:g} {_name(source.buffer)}" for source in effect.sources)
             extent = f"{effect.seg_begin}:{effect.seg_end}"
+            given = "".join(f", total {sums[0]:g}" for sums in effect.totals if sums is not None)
             told = f", answer {effect.answer.origin[1]} in the same pass" if effect.answer is not None else ""
-            return f"apply ({sources}) / {effect.divisor:g} to {extent} as update {effect.update}{told}"
+            return f"apply ({sources}) / {effect.divisor:g} to {extent} as update {effect.update}{given}{told}"
         if isinstance(effect, Answer):
             status = effect.status.name + (" with values" if effect.values else "")
             expected = f", expected {effect.aux}" if effect.status.name == "GAP" else ""
@@ -91,6 +104,11 @@ class Narrator(Bench):
             return f"answer {effect.origin[1]} by {effect.origin[0]}: {status}{expected}{reason}"
         if isinstance(effect, Write):
             return f"write {_name(effect.buffer)} to {effect.seg_begin}:{effect.seg_end}"
+        if isinstance(effect, Measure):
+            parts = " ".join(f"{part.seg_begin}:{part.seg_end}" for part in effect.parts)
+            return f"measure {parts} of scope {effect.scope} in step {effect.clock}, phase {effect.phase}"
+        if isinstance(effect, Settled):
+            return f"settled below step {effect.clock} in scope {effect.scope}"
         assert isinstance(effect, Release)
         return f"release {_name(effect.buffer)}"
 
@@ -102,6 +120,11 @@ def _name(buffer: Buffer) -> str:
 def _segments(given: dict[str, str]) -> tuple[int, int] | None:
     begin, _, end = given.get("segs", "").partition(":")
     return (int(begin), int(end)) if end else None
+
+
+def _phases(given: dict[str, str]) -> Phases:
+    phases = [phase.split(",") for phase in given["phases"].split("/")] if "phases" in given else []
+    return tuple(tuple(Span(*map(int, span.split(":"))) for span in spans) for spans in phases)
 
 
 def told(script: str) -> str:
@@ -116,7 +139,7 @@ def told(script: str) -> str:
         elif narrator is None:
             _, mode, *options = line.split()
             given = dict(option.split("=", 1) for option in options)
-            narrator = Narrator(mode, given["members"], int(given.get("segments", "1")))
+            narrator = Narrator(mode, given["members"], int(given.get("segments", "1")), _phases(given))
             event = line
         else:
             narrator.lines.clear()
