@@ -1,0 +1,69 @@
+"""bfloat16: the upper half of a float32 on the wire, rounded to nearest even.
+
+    wire   n x u16
+
+A value so large that it would be rounded to an infinity is cut to the largest bfloat16, as float16 does it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+from numba.extending import register_jitable
+
+from windlass_proto.codec_specs import BFloat16
+from windlass_proto.codecs.halves import brief_of
+from windlass_proto.codecs.kernel import FINE, INFINITY, MAGNITUDE, RUN, SIGN, U32, gather
+
+_LARGEST: Final = U32(0x7F7F0000)
+
+
+def wire_bytes(spec: BFloat16, elements: int) -> int:
+    """2 a value."""
+    del spec
+    return 2 * elements
+
+
+def arguments(spec: BFloat16, elements: int) -> tuple[int, float]:
+    """The kernels need none."""
+    del spec, elements
+    return 0, 0.0
+
+
+@register_jitable(error_model="numpy")
+def _within(bits: Any) -> Any:
+    magnitude = U32(bits & MAGNITUDE)
+    cut = U32(_LARGEST | U32(bits & SIGN))
+    return cut if magnitude > _LARGEST and magnitude < INFINITY else bits
+
+
+def encode(values: Any, error: Any, wire: Any, count: Any, number: Any, seed: Any) -> None:
+    """See `kernel`."""
+    codes = wire.view(np.uint16)
+    if error.size:
+        held = np.empty(RUN, np.float32)
+        for begin in range(0, values.size, RUN):
+            end = min(begin + RUN, values.size)
+            x, kept, out = held[: end - begin], error[begin:end], codes[begin:end]
+            gather(values[begin:end], kept, x)
+            patterns = x.view(np.uint32)
+            for i in range(x.size):
+                bits = _within(patterns[i])
+                out[i] = np.uint16(brief_of(bits))
+            for i in range(x.size):
+                left = np.float32(x[i] - np.uint32(U32(U32(out[i]) << U32(16))).view(np.float32))
+                kept[i] = left if U32(patterns[i] & MAGNITUDE) < INFINITY else kept[i]
+    else:
+        given = values.view(np.uint32)
+        for i in range(codes.size):
+            codes[i] = np.uint16(brief_of(_within(given[i])))
+
+
+def decode(wire: Any, values: Any, count: Any, number: Any) -> int:
+    """See `kernel`."""
+    codes = wire.view(np.uint16)
+    patterns = values.view(np.uint32)
+    for i in range(patterns.size):
+        patterns[i] = U32(U32(codes[i]) << U32(16))
+    return FINE

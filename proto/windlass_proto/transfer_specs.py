@@ -1,0 +1,165 @@
+"""How the values of a group or table travel: codecs up and down, and what is done with gradients that are not finite.
+
+Invariant: a transfer is checked against what it is for (`check`) where it is declared and again where it is read, so no
+server holds one that it cannot carry out. The plain one has no bytes, so that old declarations read as before.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Final
+
+from google.protobuf.message import DecodeError
+
+from windlass_proto import codec_specs
+from windlass_proto.codec_specs import CodecSpec
+from windlass_proto.consistency import Consistency, Mode
+from windlass_proto.errors import ProtocolError, UsageError
+from windlass_proto.gen import codecs_pb2
+
+
+class Nonfinite(StrEnum):
+    """What is done with a gradient that holds an infinity or a NaN.
+
+    reject: it is not applied, its sender is told, the step goes on without it. zero: such values count as 0. clip:
+    infinities count as large numbers, which the rule's clip_value cuts, NaN as 0. allow: nobody looks.
+    """
+
+    REJECT = "reject"
+    ZERO = "zero"
+    CLIP = "clip"
+    ALLOW = "allow"
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """See the module; None: values travel as they are."""
+
+    up: CodecSpec | None = None
+    down: CodecSpec | None = None
+    nonfinite: Nonfinite = Nonfinite.REJECT
+
+    def in_words(self) -> str:
+        """For errors."""
+        return f"codec={self.up}, codec_down={self.down}, nonfinite={self.nonfinite.value}"
+
+
+PLAIN: Final = Transfer()
+
+
+def of(codec: object, codec_down: object, nonfinite: object) -> Transfer:
+    """The transfer of a caller's arguments.
+
+    Raises:
+        UsageError: one is of another kind; the nearest is named.
+    """
+    for name, given in (("codec", codec), ("codec_down", codec_down)):
+        if given is not None and type(given) not in codec_specs.CODECS.values():
+            known = {cls.__name__.lower(): cls.__name__ for cls in codec_specs.CODECS.values()}
+            asked = given.__name__ if isinstance(given, type) else str(given)
+            near = difflib.get_close_matches(asked.lower().replace("_", ""), list(known), n=1, cutoff=0.4)
+            example = known[near[0]] if near else "Int8"
+            raise UsageError(
+                f"{name} is not a codec",
+                got=str(given)[:80],
+                known=", ".join(known.values()),
+                next_move=f"Pass {name}=wl.codec.{example}(...), an object of one of these.",
+            )
+    policies = [policy.value for policy in Nonfinite]
+    if nonfinite not in policies:
+        near = difflib.get_close_matches(str(nonfinite), policies, n=1, cutoff=0.1)
+        raise UsageError(
+            "nonfinite is not a policy",
+            got=str(nonfinite)[:80],
+            known=", ".join(policies),
+            next_move=f"Pass nonfinite={near[0] if near else 'reject'!r}.",
+        )
+    return Transfer(codec, codec_down, Nonfinite(str(nonfinite)))  # type: ignore[arg-type]  # checked above
+
+
+def check(transfer: Transfer, *, dtype: str, consistency: Consistency, rule: Any, sparse: bool) -> None:
+    """Can tensors of `dtype` under `rule`, in a store of this consistency, travel so?
+
+    Raises:
+        UsageError: they cannot; what can is named.
+    """
+    for name, spec in (("codec", transfer.up), ("codec_down", transfer.down)):
+        if spec is not None and dtype != "float32":
+            raise UsageError(
+                "codecs are for float32 tensors",
+                dtype=dtype,
+                **{name: spec},
+                next_move="Declare float32 tensors, or leave the codec out: half types travel as halves already."
+                if "16" in dtype
+                else "Declare float32 tensors, or leave the codec out.",
+            )
+    if sparse and transfer.up is not None and transfer.up.feedback and not _nearly_exact(transfer.up):
+        raise UsageError(
+            "a table's codec keeps nothing back, which this one needs",
+            codec=transfer.up,
+            next_move="Use wl.codec.Int8(), Dithering(), Float16() or BFloat16() for tables.",
+        )
+    if transfer.down is not None and not transfer.down.exact:
+        _check_lossy_down(transfer.down, consistency, sparse=sparse)
+    if transfer.nonfinite is Nonfinite.CLIP and getattr(rule, "clip_value", None) is None:
+        raise UsageError(
+            "nonfinite='clip' needs a bound to clip to",
+            rule=rule,
+            next_move="Give the rule a clip_value, or pass nonfinite='zero'.",
+        )
+
+
+def _nearly_exact(spec: CodecSpec) -> bool:
+    """Does it keep every value to within a share of its block's largest?"""
+    return isinstance(spec, codec_specs.Float16 | codec_specs.BFloat16 | codec_specs.Int8)
+
+
+def _check_lossy_down(spec: CodecSpec, consistency: Consistency, *, sparse: bool) -> None:
+    if sparse:
+        raise UsageError(
+            "rows of a table come down as they are or as halves",
+            codec_down=spec,
+            next_move="Use codec_down=wl.codec.Float16() or BFloat16() for tables.",
+        )
+    if consistency.mode is not Mode.BSP:
+        raise UsageError(
+            "this codec_down sends what changed in a step, which only bsp has in common",
+            codec_down=spec,
+            consistency=str(consistency),
+            next_move="Use codec_down=wl.codec.Float16() or BFloat16(), or a store with consistency='bsp'.",
+        )
+
+
+def to_bytes(transfer: Transfer) -> bytes:
+    """What travels of it; empty for the plain one."""
+    if transfer == PLAIN:
+        return b""
+    message = codecs_pb2.Transfer(
+        up=codec_specs.to_message(transfer.up),
+        down=codec_specs.to_message(transfer.down),
+        nonfinite=transfer.nonfinite.value,
+    )
+    return message.SerializeToString(deterministic=True)
+
+
+def from_bytes_untrusted(raw: bytes) -> Transfer:
+    """Read what `to_bytes` wrote.
+
+    Raises:
+        ProtocolError: it is not one.
+    """
+    if not raw:
+        return PLAIN
+    try:
+        message = codecs_pb2.Transfer.FromString(raw)
+    except DecodeError as cause:
+        raise ProtocolError("a transfer cannot be read", reason=str(cause)[:200]) from cause
+    if not codec_specs.all_known(message) or message.nonfinite not in [policy.value for policy in Nonfinite]:
+        raise ProtocolError("a transfer holds what this release does not know", nonfinite=message.nonfinite[:64])
+    return Transfer(
+        codec_specs.from_message(message.up) if message.HasField("up") else None,
+        codec_specs.from_message(message.down) if message.HasField("down") else None,
+        Nonfinite(message.nonfinite),
+    )
