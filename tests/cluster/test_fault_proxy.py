@@ -68,13 +68,13 @@ class Broken:
                 port = _listening_port(pid)
                 self.proxies.append(FaultProxy(("127.0.0.1", port), listen=(ADVERTISED, port), seed=pid))
 
-    def train(self, mode: str, job: str, faults: Faults) -> list[Worker]:
-        """Two workers through `faults`."""
-        for proxy in self.proxies:
-            proxy.faults, proxy.struck = faults, 0
+    def train(self, mode: str, job: str, *faults: Faults, script: str = LEDGER, count: int = 2) -> list[Worker]:
+        """Workers through `faults`: of each server's links, or of all."""
+        for at, proxy in enumerate(self.proxies):
+            proxy.faults, proxy.struck = faults[at % len(faults)], 0
         environ = {"WINDLASS_LINK": "tcp"}
         with Workers(
-            self.cluster, LEDGER, count=2, run_dir=self.run_dir, job=job, arguments=[mode], environ=environ
+            self.cluster, script, count=count, run_dir=self.run_dir, job=job, arguments=[mode], environ=environ
         ) as workers:
             return workers.finish()
 
@@ -122,3 +122,38 @@ def test_the_ledger_balances_while_links_end_in_the_middle_of_frames(broken: Bro
     workers = broken.train("asp", "truncate", Faults(truncate_every=50, delay_s=0.001))
     assert_balanced(workers, "asp")
     assert broken.struck() >= STEPS * 8 // 50
+
+
+REPRODUCED = """
+import hashlib, sys, time
+import numpy as np
+import windlass as wl
+
+slow = int(sys.argv[1])  # the worker that computes for longer than the others
+with wl.connect(wait_s=60) as cluster:
+    store = cluster.store("model", consistency="bsp")
+    params = store.init({"w": np.zeros(200_000, np.float32), "b": np.ones(7, np.float32)}, wl.optim.Adam(lr=0.01))
+    table = store.table("user", 16, wl.optim.Adagrad(lr=0.1))
+    for step in range(25):
+        random = np.random.default_rng([cluster.rank, step])
+        ids = random.integers(0, 500, 64)
+        rows = table.pull(ids).result()
+        grads = {name: random.standard_normal(value.shape, np.float32) + value for name, value in params.items()}
+        if cluster.rank == slow:
+            time.sleep(0.002 * (step % 3))
+        with store.step():
+            store.push(grads, weight=1.0 + cluster.rank)
+            table.push(ids, 0.1 * rows + random.standard_normal(rows.shape, np.float32), weight=1.0 + cluster.rank)
+        params = store.pull(out=params).result()
+    held = [params["w"], params["b"], table.pull(np.arange(500)).result()]
+    print(hashlib.sha256(b"".join(array.tobytes() for array in held)).hexdigest())
+"""
+
+
+def test_two_bsp_runs_end_with_identical_bits_whatever_is_slow_or_breaks(broken: Broken) -> None:
+    """Dense tensors and rows; a contribution's place in its step's sum is its rank, not when it came."""
+    first = broken.train("0", "bits-1", Faults(), Faults(delay_s=0.003), script=REPRODUCED, count=3)
+    second = broken.train("2", "bits-2", Faults(cut_every=40), Faults(), script=REPRODUCED, count=3)
+    assert broken.struck() > 0
+    assert len({worker.out for worker in (*first, *second)}) == 1, [worker.out for worker in (*first, *second)]
+    assert len(first[0].out) == 65

@@ -103,18 +103,25 @@ def test_a_mean_is_over_all_who_pushed_to_the_table_in_the_step(team: MakeTeam) 
     assert [store.clock for store, _ in pairs] == [1, 1]
 
 
-def test_workers_with_ids_of_their_own_never_wait_for_each_others_rows(team: MakeTeam) -> None:
-    pairs = declared(team(), "bsp", reduce="sum")
+@pytest.mark.parametrize(("reduce", "steps"), [("sum", 1000), ("mean", 80)])
+def test_workers_with_ids_of_their_own_close_every_step_on_every_server(
+    team: MakeTeam, reduce: str, steps: int
+) -> None:
+    """A step closes on bands and servers where a worker had no row: nobody waits for a row that does not come."""
+    pairs = declared(team(), "bsp", reduce=reduce)
 
-    def train(_: object, rank: int) -> float:
+    def train(_: object, rank: int) -> list[float]:
         store, table = pairs[rank]
-        for step in range(200):
-            table.push([1000 * rank + step % 7], ones(1))
-            with_clock = table.pull([1000 * rank + step % 7]).result()
-        assert store.clock == 200
-        return float(with_clock[0, 0])
+        for step in range(steps):
+            table.push([1000 * rank + step % 8], ones(1))
+            table.pull([1000 * rank + step % 8]).result()
+        assert store.clock == steps
+        everywhere = np.arange(2048)  # rows of every band of both servers, none read before its step is complete
+        found = table.pull(everywhere).result()[:, 0]
+        return [float(found[at]) for at in (0, 1000, 7, 1007)] + [float(np.count_nonzero(found))]
 
-    assert for_each(pairs, train) == [-29.0, -29.0]
+    each = -steps / 8 / (1 if reduce == "sum" else 2)
+    assert for_each(pairs, train) == [[each] * 4 + [16.0]] * 2
 
 
 def test_a_step_holds_tensors_and_tables(team: MakeTeam) -> None:
