@@ -61,6 +61,7 @@ from windlass_rules import (
     sgd,
     signum,
 )
+from windlass_rules.cuda_source import CudaSource, update_source
 from windlass_rules.rule import Kernel, Slot, Variant, Vector
 
 RULE_MODULES: Final[dict[type[RuleSpec], Any]] = {
@@ -163,6 +164,16 @@ def build(spec: RuleSpec, dtype: npt.DTypeLike) -> RuleKernels:
         update=kernel,
         update_out=kernel,
     )
+
+
+def build_cuda(spec: RuleSpec, dtype: npt.DTypeLike) -> CudaSource:
+    """The CUDA twin of `build(spec, dtype).update`, as a program for a device.
+
+    Raises:
+        UsageError: the rule has no twin, or steps rows of tables.
+    """
+    check_dense(spec)
+    return update_source(RULE_MODULES[type(spec)].variant(spec), known_dtype(spec, dtype))
 
 
 def known_dtype(spec: RuleSpec, dtype: npt.DTypeLike) -> np.dtype[Any]:

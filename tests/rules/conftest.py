@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from tests.host_device import COMPILER, HostDevice
+from windlass_proto.errors import UnavailableError, UsageError
 from windlass_proto.rule_specs import (
     FTML,
     FTRL,
@@ -24,6 +26,10 @@ from windlass_proto.rule_specs import (
     Signum,
     Sum,
 )
+from windlass_rules.cuda_source import CudaSource, fill_source, finite_source
+from windlass_rules.cupy_device import open_device
+from windlass_rules.device import Device
+from windlass_rules.registry import DTYPES, build_cuda
 
 SPECS: list[RuleSpec] = [
     SGD(lr=0.1),
@@ -91,3 +97,25 @@ def spec(request: pytest.FixtureRequest) -> RuleSpec:
 def dtype(request: pytest.FixtureRequest) -> str:
     name: str = request.param
     return name
+
+
+@pytest.fixture(
+    params=[pytest.param("host", marks=pytest.mark.needs_debian("g++", COMPILER)), "cuda"],
+    scope="session",
+)
+def device(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Device:
+    """What runs the CUDA sources: the compiler of this host, and the first GPU where there is one."""
+    if request.param == "host":
+        host = HostDevice(tmp_path_factory.mktemp("kernels"))
+        host.prepare_all(programs())
+        return host
+    try:
+        return open_device("gpu:0")
+    except (UsageError, UnavailableError) as missing:
+        pytest.skip(f"needs a GPU: {missing.fact}")
+
+
+def programs() -> list[CudaSource]:
+    """Every program that a device may be asked for."""
+    found = [build_cuda(spec, dtype) for spec in SPECS for dtype in DTYPES]
+    return [*dict.fromkeys(found), *(make(dtype) for make in (fill_source, finite_source) for dtype in DTYPES)]
