@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from windlass import declare
+from windlass import declare, saved_rules
 from windlass._version import __version__
 from windlass.arrays import as_numpy
 from windlass.data_link import InFrame
@@ -262,6 +262,7 @@ def _manifest(store: Store, state: Mapping[str, Any]) -> Manifest:
         positions=tuple(position for position, _ in positions),
         state=state,
         tables=tuple(table.spec for _, table in sorted(exchange.sparse.items())),
+        live=saved_rules.saved(store),
     )
 
 
@@ -416,6 +417,7 @@ def _load(store: Store, place: Path, *, needed: bool) -> str:
     try:
         _order(store, Phase.STAGE, key, folder, manifest=manifest.digest, steps_before=before).result()
         _order(store, Phase.APPLY, key, folder, manifest=manifest.digest).result()
+        saved_rules.bring_back(store, manifest.live)
     except WindlassError:
         with contextlib.suppress(WindlassError):  # a server that staged nothing knows of nothing
             _order(store, Phase.DROP, key, folder).result()
@@ -477,6 +479,8 @@ def _take(store: Store, result: str) -> tuple[Manifest, Resume]:
             expected=told["manifest"],
         )
     store.steps_before = told["step"] - told["clock"]
+    store.open.unstamp()
+    declare.watch_plateau(store)
     _refresh(store)
     return manifest, Resume(store.steps_done, manifest.epoch, dict(manifest.state))
 

@@ -151,7 +151,7 @@ class Store:
 
     def specs(self) -> dict[str, dict[str, Any]]:
         """name -> shape, dtype and rule of every tensor and table, with the hyper-parameters of the present step."""
-        return self.exchange.specs(self._record())
+        return self.exchange.specs(self.present_record())
 
     def empty(self, shape: int | tuple[int, ...], dtype: Any = np.float32) -> Array:
         """An array that the servers on this host can read in place: pushes of it are not copied.
@@ -501,7 +501,7 @@ class Store:
         self._stamp_step()
         return self.open.close(self.exchange.servers())
 
-    def _record(self) -> RuleRecord:
+    def present_record(self) -> RuleRecord:
         """The hyper-parameters that this worker's present step is for."""
         return self._live.newest() if self.consistency == "asp" else self._live.at(self.clock)
 
@@ -509,7 +509,7 @@ class Store:
         if not self.open.is_stamped:
             if self.plateau is not None and self.plateau.due and self.open.depth == 0:
                 declare.lower_lr(self)
-            self.open.stamp_with(self._record() if self._live.records else None)
+            self.open.stamp_with(self.present_record() if self._live.records else None)
         return self.open.stamp
 
     def _bound_open_steps(self, ticket: Ticket) -> None:

@@ -11,7 +11,8 @@ group's layout (`layout`), a function of what was declared and not of the server
 them. Rows of sparse tables lie in the bands of the servers that wrote them, and are found again by their ids.
 
 A format's number grows when an older release could misread a newer folder; a reader reads every earlier one. A folder
-says the lowest format that its contents need: 1 for dense tensors alone, 2 with sparse tables.
+says the lowest format that its contents need: 1 for dense tensors alone, 2 with sparse tables or with
+hyper-parameters that were changed live.
 """
 
 from __future__ import annotations
@@ -28,10 +29,11 @@ from urllib.parse import unquote, urlsplit
 import xxhash
 from google.protobuf.message import DecodeError
 
-from windlass_proto import group_specs, limits, rule_specs, table_specs, tensor_file
+from windlass_proto import group_specs, limits, rule_records, rule_specs, table_specs, tensor_file
 from windlass_proto.errors import CorruptionError, UsageError, WindlassError
 from windlass_proto.gen import control_pb2
 from windlass_proto.group_specs import GroupSpec
+from windlass_proto.rule_records import RuleChange
 from windlass_proto.table_specs import TableSpec
 
 FORMAT_MAX: Final = 2
@@ -83,6 +85,17 @@ class Position:
         return self.passes, self.epoch, self.rounds
 
 
+@dataclass(frozen=True, slots=True)
+class LiveChange:
+    """A change of hyper-parameters that held, and the tensors and tables that it covered.
+
+    Which numbers the tables had (`change.tables_to`) means nothing to another run.
+    """
+
+    change: RuleChange
+    covers: tuple[str, ...]
+
+
 @dataclass(frozen=True)
 class Manifest:
     """What a checkpoint says of itself. `step` counts from the run's beginning, over all its resumptions."""
@@ -98,11 +111,12 @@ class Manifest:
     positions: tuple[Position, ...] = ()
     state: Mapping[str, Any] = field(default_factory=dict)
     tables: tuple[TableSpec, ...] = ()
+    live: tuple[LiveChange, ...] = ()
 
     @property
     def format(self) -> int:
         """The lowest format that holds all of it."""
-        return 2 if self.tables else 1
+        return 2 if self.tables or self.live else 1
 
     @cached_property
     def raw(self) -> bytes:
@@ -122,6 +136,8 @@ class Manifest:
         }
         if self.tables:
             record["tables"] = [_table_record(table) for table in self.tables]
+        if self.live:
+            record["live"] = [_live_record(live) for live in self.live]
         return json.dumps({"digest": _digest(record), **record}, indent=1).encode() + b"\n"
 
     @cached_property
@@ -317,6 +333,7 @@ def _manifest_untrusted(record: Mapping[str, Any]) -> Manifest:
         positions=tuple(_position_untrusted(position) for position in record["data"]),
         state=record["state"],
         tables=tables,
+        live=tuple(_live_untrusted(live) for live in record.get("live", [])),
     )
 
 
@@ -375,6 +392,16 @@ def _group_untrusted(record: Mapping[str, Any]) -> Group:
         vshards=2,
     )
     return Group(group_specs.from_message(message), frozenset(record["deleted"]))
+
+
+def _live_record(live: LiveChange) -> dict[str, Any]:
+    raw = rule_records.change_to_bytes(live.change)
+    return {"change": raw.hex(), "change_text": live.change.in_words(), "covers": list(live.covers)}
+
+
+def _live_untrusted(record: Mapping[str, Any]) -> LiveChange:
+    change = rule_records.change_from_bytes_untrusted(bytes.fromhex(record["change"]))
+    return LiveChange(change, tuple(map(str, record["covers"])))
 
 
 def _table_record(table: TableSpec) -> dict[str, Any]:

@@ -108,6 +108,17 @@ def with_change(record: RuleRecord, change: RuleChange, step: int) -> RuleRecord
     return following
 
 
+def with_changes(record: RuleRecord, changes: tuple[RuleChange, ...], step: int) -> RuleRecord:
+    """The version after `record`: `changes`, and nothing of what held before, hold as in `with_change`.
+
+    Raises:
+        UsageError: the record would be too long.
+    """
+    following = RuleRecord(record.version + 1, max(record.since, step), changes)
+    to_bytes(following)
+    return following
+
+
 def to_bytes(record: RuleRecord) -> bytes:
     """The message RuleRecord; equal records give equal bytes.
 
@@ -140,7 +151,7 @@ def from_bytes_untrusted(raw: bytes) -> RuleRecord:
         ProtocolError: it is too long, is none, or holds values that none may have.
     """
     message = _parsed(rules_pb2.RuleRecord(), raw)
-    if not 1 <= message.version <= VERSION_MAX or message.since > schedules.STEPS_MAX or not message.changes:
+    if not 1 <= message.version <= VERSION_MAX or message.since > schedules.STEPS_MAX:
         raise ProtocolError("a rule record is not one", version=message.version, since=message.since)
     return RuleRecord(message.version, message.since, tuple(_change_untrusted(c) for c in message.changes))
 

@@ -23,14 +23,14 @@ from windlass_scheduler.effects import Effect, Persist, Record, Say
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """`rank` changes hyper-parameters of a store from its step `step` on."""
+    """`rank` changes hyper-parameters of a store from its step `step` on; a record replaces all that held before."""
 
     store_id: int
     store: str
     job: str
     rank: int
     step: int
-    change: RuleChange
+    change: RuleChange | RuleRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +65,16 @@ class LiveRules:
         Raises:
             UsageError: it would be too long.
         """
-        return rule_records.with_change(self.newest(event.store_id), event.change, event.step)
+        newest = self.newest(event.store_id)
+        if isinstance(event.change, RuleRecord):
+            return rule_records.with_changes(newest, event.change.changes, event.step)
+        return rule_records.with_change(newest, event.change, event.step)
 
     def step(self, event: Change) -> list[Effect]:
         record = self.following(event)
         self._records[event.store_id] = record
-        text = f"rank {event.rank} set {event.change.in_words()} in store {event.store} from step {record.since} on"
+        words = event.change.in_words() or "what was declared"
+        text = f"rank {event.rank} set {words} in store {event.store} from step {record.since} on"
         return [
             Persist(f"{_PREFIX}{event.store_id}", {"record": rule_records.to_bytes(record).hex()}),
             RuleChanged(event.store_id, event.job, record),
@@ -84,5 +88,5 @@ class LiveRules:
 
     def validate(self) -> None:
         for store_id, record in self._records.items():
-            if record.version < 1 or not record.changes:
-                raise InvariantError("a store's live rules say nothing", store_id=store_id, version=record.version)
+            if record.version < 1:
+                raise InvariantError("a store's live rules have no version", store_id=store_id, version=record.version)

@@ -23,7 +23,7 @@ from windlass_proto import errors, rule_records
 from windlass_proto.errors import InvariantError, UnavailableError, UsageError, WindlassError
 from windlass_proto.gen import control_pb2 as pb
 from windlass_proto.gen import control_pb2_grpc
-from windlass_proto.rule_records import RuleChange
+from windlass_proto.rule_records import RuleChange, RuleRecord
 from windlass_scheduler import (
     agreement_core,
     declaration_core,
@@ -378,7 +378,11 @@ class ControlService(control_pb2_grpc.ControlServicer):
             names=tuple(request.names),
         )
         sets = request.action == "set"
-        change = rule_records.change_from_bytes_untrusted(request.change) if sets else None
+        change: RuleChange | RuleRecord | None = None
+        if sets and request.record:
+            change = rule_records.from_bytes_untrusted(request.record)
+        elif sets:
+            change = rule_records.change_from_bytes_untrusted(request.change)
         agreed = await self._ask(
             context,
             lambda w: self._agreed(event(waiter=w), change),
@@ -388,7 +392,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
         record = self._cluster.live.newest_bytes(request.store_id) if sets else b""
         return pb.AgreeReply(granted=reply.granted, action_id=reply.action_id, result=reply.result, record=record)
 
-    def _agreed(self, event: agreement_core.Agree, change: RuleChange | None) -> list[Effect]:
+    def _agreed(self, event: agreement_core.Agree, change: RuleChange | RuleRecord | None) -> list[Effect]:
         """The caller carries its action out, except for a change of rules: that is done when it is agreed on."""
         if change is None:
             return self._cluster.agreements.step(event)

@@ -113,6 +113,43 @@ def test_schedules_count_the_steps_before_the_checkpoint(team: MakeTeam, local: 
     assert held == [-4.0, -4.5, -5.0], "the fourth step is the last at the first rate"
 
 
+def test_what_was_set_live_is_live_again_for_those_it_was_set_for(
+    team: MakeTeam, local: LocalCluster, tmp_path: Path
+) -> None:
+    ones = {name: np.ones(4) for name in ("a", "b", "late")}
+    (store,) = team(1).stores({"a": np.zeros(4)}, SGD(lr=1.0))
+    store.table("t", 4, SGD(lr=1.0))
+    store.init({"b": np.zeros(4)}, SGD(lr=1.0))
+    store.set(lr=0.5)
+    store.set("[tb]", lr=wl.schedule.Step(0.25, step_size=2, gamma=0.5))
+    store.init({"late": np.zeros(4)}, SGD(lr=1.0))
+    store.update(ones)
+    store.checkpoint(tmp_path).result()
+    live = store.specs()
+    held = [{name: float(v[0]) for name, v in store.update(ones).items()} for _ in range(2)]
+    store.set(lr=8.0)
+    store.restore(tmp_path)
+    assert store.specs() == live, "what was set since is not live any more"
+    assert [{name: float(v[0]) for name, v in store.update(ones).items()} for _ in range(2)] == held
+    with wl.connect(local.address, job="live resumed", workers=1) as worker:
+        resumed = worker.store("model")
+        for name in ("late", "b", "a"):
+            resumed.init({name: np.zeros(4)}, SGD(lr=1.0))
+        resumed.table("t", 4, SGD(lr=1.0))
+        resumed.resume(tmp_path)
+        assert resumed.specs() == live
+        assert [{name: float(v[0]) for name, v in resumed.update(ones).items()} for _ in range(2)] == held
+
+
+def test_a_checkpoint_without_live_values_takes_those_of_the_run_back(team: MakeTeam, tmp_path: Path) -> None:
+    pair = team()
+    stores = pair.stores({"w": np.zeros(4)}, SGD(lr=1.0))
+    pair.each(lambda _, rank: stores[rank].checkpoint(tmp_path).result())
+    pair.each(lambda _, rank: stores[rank].set(lr=0.5))
+    pair.each(lambda _, rank: stores[rank].restore(tmp_path))
+    assert pair.each(lambda _, rank: stores[rank].update({"w": np.ones(4)})["w"].tolist()) == [[-1.0] * 4] * 2
+
+
 def test_training_goes_on_while_parts_are_written_and_the_checkpoint_is_of_its_step(
     team: MakeTeam, tmp_path: Path
 ) -> None:

@@ -66,6 +66,20 @@ def test_each_change_makes_a_version_and_is_stored_before_anybody_hears_of_it() 
     assert restored.newest_bytes(2) == b""
 
 
+def test_a_record_given_whole_is_the_next_version_and_says_nothing_of_earlier_ones() -> None:
+    core = LiveRules()
+    core.step(change(5, lr=0.5))
+    whole = RuleRecord(1, 0, (change_of("b*", 2, {"lr": 0.25}),))
+    effects = core.step(Change(1, "main", "digits", 0, 7, whole))
+    assert core.newest(1) == RuleRecord(2, 7, whole.changes)
+    core.step(Change(1, "main", "digits", 0, 8, RuleRecord(1, 0)))
+    assert core.newest(1).changes == ()
+    core.validate()
+    restored = LiveRules()
+    restored.restore(stored(effects))
+    assert restored.newest(1).version == 2
+
+
 def test_a_change_that_does_not_fit_a_record_changes_nothing() -> None:
     core = LiveRules()
     core.step(change(0, lr=0.5))

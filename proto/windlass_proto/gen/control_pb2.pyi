@@ -1059,6 +1059,7 @@ class AgreeRequest(_message.Message):
     TEXT_FIELD_NUMBER: _builtins.int
     NAMES_FIELD_NUMBER: _builtins.int
     CHANGE_FIELD_NUMBER: _builtins.int
+    RECORD_FIELD_NUMBER: _builtins.int
     session: _builtins.bytes
     store_id: _builtins.int
     step: _builtins.int
@@ -1072,6 +1073,8 @@ class AgreeRequest(_message.Message):
     """the values in words, for the error"""
     change: _builtins.bytes
     """"set": windlass.v1.RuleChange, which the scheduler carries out itself"""
+    record: _builtins.bytes
+    """"set": or a windlass.v1.RuleRecord whose changes, maybe none, replace those that hold"""
     @_builtins.property
     def names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """"delete": the tensors that the scheduler forgets when it is done"""
@@ -1088,10 +1091,11 @@ class AgreeRequest(_message.Message):
         text: _builtins.str = ...,
         names: _abc.Iterable[_builtins.str] | None = ...,
         change: _builtins.bytes = ...,
+        record: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "change", b"change", "digest", b"digest", "key", b"key", "names", b"names", "session", b"session", "step", b"step", "store_id", b"store_id", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "change", b"change", "digest", b"digest", "key", b"key", "names", b"names", "record", b"record", "session", b"session", "step", b"step", "store_id", b"store_id", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

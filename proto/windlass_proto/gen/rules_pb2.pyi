@@ -1479,7 +1479,7 @@ class RuleRecord(_message.Message):
     """the first step it holds from"""
     @_builtins.property
     def changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___RuleChange]:
-        """in order: a later one wins"""
+        """in order: a later one wins; none: all is as declared again"""
 
     def __init__(
         self,
