@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -12,8 +14,10 @@ from windlass.local_cluster import LocalCluster
 
 pytestmark = pytest.mark.cluster
 
-ASYNC_SGD = Path(__file__).resolve().parents[2] / "examples" / "async_sgd.py"
-RESUME = ASYNC_SGD.with_name("resume.py")
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+ASYNC_SGD = EXAMPLES / "async_sgd.py"
+CTR = EXAMPLES / "ctr.py"
+RESUME = EXAMPLES / "resume.py"
 ENDED = re.compile(r"test accuracy .*")
 ROW = re.compile(r"(bsp|ssp:4|asp) +([\d.]+) ms +(\d+), (\d+) +([\d.]+)")
 
@@ -67,3 +71,22 @@ def test_a_run_killed_and_started_again_ends_with_the_weights_of_one_left_alone(
     assert re.search(r"resumed at step [1-9]\d*", resumed), resumed
     assert "began anew" in alone
     assert ENDED.findall(resumed) == ENDED.findall(alone) != [], (resumed, alone)
+
+
+def test_clicks_are_predicted_as_well_by_four_workers_as_by_one_process(tmp_path: Path) -> None:
+    rows, size, epochs = 4000, 32, 4
+    arguments = f"--rows {rows} --model deepfm --size {size} --epochs {epochs}".split()
+    with (
+        LocalCluster.start(servers=2, run_dir=tmp_path) as cluster,
+        Workers(cluster, CTR, count=4, run_dir=tmp_path, arguments=arguments) as workers,
+    ):
+        printed, *others = (worker.out for worker in workers.finish())
+    assert others == ["", "", ""]
+    found, best = map(float, re.findall(r"AUC ([\d.]+)", printed))
+    plain = []
+    for seed in range(5):  # first values and batches move it by some thousandths
+        ctr = runpy.run_path(str(CTR))
+        train, test, _ = ctr["generated"](rows)
+        options = argparse.Namespace(model="deepfm", size=size, epochs=epochs, k=16, seed=seed, features=180)
+        plain.append(ctr["auc"](ctr["train_plain"](options, train, 4)(*test[:2]), test[2]))
+    assert min(plain) - 0.002 <= found < best, plain
