@@ -32,6 +32,10 @@ of rate and decay.
 """
 
 FOOT = """
+*A vector a worker*: DCASGD's server keeps the tensors as each worker last saw them, from its first pull or push until
+its session ends, so N workers cost N times the weights; an observer that pulls is one. A copy is made of what a pull or
+a push_pull answers, segment by segment; a first push before any pull is not compensated. Copies are in no checkpoint.
+
 *Rows of tables*: float32 and float64; only the rows that a push names are stepped, and keep their slots otherwise. *Cut
 over servers*: a tensor may be cut anywhere, and the pieces lie on any servers, with the bits of one piece. *Same
 bits on any CPU*: kernels are IEEE `+ - * / sqrt`, comparisons and selections alone, nothing fused or reordered, and no
@@ -39,7 +43,7 @@ number of a step comes from libm. Both are tested for every row (`tests/rules`).
 """
 
 
-A_ROW = {Per.ELEMENT: "", Per.ROW: " (one a row)"}
+A_ROW = {Per.ELEMENT: "", Per.ROW: " (one a row)", Per.WORKER: " (a vector a worker)"}
 
 
 def candidates(cls: Any) -> Iterator[tuple[str, RuleSpec]]:
@@ -82,7 +86,8 @@ def table() -> str:
         for words, variant in variants(cls).values():
             state = ", ".join(f"{slot.name}{A_ROW[slot.per]}" for slot in variant.slots) or "none"
             dense = "no" if variant.by_row else "yes"
-            rows.append([f"`{cls.__name__}`", words, *(dense for _ in dtypes), "yes", state, "yes", "yes"])
+            of_rows = "no" if any(slot.per is Per.WORKER for slot in variant.slots) else "yes"
+            rows.append([f"`{cls.__name__}`", words, *(dense for _ in dtypes), of_rows, state, "yes", "yes"])
     return HEAD + "".join(f"| {' | '.join(row)} |\n".replace("|  |", "| |") for row in rows) + FOOT
 
 

@@ -22,6 +22,7 @@ from windlass.dense_table import DenseTable
 from windlass.ticket import Ticket
 from windlass.window_core import Request
 from windlass_proto import group_specs, init_specs, limits, rule_records, rule_specs, table_specs
+from windlass_proto.consistency import Consistency
 from windlass_proto.errors import UnavailableError, UsageError
 from windlass_proto.frames import Op
 from windlass_proto.init_specs import InitSpec
@@ -59,7 +60,7 @@ def declare(
     from windlass_proto.gen import control_pb2 as pb
 
     _check_rule(optimizer, reduce)
-    rule_specs.check_dense(optimizer)
+    rule_specs.check_dense(optimizer, Consistency.parse(store.consistency))
     if not arrays:
         raise UsageError("init was given no tensors", store=store.name, next_move="Pass a dict of name -> array.")
     _check_groups(groups, {*arrays, *store.exchange.where})
@@ -92,6 +93,7 @@ def declare_table(
 
     dtype_named(dtype.name)
     _check_rule(optimizer, reduce)
+    rule_specs.check_rows(optimizer)
     if not isinstance(init, InitSpec):
         raise UsageError("the initialiser of a table is not one of windlass.init", type=type(init).__name__, table=name)
     tensor = pb.Tensor(

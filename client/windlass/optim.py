@@ -1,6 +1,7 @@
 """Update rules that servers run. Those that `torch.optim` has bear its names, arguments and defaults."""
 
 from windlass_proto.rule_specs import (
+    DCASGD,
     FTML,
     FTRL,
     SGD,
@@ -22,6 +23,7 @@ from windlass_proto.rule_specs import (
 )
 
 __all__ = [
+    "DCASGD",
     "FTML",
     "FTRL",
     "SGD",

@@ -55,7 +55,7 @@ def from_message(group: control_pb2.Group) -> GroupSpec:
             mean=group.reduce != "sum",
             consistency=Consistency.parse(group.consistency),
         )
-        rule_specs.check_dense(spec.rule)
+        rule_specs.check_dense(spec.rule, spec.consistency)
     except WindlassError as cause:
         raise ProtocolError("a group's declaration cannot be used", reason=str(cause)) from cause
     _check(spec, group)

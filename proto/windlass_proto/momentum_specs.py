@@ -1,4 +1,4 @@
-"""Rules that keep at most a running sum of gradients: SGD, Signum, Lion and plain accumulation.
+"""SGD and the rules nearest to it: with momentum, along signs, compensated for delay, and plain accumulation.
 
 Invariant: as in `rule_specs`, a spec that exists is valid and never changes.
 """
@@ -13,6 +13,7 @@ from windlass_proto.hyper_parameters import (
     require_finite,
     require_flag,
     require_not_negative,
+    require_positive,
     require_share,
     require_shared,
 )
@@ -102,6 +103,41 @@ class Lion:
     def __post_init__(self) -> None:
         require_shared(self)
         require_betas(self)
+
+
+@dataclass(frozen=True, slots=True)
+class DCASGD:
+    """SGD for late gradients: each is corrected by how far the weights moved since its worker last saw them.
+
+    For "asp" and "ssp:N". Servers keep a copy of the tensors for each worker until its session ends.
+
+    Args:
+        lr: learning rate, >= 0, or a schedule of it.
+        compensation: the paper's lambda, >= 0; 0 is plain asynchronous SGD. With `adaptive` about 2 is usual.
+        adaptive: divide the compensation by the root of a running mean of squared gradients.
+        alpha: share of that mean kept each step, in [0, 1).
+        eps: added to that mean under its root, > 0.
+        weight_decay: L2 penalty added to the compensated gradient, >= 0.
+        clip_value: the gradient is cut to [-clip_value, clip_value] before it is used; None: it is not.
+
+    Raises:
+        UsageError: if a value is not a finite number in its range.
+    """
+
+    lr: Rate = 1e-2
+    compensation: float = 0.04
+    adaptive: bool = False
+    alpha: float = 0.95
+    eps: float = 1e-7
+    weight_decay: Rate = 0.0
+    clip_value: float | None = None
+
+    def __post_init__(self) -> None:
+        require_shared(self)
+        require_not_negative(self, "compensation")
+        require_flag(self, "adaptive")
+        require_share(self, "alpha")
+        require_positive(self, "eps")
 
 
 @dataclass(frozen=True, slots=True)

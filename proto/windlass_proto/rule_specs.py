@@ -22,13 +22,15 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 
 from windlass_proto.adam_specs import FTML, AdaBelief, Adam, Adamax, AdamW, NAdam
 from windlass_proto.adaptive_specs import FTRL, Adadelta, Adagrad, RMSprop
+from windlass_proto.consistency import Consistency, Mode
 from windlass_proto.errors import ProtocolError, UsageError
 from windlass_proto.gen import rules_pb2
 from windlass_proto.hyper_parameters import SCHEDULED
-from windlass_proto.momentum_specs import SGD, Lion, Signum, Sum
+from windlass_proto.momentum_specs import DCASGD, SGD, Lion, Signum, Sum
 from windlass_proto.row_specs import GroupAdagrad, GroupFTRL, RowWiseAdagrad
 
 __all__ = [
+    "DCASGD",
     "FTML",
     "FTRL",
     "ROW_RULES",
@@ -88,6 +90,7 @@ RuleSpec: TypeAlias = (
     | RowWiseAdagrad
     | GroupAdagrad
     | GroupFTRL
+    | DCASGD
 )
 
 RULES: Final[Mapping[str, type[RuleSpec]]] = {
@@ -108,6 +111,7 @@ RULES: Final[Mapping[str, type[RuleSpec]]] = {
     "rowwise_adagrad": RowWiseAdagrad,
     "group_adagrad": GroupAdagrad,
     "group_ftrl": GroupFTRL,
+    "dcasgd": DCASGD,
 }
 """Every rule by its name: the field of the message RuleSpec, what logs and status show."""
 
@@ -137,17 +141,38 @@ def from_name(name: str, hyper_parameters: Mapping[str, object]) -> RuleSpec:
     return cls(**hyper_parameters)  # type: ignore[arg-type]  # a spec checks its own values
 
 
-def check_dense(spec: RuleSpec) -> None:
-    """Can `spec` update dense tensors?
+def check_dense(spec: RuleSpec, consistency: Consistency) -> None:
+    """Can `spec` update the dense tensors of a store of this mode?
 
     Raises:
-        UsageError: it steps whole rows.
+        UsageError: it steps whole rows, or compensates delays where there are none.
     """
     if type(spec) in ROW_RULES:
         raise UsageError(
             "this update rule steps whole rows, which a dense tensor has not",
             rule=rule_name(spec),
             next_move="Declare a sparse table with it, or take adagrad or ftrl for the tensors.",
+        )
+    if type(spec) is DCASGD and consistency.mode is Mode.BSP:
+        raise UsageError(
+            "this update rule is for gradients that come late, and under bsp none does",
+            rule=rule_name(spec),
+            consistency=consistency,
+            next_move='Open the store with consistency="asp" or "ssp:N", or take sgd.',
+        )
+
+
+def check_rows(spec: RuleSpec) -> None:
+    """Can `spec` update rows of sparse tables?
+
+    Raises:
+        UsageError: it needs a copy of the table for each worker.
+    """
+    if type(spec) is DCASGD:
+        raise UsageError(
+            "this update rule keeps a copy of the weights for each worker, which is too much for a table",
+            rule=rule_name(spec),
+            next_move="Take sgd or rowwise_adagrad for the table.",
         )
 
 

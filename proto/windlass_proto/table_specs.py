@@ -89,6 +89,8 @@ def from_message(group: control_pb2.Group) -> TableSpec:
         check_table(tensor)
         if group.vshards & (group.vshards - 1) or not 1 <= group.vshards <= 1 << 16:
             raise ProtocolError("a number of vshards is not a power of two", vshards=group.vshards)
+        rule = rule_specs.from_bytes_untrusted(group.rule)
+        rule_specs.check_rows(rule)
         return TableSpec(
             store_id=group.store_id,
             table_id=group.table_id,
@@ -97,7 +99,7 @@ def from_message(group: control_pb2.Group) -> TableSpec:
             dtype_name=group.dtype,
             init=init_specs.from_message(tensor.table.init),
             bytes_max=tensor.table.bytes_max,
-            rule=rule_specs.from_bytes_untrusted(group.rule),
+            rule=rule,
             mean=group.reduce != "sum",
             consistency=Consistency.parse(group.consistency),
             vshards=group.vshards,

@@ -20,6 +20,7 @@ from numba import types
 from windlass_proto import kernel_cache
 from windlass_proto.errors import InvariantError, UsageError
 from windlass_proto.rule_specs import (
+    DCASGD,
     FTML,
     FTRL,
     SGD,
@@ -38,7 +39,6 @@ from windlass_proto.rule_specs import (
     RuleSpec,
     Signum,
     Sum,
-    check_dense,
     rule_name,
 )
 from windlass_proto.schedules import number_at
@@ -49,6 +49,7 @@ from windlass_rules import (
     adagrad,
     adam,
     adamax,
+    dcasgd,
     ftml,
     ftrl,
     group_adagrad,
@@ -62,7 +63,7 @@ from windlass_rules import (
     signum,
 )
 from windlass_rules.cuda_source import CudaSource, update_source
-from windlass_rules.rule import Kernel, Slot, Variant, Vector
+from windlass_rules.rule import Kernel, Per, Slot, Variant, Vector
 
 RULE_MODULES: Final[dict[type[RuleSpec], Any]] = {
     SGD: sgd,
@@ -82,6 +83,7 @@ RULE_MODULES: Final[dict[type[RuleSpec], Any]] = {
     RowWiseAdagrad: rowwise_adagrad,
     GroupAdagrad: group_adagrad,
     GroupFTRL: group_ftrl,
+    DCASGD: dcasgd,
 }
 """The module of each rule; each has `variant(spec)` and `oracle(spec, w, slots, g, step)`."""
 
@@ -111,6 +113,16 @@ class RuleKernels:
     slots: tuple[Slot, ...]
     update: Kernel = field(repr=False)
     update_out: Kernel = field(repr=False)
+
+    @property
+    def kept(self) -> tuple[Slot, ...]:
+        """The slots that are kept once, whoever pushes; the workers' copies of weights, if any, come after them."""
+        return tuple(slot for slot in self.slots if slot.per is not Per.WORKER)
+
+    @property
+    def copies(self) -> bool:
+        """Does the kernel want the weights as the pushing worker saw them?"""
+        return len(self.kept) < len(self.slots)
 
     def scalars(
         self, spec: RuleSpec, step: int, *, lr_mult: float = 1.0, decay_mult: float = 1.0, clock: int = 0
@@ -149,11 +161,10 @@ def build(spec: RuleSpec, dtype: npt.DTypeLike) -> RuleKernels:
     share's lock. The kernels of `windlass_rules.reduce` for `dtype` are built with them.
 
     Raises:
-        UsageError: if dtype is neither float32 nor float64, or the rule steps rows of tables.
+        UsageError: if dtype is neither float32 nor float64.
     """
-    check_dense(spec)
     kind = known_dtype(spec, dtype)
-    variant: Variant = RULE_MODULES[type(spec)].variant(spec)
+    variant = _by_element(spec)
     kernel = _kernel(variant, kind)
     reduce.build(kind)
     return RuleKernels(
@@ -170,10 +181,16 @@ def build_cuda(spec: RuleSpec, dtype: npt.DTypeLike) -> CudaSource:
     """The CUDA twin of `build(spec, dtype).update`, as a program for a device.
 
     Raises:
-        UsageError: the rule has no twin, or steps rows of tables.
+        UsageError: the rule has no twin.
     """
-    check_dense(spec)
-    return update_source(RULE_MODULES[type(spec)].variant(spec), known_dtype(spec, dtype))
+    return update_source(_by_element(spec), known_dtype(spec, dtype))
+
+
+def _by_element(spec: RuleSpec) -> Variant:
+    variant: Variant = RULE_MODULES[type(spec)].variant(spec)
+    if variant.by_row:
+        raise InvariantError("kernels for dense tensors were asked of a rule of rows", rule=rule_name(spec))
+    return variant
 
 
 def known_dtype(spec: RuleSpec, dtype: npt.DTypeLike) -> np.dtype[Any]:

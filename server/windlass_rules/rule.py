@@ -50,6 +50,8 @@ class Per(enum.Enum):
 
     ELEMENT = "element"
     ROW = "row"
+    WORKER = "worker"
+    """An element, for each worker: the weight as the worker that pushes last saw it. A kernel reads it only."""
 
 
 @dataclass(frozen=True, slots=True)

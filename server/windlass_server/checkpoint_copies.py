@@ -42,7 +42,7 @@ class BlockCopy:
         self.weights: npt.NDArray[Any]
         self._number = number
         self._index = state.shape.index
-        self._names = [slot.name for slot in group.kernels.slots]
+        self._names = [slot.name for slot in group.kernels.kept]
         self._memory = group.memory
         self._arrays = arrays
         self._state = state

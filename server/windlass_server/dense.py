@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from windlass_proto import rule_specs
 from windlass_proto.errors import ProtocolError, UsageError
-from windlass_proto.frames import Status
+from windlass_proto.frames import Op, Status
 from windlass_proto.group_specs import GroupSpec
 from windlass_proto.layout import Block
 from windlass_proto.memory import Buffer, BufferPool
@@ -26,6 +26,7 @@ from windlass_rules import RuleKernels
 from windlass_server.dense_memory import DenseMemory, Vector
 from windlass_server.share_core import ShareCore
 from windlass_server.share_events import Answer, Apply, Effect, Release, Write
+from windlass_server.worker_copies import WorkerCopies
 
 # Versions of hyper-parameters whose settings are at hand: those of workers a few steps apart.
 VERSIONS_KEPT = 8
@@ -94,12 +95,13 @@ class _Setting:
 class BlockArrays:
     """The memory of one block."""
 
-    __slots__ = ("block", "settings", "slots", "weights")
+    __slots__ = ("block", "copies", "settings", "slots", "weights")
 
     def __init__(self, block: Block, kernels: RuleKernels, memory: DenseMemory) -> None:
         self.block = block
         self.weights = memory.zeros(block.elements)
-        self.slots = tuple(memory.zeros(block.elements) for _ in kernels.slots)
+        self.slots = tuple(memory.zeros(block.elements) for _ in kernels.kept)
+        self.copies = WorkerCopies(block, memory) if kernels.copies else None
         self.settings: dict[int, list[_Setting]] = {}  # version of the hyper-parameters -> one a segment
 
 
@@ -126,6 +128,13 @@ class Share:
         self.lock = threading.Lock()
         self.core = core
         self.arrays = arrays
+
+    def end_session(self, session: bytes) -> list[Effect]:
+        """What is kept for `session` alone goes, and its core is told."""
+        for arrays in self.arrays.values():
+            if arrays.copies is not None:
+                arrays.copies.forget(session)
+        return self.core.end_session(session)
 
 
 class DenseGroup:
@@ -179,9 +188,9 @@ class DenseGroup:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of weights and slots."""
+        """Bytes of weights and slots, and of the workers' copies where the rule has any."""
         return sum(
-            arrays.weights.nbytes * (1 + len(arrays.slots))
+            arrays.weights.nbytes * (1 + len(arrays.slots)) + (arrays.copies.nbytes if arrays.copies else 0)
             for share in self.shares.values()
             for arrays in share.arrays.values()
         )
@@ -232,6 +241,8 @@ class DenseGroup:
         self.memory.finish()
         arrays.settings.clear()
         share.core.blocks[block].updates[:] = updates
+        if arrays.copies is not None:
+            arrays.copies.begin_anew(0, len(updates))
 
     # ---- applying ----------------------------------------------------------------------------------------------------
 
@@ -255,6 +266,10 @@ class DenseGroup:
                 out = snapshot.array.view(arrays.weights.dtype)
                 snapshots[effect.block, effect.seg_begin, effect.seg_end] = snapshot
         settings = arrays.settings.get(effect.stamp.version) or self._settings(arrays, effect.stamp)
+        slots = arrays.slots
+        if arrays.copies is not None:
+            pushed = (effect.sources[0].session, arrays.weights, effect.seg_begin, effect.seg_end)
+            slots = (*slots, arrays.copies.for_push(*pushed))
         at = effect.seg_begin
         while at < effect.seg_end:
             stop = _equal_settings(settings, at, effect.seg_end)
@@ -263,7 +278,7 @@ class DenseGroup:
             scalars = settings[at].at(self.kernels, effect.update, max(0, effect.clock + self.steps_before))
             self.memory.update(
                 arrays.weights,
-                arrays.slots,
+                slots,
                 run_begin,
                 run_end - run_begin,
                 effect.sources,
@@ -274,6 +289,7 @@ class DenseGroup:
             )
             at = stop
         if answer is not None and answer.origin is not None:
+            self._see(share, arrays, answer)
             replies.append(_reply(answer, snapshot))
 
     def _settings(self, arrays: BlockArrays, record: RuleRecord) -> list[_Setting]:
@@ -315,6 +331,7 @@ class DenseGroup:
             replies.append(_reply(answer, None))
             return
         arrays = share.arrays[answer.block]
+        self._see(share, arrays, answer)
         begin, end = arrays.block.span(answer.seg_begin, answer.seg_end)
         present = arrays.weights[begin:end]
         if answer.origin.out is not None:
@@ -328,17 +345,26 @@ class DenseGroup:
             self.memory.read(present, snapshot.array.view(present.dtype))
         replies.append(_reply(answer, snapshot))
 
+    def _see(self, share: Share, arrays: BlockArrays, answer: Answer) -> None:
+        """Weights go to a worker: where the rule compares, its copy of them is made."""
+        if arrays.copies is not None and answer.origin.op in (Op.PULL, Op.PUSH_PULL):
+            session = answer.origin.connection.session
+            if not share.core.sessions.has_ended(session):
+                arrays.copies.see(session, arrays.weights, answer.seg_begin, answer.seg_end)
+
     # ---- storing -----------------------------------------------------------------------------------------------------
 
     def _write(self, share: Share, effect: Write) -> None:
         arrays = share.arrays[effect.block]
         begin, end = arrays.block.span(effect.seg_begin, effect.seg_end)
         self.memory.write(arrays.weights[begin:end], effect.buffer.array[: end - begin])
+        if arrays.copies is not None:
+            arrays.copies.begin_anew(effect.seg_begin, effect.seg_end)
         if effect.fresh:
             self._reset_slots(arrays, begin, end)
 
     def _reset_slots(self, arrays: BlockArrays, begin: int, end: int) -> None:
-        for slot, values in zip(self.kernels.slots, arrays.slots, strict=True):
+        for slot, values in zip(self.kernels.kept, arrays.slots, strict=True):
             self.memory.fill(values[begin:end], slot.fill)
 
 

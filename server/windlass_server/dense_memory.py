@@ -62,6 +62,9 @@ class DenseMemory(Protocol):
             out: host memory that the new weights are copied to as well.
         """
 
+    def copy(self, vector: Vector, to: Vector) -> None:
+        """Copy to another vector of this memory."""
+
     def read(self, vector: Vector, out: Vector) -> None:
         """Copy to host memory of the same size."""
 
@@ -123,6 +126,9 @@ class HostMemory:
                 self.kernels.update(w, slots, begin + done, total, scale, scalars)
             else:
                 self.kernels.update_out(w, slots, begin + done, total, scale, scalars, out[done : done + size])
+
+    def copy(self, vector: Vector, to: Vector) -> None:
+        np.copyto(to, vector)
 
     def read(self, vector: Vector, out: Vector) -> None:
         np.copyto(out, vector)

@@ -165,7 +165,8 @@ def sources(state: BlockState, run: GateRun, *, mean: bool) -> tuple[Source, ...
     segments = state.shape.segments
     base = segments[run.seg_begin].begin
     return tuple(
-        Source(c.buffer, base - segments[c.seg_begin].begin, c.weight if mean else 1.0) for c in run.contributions
+        Source(c.buffer, base - segments[c.seg_begin].begin, c.weight if mean else 1.0, c.session)
+        for c in run.contributions
     )
 
 
@@ -188,7 +189,7 @@ def applies(
     base = segments[seg_begin].begin
     for at, end in stretches(updates, seg_begin, seg_end):
         moved = segments[at].begin - base
-        shifted = tuple(Source(s.buffer, s.begin + moved, s.weight) for s in sources)
+        shifted = tuple(s._replace(begin=s.begin + moved) for s in sources)
         found.append(Apply(index, at, end, shifted, divisor, updates[at] + 1, clock, stamp, None, totals))
     return found
 

@@ -113,7 +113,7 @@ class ServerNode:
             shares = [(group, share) for group in self.groups.values() for share in group.shares.values()]
         self.checkpoints.end_session(session)
         for group, share in shares:
-            self._run(group, share, lambda core=share.core: core.end_session(session), deliver)  # type: ignore[misc]
+            self._run(group, share, lambda share=share: share.end_session(session), deliver)  # type: ignore[misc]
 
     def check_session(self, session: bytes) -> None:
         """May this session talk to us?
@@ -162,13 +162,15 @@ class ServerNode:
                 declared=_in_words(spec),
                 next_move="Declare the same tensors and rule on every worker.",
             )
+        if isinstance(known, DenseGroup) and known.kernels.copies:
+            self._check_room(known.spec, 1)  # for the copy of the worker that declares
         return known
 
     def _dense(self, spec: GroupSpec) -> Callable[[range], Group]:
         kernels = build(spec.rule, spec.layout.dtype)
 
         def make(owned: range) -> Group:
-            self._check_room(spec, len(kernels.slots))
+            self._check_room(spec, 1 + len(kernels.slots))
             return DenseGroup(spec, kernels, owned, self.pool, HostMemory(kernels))
 
         return make
@@ -177,11 +179,11 @@ class ServerNode:
         rule = build_rows(spec.rule, spec.dtype)
         return lambda owned: SparseTable(spec, rule, owned, self.pool)
 
-    def _check_room(self, spec: GroupSpec, slots: int) -> None:
-        """Refuse in words what would end the process by want of memory."""
+    def _check_room(self, spec: GroupSpec, vectors: int) -> None:
+        """Refuse in words what would end the process by want of memory: so many vectors as long as the group."""
         assert self._vshards is not None
         elements = sum(block.elements for block in spec.layout.blocks if block.vshard in self._vshards)
-        needed = elements * spec.layout.dtype.itemsize * (1 + slots)
+        needed = elements * spec.layout.dtype.itemsize * vectors
         held = self._parameter_bytes()
         if held + needed > self.memory_bytes:
             raise UnavailableError(

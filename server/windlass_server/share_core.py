@@ -505,7 +505,7 @@ class ShareCore:
         self.tallies.apply(event.clock - self.clocks.closed_min)
         waiting = self._wait_for(event, event.clock + 1)
         at_once = not event.values or self._may_read(state, waiting)
-        sources = (Source(event.buffer, 0, 1.0),)
+        sources = (Source(event.buffer, 0, 1.0, event.session),)
         fused = waiting if at_once and event.values else None
         found = gate_runs.applies(state, event.seg_begin, event.seg_end, sources, 1.0, event.clock, event.stamp)
         effects = self._applied(found, fused)

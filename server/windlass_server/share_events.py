@@ -40,11 +40,12 @@ class Roster:
 
 
 class Source(NamedTuple):
-    """A gradient for a run: its buffer, the element at which the run begins in it, and its weight."""
+    """A gradient for a run: its buffer, the element at which the run begins in it, its weight, and who pushed it."""
 
     buffer: Any
     begin: int
     weight: float
+    session: bytes = b""
 
 
 Totals = tuple[float, ...]

@@ -89,7 +89,7 @@ class _Reading:
         return staged
 
     def _block(self, share: Share, block: Block, index: int, present: list[bool]) -> StagedBlock:
-        spec, slots = self._group.spec, self._group.kernels.slots
+        spec, slots = self._group.spec, self._group.kernels.kept
         weights = memory.aligned_zeros(block.elements, spec.layout.dtype)
         kept = tuple(memory.aligned_zeros(block.elements, spec.layout.dtype) for _ in slots)
         for slot, values in zip(slots, kept, strict=True):
@@ -115,7 +115,7 @@ class _Reading:
             to = slice(segment.begin + low - first, segment.begin + high - first)
             at = slice(old.begin + low - old.tensor_begin, old.begin + high - old.tensor_begin)
             weights[to] = self._values(source.group, b, checkpoint_format.weight_key(source.group, b))[at]
-            for slot, values in zip(self._group.kernels.slots, slots, strict=True):
+            for slot, values in zip(self._group.kernels.kept, slots, strict=True):
                 key = checkpoint_format.slot_key(source.group, b, slot.name)
                 values[to] = self._values(source.group, b, key)[at]
             count = int(self._updates(source.group, b)[s])
@@ -154,7 +154,7 @@ class _Reading:
         places = self._files.places_untrusted(self._part(group, block))
         prefix = checkpoint_format.slot_key(group, block, "")
         found = {key.removeprefix(prefix) for key in places if key.startswith(prefix)}
-        if found != {slot.name for slot in self._group.kernels.slots}:
+        if found != {slot.name for slot in self._group.kernels.kept}:
             raise UsageError(
                 "a checkpoint was made with another update rule",
                 declared=self._group.spec.rule,

@@ -31,7 +31,7 @@ from windlass_proto.layout import GroupLayout, TensorSpec
 from windlass_proto.links import preamble
 from windlass_proto.links.arena import ArenaHeap
 from windlass_proto.memory import BufferPool
-from windlass_proto.rule_specs import SGD
+from windlass_proto.rule_specs import SGD, RuleSpec
 from windlass_server.dense import DenseGroup
 from windlass_server.ingress import Ingress, listen_tcp, listen_unix
 from windlass_server.node import ServerNode
@@ -72,10 +72,11 @@ class Served:
         block_elements: int = 16 * limits.KIB,
         table: int = TABLE,
         store: int = STORE,
+        rule: RuleSpec | None = None,
     ) -> GroupSpec:
-        """A group of one tensor "w", SGD with lr 1, sums over workers."""
+        """A group of one tensor "w", SGD with lr 1 unless told otherwise, sums over workers."""
         layout = GroupLayout(table, "float32", (TensorSpec("w", (elements,)),), block_elements, keys.VSHARDS_DEFAULT)
-        spec = GroupSpec(store, layout, SGD(lr=1.0), mean=False, consistency=Consistency.parse(consistency))
+        spec = GroupSpec(store, layout, rule or SGD(lr=1.0), mean=False, consistency=Consistency.parse(consistency))
         self.node.declare(spec)
         return spec
 

@@ -7,6 +7,7 @@ import pytest
 from tests.host_device import COMPILER, HostDevice
 from windlass_proto.errors import UnavailableError, UsageError
 from windlass_proto.rule_specs import (
+    DCASGD,
     FTML,
     FTRL,
     SGD,
@@ -74,6 +75,9 @@ SPECS: list[RuleSpec] = [
     FTML(lr=0.02, betas=(0.8, 0.9), eps=1e-4, weight_decay=0.05, clip_value=0.1),
     Sum(),
     Sum(scale=-0.5, clip_value=0.1),
+    DCASGD(),
+    DCASGD(lr=0.1, compensation=0.5, weight_decay=0.05, clip_value=0.1),
+    DCASGD(lr=0.1, compensation=2.0, adaptive=True, weight_decay=0.05, clip_value=0.5),
 ]
 
 ROW_SPECS: list[RuleSpec] = [

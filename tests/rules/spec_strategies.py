@@ -17,14 +17,14 @@ not_negative = st.floats(0, allow_nan=False, allow_infinity=False)
 positive = st.floats(0, exclude_min=True, allow_nan=False, allow_infinity=False)
 below_1 = st.floats(0, 1, exclude_max=True)
 
-RATES = ("lr", "weight_decay", "lr_decay", "initial_accumulator_value", "l1", "l2", "l21")
+RATES = ("lr", "weight_decay", "lr_decay", "initial_accumulator_value", "l1", "l2", "l21", "compensation")
 
 WHOLE: Ranges = {
     **dict.fromkeys(RATES, not_negative),
     **dict.fromkeys(("eps", "beta"), positive),
     **dict.fromkeys(("rho", "alpha", "momentum"), below_1),
     **dict.fromkeys(("dampening", "scale"), finite),
-    **dict.fromkeys(("nesterov", "amsgrad", "centered", "decoupled_weight_decay"), st.booleans()),
+    **dict.fromkeys(("nesterov", "amsgrad", "centered", "decoupled_weight_decay", "adaptive"), st.booleans()),
     "momentum_decay": not_negative,
     "betas": st.tuples(below_1, below_1),
     "clip_value": st.none() | positive,

@@ -26,7 +26,7 @@ SUFFIX = {"float32": "s", "float64": "d"}
 
 VARIANTS = {variant.name: variant for variant in (RULE_MODULES[type(spec)].variant(spec) for spec in SPECS)}
 ROW_VARIANTS = {variant.name: variant for variant in (RULE_MODULES[type(spec)].variant(spec) for spec in ROW_SPECS)}
-ROOTLESS = {"sgd", "sgd.momentum", "adamax", "signum", "signum.momentum", "lion", "sum"}
+ROOTLESS = {"sgd", "sgd.momentum", "adamax", "signum", "signum.momentum", "lion", "sum", "dcasgd"}
 UNDIVIDED = ROOTLESS - {"adamax"}
 
 

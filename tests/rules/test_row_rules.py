@@ -15,10 +15,20 @@ from tests.rules import spec_strategies
 from tests.rules.conftest import ROW_SPECS
 from tests.rules.record_trajectories import START, gradient
 from tests.rules.test_torch_trajectories import RECORDED
-from windlass_proto.errors import UsageError
+from windlass_proto.consistency import Consistency
+from windlass_proto.errors import InvariantError, UsageError
 from windlass_proto.ids import NONE
 from windlass_proto.memory import aligned_zeros
-from windlass_proto.rule_specs import FTRL, ROW_RULES, GroupAdagrad, GroupFTRL, RowWiseAdagrad, RuleSpec
+from windlass_proto.rule_specs import (
+    FTRL,
+    ROW_RULES,
+    GroupAdagrad,
+    GroupFTRL,
+    RowWiseAdagrad,
+    RuleSpec,
+    check_dense,
+    check_rows,
+)
 from windlass_rules.registry import RULE_MODULES
 from windlass_rules.row_sums import sum_of_squares
 from windlass_rules.rows import RowRule, build_rows
@@ -138,9 +148,13 @@ def test_a_push_larger_than_the_cache_has_the_bits_of_one_row_after_the_other(ro
     assert whole.bits() == single.bits()
 
 
-def test_dense_tensors_are_refused_in_words(row_spec: RuleSpec) -> None:
+@pytest.mark.parametrize("mode", ["bsp", "asp"])
+def test_dense_tensors_are_refused_in_words(row_spec: RuleSpec, mode: str) -> None:
     with pytest.raises(UsageError, match=r"steps whole rows.*Declare a sparse table with it"):
+        check_dense(row_spec, Consistency.parse(mode))
+    with pytest.raises(InvariantError, match="asked of a rule of rows"):
         windlass_rules.build(row_spec, "float32")
+    check_rows(row_spec)
 
 
 def test_a_row_of_one_value_follows_torchs_adagrad() -> None:

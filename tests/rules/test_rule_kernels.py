@@ -17,6 +17,7 @@ from tests.rules import spec_strategies
 from windlass_proto.errors import InvariantError, UsageError
 from windlass_proto.memory import aligned_zeros
 from windlass_proto.rule_specs import (
+    DCASGD,
     FTML,
     FTRL,
     ROW_RULES,
@@ -301,6 +302,29 @@ def test_slots_say_their_names_and_first_values() -> None:
     assert slots(Adam(amsgrad=True)) == [("m", 0.0), ("v", 0.0), ("top", 0.0)]
     assert slots(RMSprop(centered=True, momentum=0.5)) == [("square", 0.0), ("mean", 0.0), ("momentum", 0.0)]
     assert slots(Signum(momentum=0.0)) == slots(Sum()) == []
+    assert slots(DCASGD(adaptive=True)) == [("square", 0.0), ("copy", 0.0)]
+
+
+def test_a_copy_that_each_worker_has_is_not_among_what_is_kept_once() -> None:
+    constant, adaptive = (windlass_rules.build(DCASGD(adaptive=each), "float32") for each in (False, True))
+    assert constant.copies
+    assert adaptive.copies
+    assert constant.kept == ()
+    assert [slot.name for slot in adaptive.kept] == ["square"]
+    adam = windlass_rules.build(Adam(), "float32")
+    assert adam.kept == adam.slots
+    assert not adam.copies
+
+
+def test_compensation_is_0_where_the_weights_have_not_moved_since() -> None:
+    for adaptive in (False, True):
+        spec = DCASGD(lr=0.1, compensation=3.0, adaptive=adaptive)
+        kernels, plain = windlass_rules.build(spec, "float64"), windlass_rules.build(SGD(lr=0.1), "float64")
+        one, other = Block(kernels), Block(plain)
+        one.slots[-1][:] = one.w
+        kernels.update(one.w, one.slots, 0, one.g, 0.5, kernels.scalars(spec, 1))
+        plain.update(other.w, (), 0, other.g, 0.5, plain.scalars(SGD(lr=0.1), 1))
+        np.testing.assert_allclose(one.w, other.w, rtol=1e-15)
 
 
 def test_late_steps_have_no_bias_left_to_correct() -> None:

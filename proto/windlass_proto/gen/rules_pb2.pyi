@@ -45,6 +45,7 @@ class RuleSpec(_message.Message):
     ROWWISE_ADAGRAD_FIELD_NUMBER: _builtins.int
     GROUP_ADAGRAD_FIELD_NUMBER: _builtins.int
     GROUP_FTRL_FIELD_NUMBER: _builtins.int
+    DCASGD_FIELD_NUMBER: _builtins.int
     LR_SCHEDULE_FIELD_NUMBER: _builtins.int
     WEIGHT_DECAY_SCHEDULE_FIELD_NUMBER: _builtins.int
     @_builtins.property
@@ -82,6 +83,8 @@ class RuleSpec(_message.Message):
     @_builtins.property
     def group_ftrl(self) -> Global___GroupFtrl: ...
     @_builtins.property
+    def dcasgd(self) -> Global___DcAsgd: ...
+    @_builtins.property
     def lr_schedule(self) -> Global___Schedule:
         """A hyper-parameter that follows a schedule is absent in the rule's own message."""
 
@@ -107,14 +110,15 @@ class RuleSpec(_message.Message):
         rowwise_adagrad: Global___RowWiseAdagrad | None = ...,
         group_adagrad: Global___GroupAdagrad | None = ...,
         group_ftrl: Global___GroupFtrl | None = ...,
+        dcasgd: Global___DcAsgd | None = ...,
         lr_schedule: Global___Schedule | None = ...,
         weight_decay_schedule: Global___Schedule | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["adabelief", b"adabelief", "adadelta", b"adadelta", "adagrad", b"adagrad", "adam", b"adam", "adamax", b"adamax", "adamw", b"adamw", "ftml", b"ftml", "ftrl", b"ftrl", "group_adagrad", b"group_adagrad", "group_ftrl", b"group_ftrl", "lion", b"lion", "lr_schedule", b"lr_schedule", "nadam", b"nadam", "rmsprop", b"rmsprop", "rowwise_adagrad", b"rowwise_adagrad", "rule", b"rule", "sgd", b"sgd", "signum", b"signum", "sum", b"sum", "weight_decay_schedule", b"weight_decay_schedule"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["adabelief", b"adabelief", "adadelta", b"adadelta", "adagrad", b"adagrad", "adam", b"adam", "adamax", b"adamax", "adamw", b"adamw", "dcasgd", b"dcasgd", "ftml", b"ftml", "ftrl", b"ftrl", "group_adagrad", b"group_adagrad", "group_ftrl", b"group_ftrl", "lion", b"lion", "lr_schedule", b"lr_schedule", "nadam", b"nadam", "rmsprop", b"rmsprop", "rowwise_adagrad", b"rowwise_adagrad", "rule", b"rule", "sgd", b"sgd", "signum", b"signum", "sum", b"sum", "weight_decay_schedule", b"weight_decay_schedule"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adabelief", b"adabelief", "adadelta", b"adadelta", "adagrad", b"adagrad", "adam", b"adam", "adamax", b"adamax", "adamw", b"adamw", "ftml", b"ftml", "ftrl", b"ftrl", "group_adagrad", b"group_adagrad", "group_ftrl", b"group_ftrl", "lion", b"lion", "lr_schedule", b"lr_schedule", "nadam", b"nadam", "rmsprop", b"rmsprop", "rowwise_adagrad", b"rowwise_adagrad", "rule", b"rule", "sgd", b"sgd", "signum", b"signum", "sum", b"sum", "weight_decay_schedule", b"weight_decay_schedule"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adabelief", b"adabelief", "adadelta", b"adadelta", "adagrad", b"adagrad", "adam", b"adam", "adamax", b"adamax", "adamw", b"adamw", "dcasgd", b"dcasgd", "ftml", b"ftml", "ftrl", b"ftrl", "group_adagrad", b"group_adagrad", "group_ftrl", b"group_ftrl", "lion", b"lion", "lr_schedule", b"lr_schedule", "nadam", b"nadam", "rmsprop", b"rmsprop", "rowwise_adagrad", b"rowwise_adagrad", "rule", b"rule", "sgd", b"sgd", "signum", b"signum", "sum", b"sum", "weight_decay_schedule", b"weight_decay_schedule"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_rule: _TypeAlias = _typing.Literal["sgd", "adagrad", "adam", "adamw", "adadelta", "rmsprop", "nadam", "adamax", "signum", "lion", "adabelief", "ftrl", "ftml", "sum", "rowwise_adagrad", "group_adagrad", "group_ftrl"]  # noqa: Y015
+    _WhichOneofReturnType_rule: _TypeAlias = _typing.Literal["sgd", "adagrad", "adam", "adamw", "adadelta", "rmsprop", "nadam", "adamax", "signum", "lion", "adabelief", "ftrl", "ftml", "sum", "rowwise_adagrad", "group_adagrad", "group_ftrl", "dcasgd"]  # noqa: Y015
     _WhichOneofArgType_rule: _TypeAlias = _typing.Literal["rule", b"rule"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_rule) -> _WhichOneofReturnType_rule | None: ...
 
@@ -1060,6 +1064,70 @@ class GroupFtrl(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__lr) -> _WhichOneofReturnType__lr | None: ...
 
 Global___GroupFtrl: _TypeAlias = GroupFtrl  # noqa: Y015
+
+@_typing.final
+class DcAsgd(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LR_FIELD_NUMBER: _builtins.int
+    COMPENSATION_FIELD_NUMBER: _builtins.int
+    ADAPTIVE_FIELD_NUMBER: _builtins.int
+    ALPHA_FIELD_NUMBER: _builtins.int
+    EPS_FIELD_NUMBER: _builtins.int
+    WEIGHT_DECAY_FIELD_NUMBER: _builtins.int
+    CLIP_VALUE_FIELD_NUMBER: _builtins.int
+    lr: _builtins.float
+    compensation: _builtins.float
+    adaptive: _builtins.bool
+    alpha: _builtins.float
+    eps: _builtins.float
+    weight_decay: _builtins.float
+    clip_value: _builtins.float
+    def __init__(
+        self,
+        *,
+        lr: _builtins.float | None = ...,
+        compensation: _builtins.float | None = ...,
+        adaptive: _builtins.bool | None = ...,
+        alpha: _builtins.float | None = ...,
+        eps: _builtins.float | None = ...,
+        weight_decay: _builtins.float | None = ...,
+        clip_value: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_adaptive", b"_adaptive", "_alpha", b"_alpha", "_clip_value", b"_clip_value", "_compensation", b"_compensation", "_eps", b"_eps", "_lr", b"_lr", "_weight_decay", b"_weight_decay", "adaptive", b"adaptive", "alpha", b"alpha", "clip_value", b"clip_value", "compensation", b"compensation", "eps", b"eps", "lr", b"lr", "weight_decay", b"weight_decay"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_adaptive", b"_adaptive", "_alpha", b"_alpha", "_clip_value", b"_clip_value", "_compensation", b"_compensation", "_eps", b"_eps", "_lr", b"_lr", "_weight_decay", b"_weight_decay", "adaptive", b"adaptive", "alpha", b"alpha", "clip_value", b"clip_value", "compensation", b"compensation", "eps", b"eps", "lr", b"lr", "weight_decay", b"weight_decay"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__adaptive: _TypeAlias = _typing.Literal["adaptive"]  # noqa: Y015
+    _WhichOneofArgType__adaptive: _TypeAlias = _typing.Literal["_adaptive", b"_adaptive"]  # noqa: Y015
+    _WhichOneofReturnType__alpha: _TypeAlias = _typing.Literal["alpha"]  # noqa: Y015
+    _WhichOneofArgType__alpha: _TypeAlias = _typing.Literal["_alpha", b"_alpha"]  # noqa: Y015
+    _WhichOneofReturnType__clip_value: _TypeAlias = _typing.Literal["clip_value"]  # noqa: Y015
+    _WhichOneofArgType__clip_value: _TypeAlias = _typing.Literal["_clip_value", b"_clip_value"]  # noqa: Y015
+    _WhichOneofReturnType__compensation: _TypeAlias = _typing.Literal["compensation"]  # noqa: Y015
+    _WhichOneofArgType__compensation: _TypeAlias = _typing.Literal["_compensation", b"_compensation"]  # noqa: Y015
+    _WhichOneofReturnType__eps: _TypeAlias = _typing.Literal["eps"]  # noqa: Y015
+    _WhichOneofArgType__eps: _TypeAlias = _typing.Literal["_eps", b"_eps"]  # noqa: Y015
+    _WhichOneofReturnType__lr: _TypeAlias = _typing.Literal["lr"]  # noqa: Y015
+    _WhichOneofArgType__lr: _TypeAlias = _typing.Literal["_lr", b"_lr"]  # noqa: Y015
+    _WhichOneofReturnType__weight_decay: _TypeAlias = _typing.Literal["weight_decay"]  # noqa: Y015
+    _WhichOneofArgType__weight_decay: _TypeAlias = _typing.Literal["_weight_decay", b"_weight_decay"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__adaptive) -> _WhichOneofReturnType__adaptive | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__alpha) -> _WhichOneofReturnType__alpha | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__clip_value) -> _WhichOneofReturnType__clip_value | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__compensation) -> _WhichOneofReturnType__compensation | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__eps) -> _WhichOneofReturnType__eps | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__lr) -> _WhichOneofReturnType__lr | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__weight_decay) -> _WhichOneofReturnType__weight_decay | None: ...
+
+Global___DcAsgd: _TypeAlias = DcAsgd  # noqa: Y015
 
 @_typing.final
 class Schedule(_message.Message):
