@@ -265,7 +265,7 @@ def test_a_kernel_of_another_form_has_no_twin() -> None:
 
 
 def test_rules_for_rows_are_refused() -> None:
-    with pytest.raises(UsageError, match="rows"):
+    with pytest.raises(InvariantError, match="rows"):
         build_cuda(RowWiseAdagrad(), "float32")
 
 
