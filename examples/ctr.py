@@ -126,22 +126,22 @@ def train(cluster, options, data):
     store = cluster.store("ctr", consistency=options.consistency)
     rule = wl.optim.Adagrad(lr=LR)
     dense = store.init(first_dense(options, data[0].shape[1]), optimizer=rule)
-    tables = (
-        store.table("w", 1, rule, init=wl.init.Zeros()),
-        store.table("v", options.k, rule, init=wl.init.Normal(0.01, seed=options.seed)),
-    )
+    store.table("w", 1, rule, init=wl.init.Zeros())
+    store.table("v", options.k, rule, init=wl.init.Normal(0.01, seed=options.seed))
+    tensors = dict.fromkeys(dense)
+
+    def rows_and_tensors(ids):
+        found = store.pull({"w": ids, "v": ids, **tensors}, out=dense).result()  # closes the step before
+        return found["w"], found["v"]
+
     for ids, x, y in cluster.batches(*data, size=options.size, epochs=options.epochs, seed=options.seed):
-        w, v = wl.wait([table.pull(ids) for table in tables])
-        loss, grads, *of_rows = loss_and_grads(dense, w, v, x, y)
-        with store.step():
-            for table, grads_of_rows in zip(tables, of_rows, strict=True):
-                table.push(ids, grads_of_rows, weight=len(y))
-            store.push(grads, weight=len(y))
-        store.pull(out=dense).result()
+        w, v = rows_and_tensors(ids)
+        loss, grads, to_w, to_v = loss_and_grads(dense, w, v, x, y)
+        store.push({"w": wl.Rows(ids, to_w), "v": wl.Rows(ids, to_v), **grads}, weight=len(y))
         cluster.log(loss=loss)
+    rows_and_tensors(data[0][:1])
     cluster.barrier("trained")
-    dense = store.pull().result()
-    return lambda ids, x: forward(dense, *wl.wait([table.pull(ids) for table in tables]), x)[0]
+    return lambda ids, x: forward(dense, *rows_and_tensors(ids), x)[0]
 
 
 def train_plain(options, data, workers=1):

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from windlass.checkpoints import Resume, load_tensors
     from windlass.cluster import Cluster, connect
     from windlass.hashing import hash64
+    from windlass.mixture import Rows
     from windlass.store import Store
     from windlass.ticket import Ticket, wait
     from windlass_proto.errors import (
@@ -52,6 +53,7 @@ _WHERE = {
     "wait": "windlass.ticket",
     "load_tensors": "windlass.checkpoints",
     "Resume": "windlass.checkpoints",
+    "Rows": "windlass.mixture",
     "ClosedError": _ERRORS,
     "CorruptionError": _ERRORS,
     "FencedError": _ERRORS,
@@ -70,6 +72,7 @@ __all__ = [
     "InvariantError",
     "ProtocolError",
     "Resume",
+    "Rows",
     "Store",
     "Ticket",
     "UnavailableError",

@@ -37,12 +37,16 @@ Action = Callable[[], None]
 
 
 class Plan(NamedTuple):
-    """What a call sends, by table; what is done with its last answer; what its caller then gets."""
+    """What a call sends, by table; what is done with its last answer; what its caller then gets.
+
+    `lasts`: of so many of the first tables the entries are the step's last for their segments.
+    """
 
     spans: list[list[Span]]
     settle: tuple[Action, ...]
     finish: Callable[[], Any] | None
     entries: int
+    lasts: int = 0
 
     def requests(
         self,
@@ -54,7 +58,6 @@ class Plan(NamedTuple):
         weight: float,
         stamp: Stamp | None,
         free: bool,
-        last: bool,
         nowait: bool,
         priority: int,
     ) -> list[Request]:
@@ -74,11 +77,11 @@ class Plan(NamedTuple):
                 out=out,
                 weight=weight,
                 stamp=stamp,
-                last=last,
+                last=table < self.lasts,
                 nowait=nowait,
                 priority=priority,
             )
-            for spans in self.spans
+            for table, spans in enumerate(self.spans)
             for share, block, begin, end, payload, out in spans
         ]
 
@@ -128,6 +131,17 @@ class Exchange:
         dense = {name: (table_id, self.rules[table_id]) for name, (table_id, _) in self.where.items()}
         return dense | {table.name: (table_id, table.spec.rule) for table_id, table in self.sparse.items()}
 
+    def table(self, name: str) -> Table:
+        """The declared sparse table of that name.
+
+        Raises:
+            UsageError: there is none; the nearest name is said.
+        """
+        found = self.sparse_named(name)
+        if found is None:
+            raise _not_declared(self, name, [table.name for table in self.sparse.values()], "a table", "store.table")
+        return found
+
     def forget(self, names: Iterable[str]) -> None:
         """Deleted tensors and tables are not this worker's any more."""
         gone = set(names)
@@ -158,15 +172,15 @@ class Exchange:
             UsageError: it is not declared; the nearest name is said.
         """
         found = self.where.get(name)
-        if found is None:
-            close = difflib.get_close_matches(name, self.where, 1)
+        if found is None and self.sparse_named(name) is not None:
             raise UsageError(
-                "a tensor is not declared in this store",
+                "a sparse table was named like a tensor",
                 store=self.store,
                 name=name,
-                nearest=close[0] if close else "none",
-                next_move="Call store.init with it first, on every worker." if not close else f"Use {close[0]!r}.",
+                next_move="Push windlass.Rows(ids, gradients) to it, and pull it by its ids: pull({name: ids}).",
             )
+        if found is None:
+            raise _not_declared(self, name, list(self.where), "a tensor", "store.init")
         return found
 
     def specs(self, record: RuleRecord) -> dict[str, dict[str, Any]]:
@@ -238,7 +252,8 @@ class Exchange:
             target = self._target(table, targets.get(table_id), flats, after) if op is Op.PUSH_PULL else None
             spans.append(table.spans(tuple(tensors), source, target))
         finish = self._finisher(list(arrays), out, flats, after) if op is Op.PUSH_PULL else None
-        plan = Plan(spans, tuple(settle), finish, sum(map(len, spans)))
+        lasts = len(spans) if op is Op.PUSH_PULL else 0
+        plan = Plan(spans, tuple(settle), finish, sum(map(len, spans)), lasts)
         if not (settle or after or flats):
             if len(self._plans) >= _PLANS_MAX:
                 self._plans.clear()
@@ -362,6 +377,17 @@ class Exchange:
 
     def _places(self, names: Iterable[str]) -> list[tuple[str, tuple[int, int]]]:
         return [(name, self.place(name)) for name in names]
+
+
+def _not_declared(exchange: Exchange, name: str, known: list[str], what: str, call: str) -> UsageError:
+    close = difflib.get_close_matches(name, known, 1)
+    return UsageError(
+        f"{what} is not declared in this store",
+        store=exchange.store,
+        name=name,
+        nearest=close[0] if close else "none",
+        next_move=f"Use {close[0]!r}." if close else f"Call {call} with it first, on every worker.",
+    )
 
 
 def _identity(arrays: Mapping[str, Any] | None) -> Any:

@@ -16,12 +16,12 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from windlass.arrays import Array, as_numpy, check_like, family_of
+from windlass.arrays import Array, as_numpy, as_target, check_like, family_of
 from windlass.data_link import InArena, InFrame
 from windlass.dense_table import Span
 from windlass.exchange import Plan
@@ -59,6 +59,13 @@ class _Room:
         return InFrame((self.array[offset : offset + nbytes].data,), nbytes)
 
 
+class _Target(NamedTuple):
+    """Where rows arrive in the order asked, and what makes the caller's array of them."""
+
+    flat: Array
+    finish: Callable[[], Any]
+
+
 class Table:
     """Made by `store.table(name, dim, ...)`; see the module. It belongs to its store's lock."""
 
@@ -87,8 +94,7 @@ class Table:
         Args:
             ids: any shape, any integer dtype, not negative; an id may be given more than once.
         """
-        wanted, shape = self._ids(ids)
-        return self._store.ask(Op.PULL, functools.partial(self._pull_plan, wanted, shape, family_of(ids)))
+        return self._store.ask(Op.PULL, functools.partial(self.pull_plan, ids))
 
     def push(self, ids: Any, grads: Any, *, weight: float = 1.0, priority: int = 0) -> Ticket:
         """Send gradients of rows as part of the current step; those of one id are summed. They are copied.
@@ -99,12 +105,12 @@ class Table:
             weight: this worker's weight in the mean, the same for all pushes of a step. Under "bsp" a row's mean is
                 over the workers that pushed to the table in the step; who did not name the row counts as zeros.
         """
-        make = functools.partial(self._push_plan, Op.PUSH, *self._gradients(ids, grads))
+        make = functools.partial(self.push_plan, Op.PUSH, ids, grads)
         return self._store.send(Op.PUSH, make, weight=weight, priority=priority)
 
     def push_pull(self, ids: Any, grads: Any, *, weight: float = 1.0, priority: int = 0) -> Ticket:
         """Push, close the step, and ask for the same rows after it; the result has the shape of `grads`."""
-        make = functools.partial(self._push_plan, Op.PUSH_PULL, *self._gradients(ids, grads), family_of(grads))
+        make = functools.partial(self.push_plan, Op.PUSH_PULL, ids, grads)
         return self._store.send(Op.PUSH_PULL, make, weight=weight, priority=priority)
 
     def erase(self, ids: Any) -> None:
@@ -177,6 +183,25 @@ class Table:
             )
         return wanted, shape, np.ascontiguousarray(array).reshape(-1)
 
+    def _target(self, shape: tuple[int, ...], out: Any, like: Any) -> _Target:
+        """Where the rows of ids of `shape` go: into `out`, or into a fresh array of the family of `like`."""
+        full = (*shape, self.dim)
+        if out is None:
+            fresh: Array = np.empty(full, self.dtype)
+            family = family_of(like)
+            return _Target(fresh.reshape(-1), lambda: family(fresh))
+        array = as_target(self.name, out)
+        check_like(self.name, array, full, self.dtype, what="an out array of rows")
+        if array.flags.c_contiguous:
+            return _Target(array.reshape(-1), lambda: out)
+        flat: Array = np.empty(array.size, self.dtype)
+
+        def copy() -> Any:
+            np.copyto(array, flat.reshape(full))
+            return out
+
+        return _Target(flat, copy)
+
     # ---- plans -------------------------------------------------------------------------------------------------------
 
     def _cut(self, plan: id_kernels.IdPlan, *, every_band: bool = False) -> list[tuple[range, int, int]]:
@@ -190,28 +215,27 @@ class Table:
                 found.append((band, begin, end))
         return found
 
-    def _push_plan(
-        self,
-        op: Op,
-        ids: id_kernels.Ids,
-        shape: tuple[int, ...],
-        grads: Array,
-        family: Callable[[Array], Any] = lambda array: array,
-    ) -> Plan:
-        plan = id_kernels.plan(ids, self.spec.seed, self.spec.vshards)
+    def push_plan(self, op: Op, ids: Any, grads: Any, out: Any = None) -> Plan:
+        """Send gradients of rows; with PUSH_PULL the rows come back, into `out` where it is given."""
+        wanted, shape, array = self._gradients(ids, grads)
+        plan = id_kernels.plan(wanted, self.spec.seed, self.spec.vshards)
         runs = self._cut(plan, every_band=self.spec.mean and self.spec.consistency.mode is Mode.BSP)
-        room, sent = self._staged(plan, runs, grads)
+        target = self._target(shape, out, grads) if op is Op.PUSH_PULL else None
+        room, sent = self._staged(plan, runs, array)
         settle = [lambda: self._give(room)]
-        if op is Op.PUSH:
+        if target is None:
             return self._planned(runs, sent, [None] * len(runs), settle, None)
-        return self._planned(runs, sent, *self._received(plan, runs, shape, family, settle))
+        return self._planned(runs, sent, *self._received(plan, runs, target, settle))
 
-    def _pull_plan(self, ids: id_kernels.Ids, shape: tuple[int, ...], family: Callable[[Array], Any]) -> Plan:
-        plan = id_kernels.plan(ids, self.spec.seed, self.spec.vshards)
+    def pull_plan(self, ids: Any, out: Any = None) -> Plan:
+        """Ask for rows, into `out` where it is given."""
+        wanted, shape = self._ids(ids)
+        plan = id_kernels.plan(wanted, self.spec.seed, self.spec.vshards)
         runs = self._cut(plan)
+        target = self._target(shape, out, ids)
         room, sent = self._staged(plan, runs, None)
         settle = [lambda: self._give(room)]
-        return self._planned(runs, sent, *self._received(plan, runs, shape, family, settle))
+        return self._planned(runs, sent, *self._received(plan, runs, target, settle))
 
     def _erase_plan(self, ids: id_kernels.Ids) -> Plan:
         plan = id_kernels.plan(ids, self.spec.seed, self.spec.vshards)
@@ -256,8 +280,7 @@ class Table:
         self,
         plan: id_kernels.IdPlan,
         runs: list[tuple[range, int, int]],
-        shape: tuple[int, ...],
-        family: Callable[[Array], Any],
+        target: _Target,
         settle: list[Callable[[], None]],
     ) -> tuple[list[Any], list[Callable[[], None]], Callable[[], Any]]:
         """Where each run's rows arrive, and what makes the caller's array of them."""
@@ -265,12 +288,11 @@ class Table:
         room, begins = self._laid_out(sizes)
 
         def finish() -> Any:
-            found: Array = np.empty(plan.inverse.size * self.dim, self.dtype)
             places = self._places(runs, begins)
             rows = room.array.view(self.dtype)
-            id_kernels.moves(self.dtype).take_rows(rows, plan.inverse, places, self.dim, found)
+            id_kernels.moves(self.dtype).take_rows(rows, plan.inverse, places, self.dim, target.flat)
             self._give(room)
-            return family(found.reshape(*shape, self.dim))
+            return target.finish()
 
         return [room.values(at, nbytes) for at, nbytes in zip(begins, sizes, strict=True)], settle, finish
 

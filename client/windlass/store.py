@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from windlass import checkpoints, declare
+from windlass import checkpoints, declare, mixture
 from windlass.arrays import Array, as_numpy, family_of
 from windlass.data_link import refusal_of
 from windlass.exchange import Exchange, Plan
@@ -166,28 +166,26 @@ class Store:
         """Send gradients as part of the current step; several pushes of one step are summed.
 
         Args:
-            grads: name -> array of the tensor's shape and dtype. Arrays of `store.empty` are borrowed until the ticket
-                is done; others are copied before the call returns, unless `borrow`.
+            grads: name -> array of the tensor's shape and dtype, or `windlass.Rows(ids, gradients)` of a table. Arrays
+                of `store.empty` are borrowed until the ticket is done; others are copied before the call returns,
+                unless `borrow`; rows always are.
             weight: this worker's weight in the mean, the same for all pushes of a step.
             priority: higher ones overtake what has not been sent.
         """
-        make = functools.partial(self.exchange.push_plan, Op.PUSH, grads, None, borrow=borrow)
+        make = functools.partial(mixture.push_plan, self.exchange, Op.PUSH, grads, None, borrow=borrow)
         return self.send(Op.PUSH, make, weight=weight, priority=priority)
 
-    def pull(self, names: Iterable[str] | str | None = None, out: Mapping[str, Any] | None = None) -> Ticket:
-        """Ask for present values (all, or those named) in `out` or fresh arrays; closes a step that has pushes."""
-        with self._lock:
-            self._check()
-            chosen = [names] if isinstance(names, str) else list(self.exchange.where if names is None else names)
-            chosen = list(dict.fromkeys(chosen if out is None or names is not None else out))
-            if out is not None and not out.keys() >= set(chosen):
-                raise UsageError(
-                    "out= lacks tensors that were asked for",
-                    store=self.name,
-                    missing=", ".join(sorted(set(chosen) - out.keys())),
-                    next_move="Pass an array for each name.",
-                )
-            return self.ask(Op.PULL, functools.partial(self.exchange.pull_plan, chosen, out))
+    def pull(
+        self, names: Mapping[str, Any] | Iterable[str] | str | None = None, out: Mapping[str, Any] | None = None
+    ) -> Ticket:
+        """Ask for present values, in `out` or fresh arrays, by name; closes a step that has pushes.
+
+        Args:
+            names: tensors; or name -> ids of the rows of a table, None of a tensor, in one round trip; default: all
+                tensors.
+            out: an array for each tensor, and for what rows it is wanted: of the shape ids.shape + (dim,).
+        """
+        return self.ask(Op.PULL, functools.partial(mixture.pull_plan, self.exchange, names, out))
 
     def push_pull(
         self,
@@ -198,7 +196,10 @@ class Store:
         priority: int = 0,
         borrow: bool = False,
     ) -> Ticket:
-        """Push, close the step, and ask for the values after it. The result is `out`, or a dict of fresh arrays."""
+        """Push, close the step, and ask for the values after it. The result is `out`, or a dict of fresh arrays.
+
+        Of rows, those that were pushed to come back, in the order of their ids; in `out` they may be left out.
+        """
         with self._lock:
             ticket, requests, mark = self._whole_step(grads, out, weight, borrow=borrow, priority=priority)
             self.member.pump.submit(requests, mark)
@@ -468,8 +469,8 @@ class Store:
         self._check_writes("push_pull")
         self.open.check_no_block("push_pull")
         self.open.weigh(weight)
-        plan = self.exchange.push_plan(Op.PUSH_PULL, grads, out, borrow=borrow)
-        ticket, requests = self.ticket_of(Op.PUSH_PULL, plan, priority=priority, last=True)
+        plan = mixture.push_plan(self.exchange, Op.PUSH_PULL, grads, out, borrow=borrow)
+        ticket, requests = self.ticket_of(Op.PUSH_PULL, plan, priority=priority)
         self._latest = ticket
         mark = self._close_step()
         self._bound_open_steps(ticket)
@@ -526,7 +527,6 @@ class Store:
         plan: Plan,
         *,
         priority: int = 0,
-        last: bool = False,
         nowait: bool = False,
         clock: int | None = None,
     ) -> tuple[Ticket, list[Request]]:
@@ -552,7 +552,6 @@ class Store:
             weight=self.open.weight,
             stamp=stamp,
             free=self.member.all_shared,
-            last=last,
             nowait=nowait,
             priority=priority,
         )
