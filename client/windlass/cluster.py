@@ -18,7 +18,7 @@ from windlass.member import Member, join_request
 from windlass.run_folder import RunFolder
 from windlass.store import Store
 from windlass_proto import limits
-from windlass_proto.consistency import Consistency, Mode
+from windlass_proto.consistency import Consistency
 from windlass_proto.errors import UsageError, WindlassError
 
 if TYPE_CHECKING:
@@ -134,12 +134,12 @@ class Cluster:
         """The store of this name, made by the first worker that asks; the others must ask for the same mode.
 
         Args:
-            consistency: "bsp", "ssp:N" or "asp".
+            consistency: "bsp", "bsp:k=K", "bsp:k=K,late=fold", "ssp:N" or "asp".
         """
         from windlass_proto.gen import control_pb2 as pb
 
         self._member.check_open()
-        Consistency.parse(consistency)
+        consistency = str(Consistency.parse(consistency))
         with self._lock:
             known = self._stores.get(name)
             if known is not None:
@@ -175,7 +175,7 @@ class Cluster:
         """
         self._member.check_open()
         self._loaders += 1
-        balanced = all(Consistency.parse(store.consistency).mode is Mode.BSP for store in self._stores.values())
+        balanced = all(Consistency.parse(store.consistency).is_strict for store in self._stores.values())
         return Batches(
             self._member,
             self.job,

@@ -1,7 +1,8 @@
 """The open step of a store: what this worker has pushed in it, its weight, and what it is stamped with.
 
-Invariant: `clock` is the number of steps this worker has closed; it grows by one with each mark. What is pushed in a
-step, and its mark, carry one weight and one stamp. The store's lock guards it.
+Invariant: `clock` is the number of steps this worker has closed; it grows by one with each mark, and between steps it
+may jump to a later step that others have come to. What is pushed in a step, and its mark, carry one weight and one
+stamp. The store's lock guards all but `reached`, which the pump raises.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ class OpenStep:
         self.store_id = store_id
         self.clock = 0
         self.depth = 0  # of `with store.step()` blocks
+        self.reached = 0  # the step that is open where a push of ours came late
         self.pushed = False
         self.stamp: Stamp | None = None
         self._weight: float | None = None
@@ -58,6 +60,17 @@ class OpenStep:
         """Something is sent as part of this step."""
         self.pushed = True
         self._last_push = ticket
+
+    def reach(self, clock: int) -> None:
+        """Others have come to step `clock` without this worker: its next step is that one."""
+        self.reached = max(self.reached, clock)
+
+    def jump(self, servers: tuple[int, ...]) -> Mark | None:
+        """Go on with the step that others have come to; the mark that says so to `servers`, if it is a later one."""
+        if self.reached <= self.clock:
+            return None
+        self.clock = self.reached
+        return Mark(self.store_id, self.clock - 1, servers, stamp=self.stamp)
 
     def stamp_with(self, record: RuleRecord | None) -> None:
         """Choose the step's stamp: one for all it pushes and for its mark, whatever comes meanwhile."""

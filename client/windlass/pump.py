@@ -384,13 +384,16 @@ class Pump:
                     self._paused[link.server] = time.monotonic() + _RETRY_PAUSE_S
                 continue
             error: WindlassError | None
+            owner: Ticket | None = finished.request.owner
+            if finished.status is Status.LATE and owner is not None and owner.store is not None:
+                owner.store.open.reach(entry.aux)
             if finished.status is Status.ERROR:
                 error = error_of(entry, records)
             elif finished.status in _SUCCESSES:
                 error = None
             else:
                 error = _refusal(finished)
-            self._finish(finished.request.owner, error)
+            self._finish(owner, error)
 
     def _finish(self, ticket: Ticket | None, error: WindlassError | None) -> None:
         if ticket is None:

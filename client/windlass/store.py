@@ -434,7 +434,7 @@ class Store:
             UsageError: the step of `ticket` is open, so that to wait for it would be for ever.
         """
         self.member.check_open()
-        if self.consistency == "bsp" and self.open.holds(ticket):
+        if self.consistency.startswith("bsp") and self.open.holds(ticket):
             raise UsageError(
                 "a push was waited for inside its step, which only this worker can close",
                 store=self.name,
@@ -507,7 +507,11 @@ class Store:
         return self._live.newest() if self.consistency == "asp" else self._live.at(self.clock)
 
     def _stamp_step(self) -> Stamp | None:
+        """The stamp of this step, which begins with it: at the step that others have come to, if ours is behind."""
         if not self.open.is_stamped:
+            jumped = self.open.jump(self.exchange.servers())
+            if jumped is not None:
+                self.member.pump.submit([], jumped)
             if self.plateau is not None and self.plateau.due and self.open.depth == 0:
                 declare.lower_lr(self)
             self.open.stamp_with(self.present_record() if self._live.records else None)
@@ -531,6 +535,7 @@ class Store:
         clock: int | None = None,
     ) -> tuple[Ticket, list[Request]]:
         """A ticket for what `plan` sends, and its requests."""
+        stamp = self._stamp_step() if op in (Op.PUSH, Op.PUSH_PULL) else None
         at = self.clock if clock is None else clock
         ticket = Ticket(
             self.member.pump,
@@ -543,7 +548,6 @@ class Store:
         )
         if not plan.entries:
             self.on_done(ticket)
-        stamp = self._stamp_step() if op in (Op.PUSH, Op.PUSH_PULL) else None
         requests = plan.requests(
             op,
             self.store_id,

@@ -1,18 +1,28 @@
 """Consistency modes: when a pull may be answered and when a push is applied.
 
-bsp     a step is applied once every worker of the roster is done with it; a pull waits for that
-ssp:N   a push is applied on arrival; a pull waits until every worker has closed all but the last N steps
-asp     a push is applied on arrival; a pull never waits
+bsp       a step is applied once every worker of the roster is done with it; a pull waits for that
+bsp:k=K   a step is applied once K of them are done with it, the others being its backups; what comes later is
+          acknowledged as late and dropped, or with "bsp:k=K,late=fold" added to the step that is open then
+ssp:N     a push is applied on arrival; a pull waits until every worker has closed all but the last N steps
+asp       a push is applied on arrival; a pull never waits
+
+Backup workers are those of Chen et al., "Revisiting distributed synchronous SGD" (arXiv:1604.00981), who drop what is
+late; folding is ours.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Final
 
 from windlass_proto.errors import UsageError
 
-BOUND_MAX = 1 << 20
+BOUND_MAX: Final = 1 << 20
+NEEDED_MAX: Final = 1 << 16
+
+_BACKUP: Final = re.compile(r"k=([0-9]{1,5})(?:,late=(drop|fold))?")
 
 
 class Mode(StrEnum):
@@ -25,30 +35,50 @@ class Mode(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Consistency:
-    """A mode and, for ssp, its staleness bound in steps."""
+    """A mode; for ssp its staleness bound in steps; for bsp of how many workers a step needs (0: of all).
+
+    `folds`: what comes too late for its step is added to the open one.
+    """
 
     mode: Mode
     bound: int = 0
+    needed: int = 0
+    folds: bool = False
 
     @classmethod
     def parse(cls, text: str) -> Consistency:
-        """Read "bsp", "asp" or "ssp:N" with 0 <= N <= 2**20.
+        """Read "bsp", "bsp:k=K", "bsp:k=K,late=fold", "asp" or "ssp:N" with 0 <= N <= 2**20 and 1 <= K <= 2**16.
 
         Raises:
             UsageError: for anything else.
         """
-        name, colon, bound = text.partition(":")
+        name, colon, given = text.partition(":")
         if name in (Mode.BSP, Mode.ASP) and not colon:
             return cls(Mode(name))
-        digits = bound.isascii() and bound.isdecimal() and len(bound) <= len(str(BOUND_MAX))
-        if name == Mode.SSP and digits and int(bound) <= BOUND_MAX:
-            return cls(Mode.SSP, int(bound))
+        digits = given.isascii() and given.isdecimal() and len(given) <= len(str(BOUND_MAX))
+        if name == Mode.SSP and digits and int(given) <= BOUND_MAX:
+            return cls(Mode.SSP, int(given))
+        backup = _BACKUP.fullmatch(given) if name == Mode.BSP else None
+        if backup is not None and 1 <= int(backup[1]) <= NEEDED_MAX:
+            return cls(Mode.BSP, needed=int(backup[1]), folds=backup[2] == "fold")
         raise UsageError(
             "a consistency mode is not known",
             got=repr(text[:64]),
-            known='"bsp", "ssp:N" (N steps) or "asp"',
+            known='"bsp", "bsp:k=K" (K workers), "bsp:k=K,late=fold", "ssp:N" (N steps) or "asp"',
             next_move='Write for example consistency="ssp:4".',
         )
 
     def __str__(self) -> str:
+        if self.needed:
+            return f"bsp:k={self.needed}{',late=fold' if self.folds else ''}"
         return f"ssp:{self.bound}" if self.mode is Mode.SSP else str(self.mode.value)
+
+    @property
+    def is_strict(self) -> bool:
+        """Does a step wait for everybody?"""
+        return self.mode is Mode.BSP and not self.needed
+
+    @property
+    def apart(self) -> int | None:
+        """How many steps workers may be apart before somebody waits for the slowest; None: any number."""
+        return None if self.mode is Mode.ASP or self.needed else self.bound

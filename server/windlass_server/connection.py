@@ -198,7 +198,7 @@ class Connection:
         if share is None or entry.op not in _WRITES:
             return False
         core = share.core
-        return core.consistency.mode is Mode.BSP and core.clocks.begun >= entry.clock
+        return core.modes.at(entry.clock).mode is Mode.BSP and core.clocks.begun >= entry.clock
 
     def _take(self, frame: Frame) -> None:
         header = frame.header

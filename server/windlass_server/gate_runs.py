@@ -60,13 +60,20 @@ class Waiting:
 
 @dataclass(slots=True, eq=False)
 class Contribution:
+    """`clock` is the step that its worker made it for; a later step's runs hold it where it was folded into that."""
+
     session: bytes
     rank: int
+    clock: int
     buffer: Any
     seg_begin: int
     weight: float
     stamp: Any
     runs: int = 0
+
+    @classmethod
+    def of(cls, push: Push, rank: int) -> Contribution:
+        return cls(push.session, rank, push.clock, push.buffer, push.seg_begin, push.weight, push.stamp)
 
 
 @dataclass(slots=True, eq=False)
@@ -94,11 +101,14 @@ class GateRun:
             contribution.runs -= 1
         return [contribution for contribution in taken if contribution.runs == 0]
 
-    def drop(self, session: bytes) -> tuple[list[Contribution], list[Waiting]]:
-        """Take out what `session` contributed; returns the contributions now unused, and who waited."""
-        mine = [c for c in self.contributions if c.session == session]
+    def drop(self, session: bytes, clock: int) -> tuple[list[Contribution], list[Waiting]]:
+        """Take out what `session` contributed to this step, `clock`; returns what is now unused, and who waited.
+
+        What was folded into it is whole, and has been acknowledged.
+        """
+        mine = [c for c in self.contributions if c.session == session and c.clock == clock]
         waiting = [w for w in self.waiting if w.session == session]
-        self.contributions = [c for c in self.contributions if c.session != session]
+        self.contributions = [c for c in self.contributions if c.session != session or c.clock != clock]
         self.waiting = [w for w in self.waiting if w.session != session]
         for contribution in mine:
             contribution.runs -= 1
@@ -117,6 +127,10 @@ class BlockState:
     parked: list[Waiting] = field(default_factory=list)
     reducing: Reducing | None = None  # of a rule that needs norms of tensors which lie in several blocks
 
+    def taken(self) -> list[int]:
+        """Per segment: steps that take no further contribution."""
+        return self.applied if self.reducing is None else self.reducing.taken(self.applied)
+
 
 def fresh_runs(applied: list[int], clock: int) -> list[GateRun]:
     """One run for each stretch of segments that has not completed step `clock` yet."""
@@ -131,6 +145,21 @@ def fresh_runs(applied: list[int], clock: int) -> list[GateRun]:
         else:
             runs.append(GateRun(seg, seg + 1))
     return runs
+
+
+def drop_session(state: BlockState, session: bytes, closed: int) -> tuple[list[Contribution], list[Waiting]]:
+    """Take out what `session`, which has closed `closed` steps, left unfinished; what is now unused, and who waited."""
+    unused: list[Contribution] = []
+    waited: list[Waiting] = []
+    for clock, runs in state.gates.items():
+        for run in runs if clock >= closed else ():
+            if session not in run.done:
+                contributions, waiting = run.drop(session, clock)
+                unused += contributions
+                waited += waiting
+    waited += [w for w in state.parked if w.session == session]
+    state.parked = [w for w in state.parked if w.session != session]
+    return unused, waited
 
 
 def overlapping(runs: list[GateRun], seg_begin: int, seg_end: int) -> tuple[int, int]:

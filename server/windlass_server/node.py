@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator
 
 from windlass_proto import limits
-from windlass_proto.consistency import Mode
 from windlass_proto.errors import ClosedError, ProtocolError, UnavailableError, UsageError
 from windlass_proto.group_specs import GroupSpec
 from windlass_proto.memory import BufferPool
@@ -317,7 +316,7 @@ class ServerNode:
     def _bound(self, store_id: int) -> int | None:
         """How many steps the workers of a store may be apart; None: as many as they are."""
         modes = [group.spec.consistency for group in self.groups.values() if group.spec.store_id == store_id]
-        return modes[0].bound if modes and modes[0].mode is not Mode.ASP else None
+        return modes[0].apart if modes else None
 
     def _shares_of(self, store_id: int) -> Iterator[tuple[Group, Share]]:
         for group in self.groups.values():

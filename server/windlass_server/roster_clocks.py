@@ -1,7 +1,8 @@
 """Roster clocks: which sessions count in a share, and how many steps each has closed.
 
 Invariants:
-- `closed_min`, the steps that nobody of the roster is waited for, never falls.
+- `closed_min`, the steps that nobody of the roster is waited for, never falls. Where a step needs K workers, they are
+  the steps that K of those who count in them have closed; else those that all have.
 - No step from `hold_clock` on completes while a change of the roster that begins there is being agreed.
 
 One share core owns an object; the share's lock guards it.
@@ -12,12 +13,28 @@ Prior art: the vector clocks of Li et al. (OSDI '14, section 3.4).
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import NamedTuple
 
+from windlass_proto.consistency import Consistency
+from windlass_proto.step_modes import StepModes
 from windlass_server.session_filter import SessionFilter
 from windlass_server.share_events import LEFT, Roster
 
 UNRANKED = 1 << 30
 """The rank of a session that no roster has named yet."""
+
+
+class Awaited(NamedTuple):
+    """A step is complete where `quota` of `sessions`, who have not closed it, are done with it."""
+
+    sessions: set[bytes]
+    quota: int
+
+    def are(self, done: set[bytes]) -> bool:
+        """Are enough of them `done`?"""
+        if self.quota == len(self.sessions):
+            return done >= self.sessions
+        return len(done & self.sessions) >= self.quota
 
 
 class RosterClocks:
@@ -75,11 +92,27 @@ class RosterClocks:
         self._ranks.pop(session, None)
         self.closed.pop(session, None)
 
-    def advance(self) -> None:
-        """Raise `closed_min` to what all have closed. Those who left, or nobody at all, finish every step begun."""
-        clocks = [clock for m in self.roster.members if (clock := self.closed[m.session]) < LEFT]
-        lowest = min(clocks, default=self.begun + 1)
-        self.closed_min = max(self.closed_min, lowest if self.hold_clock is None else min(lowest, self.hold_clock))
+    def advance(self, modes: StepModes) -> None:
+        """Raise `closed_min` to what is closed. Those who left, or nobody at all, finish every step begun."""
+        while True:
+            end = modes.next_after(self.closed_min)
+            reach = self._closed(modes.at(self.closed_min))
+            reach = reach if end is None else min(reach, end)
+            reach = reach if self.hold_clock is None else min(reach, self.hold_clock)
+            if reach <= self.closed_min:
+                return
+            self.closed_min = reach
+            if not modes.changes and not modes.declared.needed:
+                return
+
+    def _closed(self, mode: Consistency) -> int:
+        """How many steps are closed if all are as step `closed_min` is: in `mode`, with those who count in it."""
+        living = [(m.join_clock, clock) for m in self.roster.members if (clock := self.closed[m.session]) < LEFT]
+        if not mode.needed or not living:
+            return min([clock for _, clock in living], default=self.begun + 1)
+        counting = sorted((clock for joined, clock in living if joined <= self.closed_min), reverse=True)
+        joining = min((joined for joined, _ in living if joined > self.closed_min), default=LEFT)
+        return min(joining, counting[min(mode.needed, len(counting)) - 1]) if counting else joining
 
     # ---- questions -----------------------------------------------------------------------------------------
 
@@ -87,14 +120,14 @@ class RosterClocks:
         """The rank that the roster gives `session`."""
         return self._ranks.get(session, unknown)
 
-    def awaited(self, clock: int) -> set[bytes]:
-        """The sessions that have not closed step `clock`."""
-        return {m.session for m in self.roster.members if self.closed[m.session] <= clock}
-
-    def slowest(self) -> set[bytes]:
-        """The sessions that have closed the fewest steps."""
-        lowest = min((self.closed[m.session] for m in self.roster.members), default=0)
-        return {m.session for m in self.roster.members if self.closed[m.session] == lowest}
+    def awaited(self, clock: int, mode: Consistency) -> Awaited:
+        """Whom step `clock` waits for."""
+        if not mode.needed:
+            sessions = {m.session for m in self.roster.members if self.closed[m.session] <= clock}
+            return Awaited(sessions, len(sessions))
+        counting = [m.session for m in self.roster.members if m.join_clock <= clock and self.closed[m.session] < LEFT]
+        sessions = {session for session in counting if self.closed[session] <= clock}
+        return Awaited(sessions, max(0, min(mode.needed, len(counting)) - (len(counting) - len(sessions))))
 
     def may_complete(self, clock: int) -> bool:
         """Has the store started, and is no change of the roster being agreed from `clock` on?"""

@@ -8,8 +8,9 @@ Invariants (checked by `validate`):
 - A session's operations on this share are admitted in the order of their seq, each exactly once; what was
   admitted before is answered as a duplicate (or with the refusal it met then) and changes nothing; so does
   a hole (`gap`).
-- BSP: a segment's step c is applied once, after step c-1, when every session of the roster is done with
-  it: by a piece that says LAST or by its mark. Sessions are a set, so a retry never releases a step.
+- BSP: a segment's step c is applied once, after step c-1, when every session of the roster is done with it (bsp:k=K:
+  when K are): by a piece that says LAST or by its mark. Sessions are a set, so a retry never releases a step. What
+  comes for a complete step is late, and is told which step is open.
 - An answer is released once. A gradient's buffer is released once, after the last use.
 - BSP: a step is applied with the highest stamp that a session has given it, SSP and ASP: with the push's own.
 - No step that the roster has closed (`clocks.closed_min`) is open, but behind one that is `reducing`.
@@ -36,10 +37,11 @@ from windlass_proto.consistency import Consistency, Mode
 from windlass_proto.errors import UsageError, WindlassError
 from windlass_proto.frames import Status
 from windlass_proto.layout import Block
+from windlass_proto.step_modes import StepModes
 from windlass_server import gate_runs, share_invariants
 from windlass_server.gate_runs import BlockState, Contribution, GateRun, Waiting
 from windlass_server.reducing import Phases, Reducing, ReducingRun
-from windlass_server.roster_clocks import RosterClocks
+from windlass_server.roster_clocks import Awaited, RosterClocks
 from windlass_server.session_filter import SessionFilter, Verdict, ended_error
 from windlass_server.share_events import (
     LEFT,
@@ -75,7 +77,7 @@ class ShareCore:
         mean: bool = True,
         phases: Mapping[int, Phases] | None = None,
     ) -> None:
-        self.consistency = consistency
+        self.modes = StepModes(consistency)
         self.mean = mean
         self.clocks = RosterClocks()
         self.sessions = SessionFilter()
@@ -102,7 +104,7 @@ class ShareCore:
         if (refusal := self._admit(event)) is not None:
             return refusal
         self.clocks.begin(event.clock)
-        bsp = self.consistency.mode is Mode.BSP
+        bsp = self.modes.at(event.clock).mode is Mode.BSP
         effects = self._contribute(event) if bsp else self._apply_on_arrival(event)
         return self._and_its_mark(event, effects)
 
@@ -162,7 +164,7 @@ class ShareCore:
 
     def announce(self, session: bytes, clock: int, stamp: Any) -> None:
         """From its step `clock` on `session` stamps with `stamp`. Said before anything of that step."""
-        if self.consistency.mode is Mode.BSP and not self.sessions.has_ended(session):
+        if self.modes.at(clock).mode is Mode.BSP and not self.sessions.has_ended(session):
             self.stamps.announce(session, clock, stamp)
 
     def mark(self, session: bytes, clock: int, *, leaves: bool = False) -> list[Effect]:
@@ -301,7 +303,9 @@ class ShareCore:
         aux: int = 0,
         error: WindlassError | None = None,
     ) -> Answer:
-        if values:
+        if status is Status.LATE:
+            aux = self._open_step(self.blocks[event.block], event)
+        elif values:
             aux = self.blocks[event.block].updates[event.seg_begin]
         return Answer(event.origin, status, event.block, event.seg_begin, event.seg_end, values, aux, error)
 
@@ -315,22 +319,16 @@ class ShareCore:
 
     def _contribute(self, event: Push) -> list[Effect]:
         state = self.blocks[event.block]
-        taken = state.applied if state.reducing is None else state.reducing.taken(state.applied)
-        if event.clock < self.clocks.closed_min or event.clock < max(taken[event.seg_begin : event.seg_end]):
-            self.tallies.come_late(event.session, event.clock)
-            return self._consume(event, Status.LATE)
+        if event.clock < self._open_step(state, event):
+            return self._come_late(state, event)
         effects: list[Effect] = []
         waiting = contribution = None
         if event.finite and event.refusal is None:
             waiting = self._wait_for(event, event.clock, event.seg_end - event.seg_begin)
-            rank = self.clocks.rank(event.session)
-            contribution = Contribution(event.session, rank, event.buffer, event.seg_begin, event.weight, event.stamp)
+            contribution = Contribution.of(event, self.clocks.rank(event.session))
         else:
             effects = self._reject(event)
-        runs = state.gates.get(event.clock)
-        if runs is None:
-            runs = state.gates[event.clock] = gate_runs.fresh_runs(taken, event.clock)
-            self._gated[event.block] = state
+        runs = self._runs(state, event.clock)
         for run in gate_runs.exactly(runs, event.seg_begin, event.seg_end):
             if contribution is not None and waiting is not None:
                 run.contributions.append(contribution)
@@ -345,6 +343,32 @@ class ShareCore:
                 effects += self._release_parked(state)
         return effects
 
+    def _open_step(self, state: BlockState, event: Push) -> int:
+        """The first step that is complete on none of the event's segments."""
+        return max(self.clocks.closed_min, *state.taken()[event.seg_begin : event.seg_end])
+
+    def _runs(self, state: BlockState, clock: int) -> list[GateRun]:
+        """The gates of step `clock`."""
+        runs = state.gates.get(clock)
+        if runs is None:
+            runs = state.gates[clock] = gate_runs.fresh_runs(state.taken(), clock)
+            self._gated[state.shape.index] = state
+        return runs
+
+    def _come_late(self, state: BlockState, event: Push) -> list[Effect]:
+        """The step of `event` is complete. Dropped, or folded into the open one as a contribution of its own."""
+        self.tallies.come_late(event.session, event.clock)
+        if not (self.modes.at(event.clock).folds and event.finite and event.refusal is None):
+            return self._consume(event, Status.LATE)
+        open_step = self._open_step(state, event)
+        self.clocks.begin(open_step)
+        contribution = Contribution.of(event, self.clocks.rank(event.session))
+        for run in gate_runs.exactly(self._runs(state, open_step), event.seg_begin, event.seg_end):
+            run.contributions.append(contribution)
+            contribution.runs += 1
+        self.sessions.note_fate(event.session, event.seq, Status.LATE)
+        return [self._answer(event, Status.LATE, values=event.values)]
+
     def _complete(self, state: BlockState, clock: int, seg_begin: int, seg_end: int) -> list[Effect]:
         """Apply the runs on [seg_begin, seg_end) that all are done with in step `clock`, and what follows.
 
@@ -352,7 +376,7 @@ class ShareCore:
         """
         effects: list[Effect] = []
         while (runs := state.gates.get(clock)) is not None and self.clocks.may_complete(clock):
-            awaited = self.clocks.awaited(clock)
+            awaited = self.clocks.awaited(clock, self.modes.at(clock))
             first, end = gate_runs.overlapping(runs, seg_begin, seg_end)
             kept = []
             for run in runs[first:end]:
@@ -370,8 +394,8 @@ class ShareCore:
             clock += 1
         return effects + self._reduce(state) if state.reducing is not None else effects
 
-    def _is_done(self, run: GateRun, awaited: set[bytes]) -> bool:
-        return run.done >= awaited
+    def _is_done(self, run: GateRun, awaited: Awaited) -> bool:
+        return awaited.are(run.done)
 
     def _is_next(self, state: BlockState, run: GateRun, clock: int) -> bool:
         """Are the steps before `clock` complete on the run? One nobody pushed for is when all closed it."""
@@ -385,7 +409,7 @@ class ShareCore:
             return self._apply_run(state, run, clock)
         # A contribution may have come before the roster that names its session's rank.
         run.contributions.sort(key=lambda c: (self.clocks.rank(c.session, c.rank), c.session))
-        divisor = sum({c.session: c.weight for c in run.contributions}.values()) if self.mean else 1.0
+        divisor = sum({(c.session, c.clock): c.weight for c in run.contributions}.values()) if self.mean else 1.0
         stamp = max(c.stamp for c in run.contributions)
         stamp = self.stamps.highest(clock, stamp) if self.stamps else stamp
         resolved = ReducingRun(run, clock, divisor, stamp)
@@ -456,7 +480,7 @@ class ShareCore:
         """Marks or the roster changed: complete what that frees, step by step; only then read."""
         if not self.clocks.roster.started:
             return []
-        self.clocks.advance()
+        self.clocks.advance(self.modes)
         effects: list[Effect] = []
         for state in list(self._gated.values()):
             for clock in sorted(state.gates):
@@ -473,20 +497,13 @@ class ShareCore:
         effects: list[Effect] = []
         forgotten: list[Waiting] = []
         closed = self.clocks.closed.get(session, 0)
-        for state in self._gated.values():
-            for clock, runs in state.gates.items():
-                for run in runs if clock >= closed else ():
-                    if session not in run.done:
-                        unused, waited = run.drop(session)
-                        effects += [Release(contribution.buffer) for contribution in unused]
-                        forgotten += waited
-        for index, state in list(self._parking.items()):
-            parked = [w for w in state.parked if w.session == session]
-            effects += [Release(w.write) for w in parked if w.write is not None]
-            forgotten += parked
-            state.parked = [w for w in state.parked if w.session != session]
+        for state in {**self._gated, **self._parking}.values():
+            unused, waited = gate_runs.drop_session(state, session, closed)
+            effects += [Release(contribution.buffer) for contribution in unused]
+            effects += [Release(waiting.write) for waiting in waited if waiting.write is not None]
+            forgotten += waited
             if not state.parked:
-                del self._parking[index]
+                self._parking.pop(state.shape.index, None)
         for waiting in forgotten:
             if not waiting.forgotten:
                 waiting.forgotten = True
@@ -521,11 +538,13 @@ class ShareCore:
     # ---- reads ---------------------------------------------------------------------------------------------
 
     def _may_read(self, state: BlockState, waiting: Waiting) -> bool:
-        mode = self.consistency.mode
-        if mode is Mode.ASP or waiting.clock == 0:
+        if waiting.clock == 0:
             return True
-        if mode is Mode.SSP:
-            return self.clocks.closed_min >= waiting.clock - self.consistency.bound
+        mode = self.modes.at(waiting.clock - 1)
+        if mode.mode is Mode.ASP:
+            return True
+        if mode.mode is Mode.SSP:
+            return self.clocks.closed_min >= waiting.clock - mode.bound
         if state.reducing is not None and state.reducing.covers(waiting.seg_begin, waiting.seg_end, waiting.clock):
             return False
         if self.clocks.closed_min >= waiting.clock:
@@ -559,18 +578,6 @@ class ShareCore:
         return waiting.answer(Status.OK, self.blocks[waiting.block].updates[waiting.seg_begin])
 
     # ---- explanation ---------------------------------------------------------------------------------------
-
-    def waiting_for(self) -> set[bytes]:
-        """The sessions that an open step or a parked pull waits for."""
-        late: set[bytes] = set()
-        for state in self._gated.values():
-            for clock, runs in state.gates.items():
-                awaited = self.clocks.awaited(clock)
-                for run in runs:
-                    late |= awaited - run.done
-        if self._parking:
-            late |= self.clocks.slowest()
-        return late
 
     def parked(self) -> int:
         """Answers that wait for a step or for other workers."""

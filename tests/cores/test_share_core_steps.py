@@ -278,13 +278,6 @@ def test_a_roster_that_still_names_an_ended_session_does_not_wait_for_it() -> No
     assert bench.status("a") is Status.OK
 
 
-def test_status_names_who_is_waited_for() -> None:
-    bench = Bench(members=(A, B, C))
-    bench.push("a", A, 1, 0)
-    bench.mark(B, clock=0)
-    assert bench.core.waiting_for() == {C}
-
-
 @given(st.permutations([(s, c) for s in (A, B, C) for c in range(3)]), st.data())
 def test_the_weights_do_not_depend_on_the_order_of_arrival(order: list[tuple[bytes, int]], data: st.DataObject) -> None:
     """Sessions' own order is kept, as streams keep it; theirs among each other is any; duplicates come in between."""

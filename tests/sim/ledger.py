@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from tests.sim.wire import Values
-from windlass_proto.consistency import Consistency, Mode
+from windlass_proto.consistency import Mode
 from windlass_proto.frames import Status
+from windlass_proto.step_modes import StepModes
 
 LANES = 16
 WORKERS_MAX = (LANES - 2) // 2
@@ -37,10 +38,22 @@ class Pushed:
     number: int
     clock: int
     status: Status | None = None
+    folds: bool = False  # it is applied also where it came late
+
+    @property
+    def is_applied(self) -> bool:
+        """It was by the time that it was acknowledged."""
+        return self.status in (Status.OK, Status.DUPLICATE)
 
     @property
     def counts(self) -> bool:
-        return self.status in (Status.OK, Status.DUPLICATE)
+        """It is applied in the end."""
+        return self.is_applied or (self.folds and self.status is Status.LATE)
+
+    @property
+    def is_open(self) -> bool:
+        """Nobody has said what became of it."""
+        return self.status is None
 
 
 @dataclass(slots=True)
@@ -53,6 +66,8 @@ class Book:
     counting: bool = False  # it has entered the roster
     join_clock: int = 0
     clock: int = 0  # steps closed
+    reached: int = 0  # the step that a late push was told is open
+    late: int = 0  # pushes that came late
     stamps: dict[int, int] = field(default_factory=dict)  # step -> the version it was stamped with
     places: dict[Place, list[Pushed]] = field(default_factory=dict)
     seen: dict[tuple[Place, int], int] = field(default_factory=dict)
@@ -70,14 +85,17 @@ def gradient(worker: int, number: int) -> Values:
 class Ledger:
     """All books of one run."""
 
-    def __init__(self, consistency: Consistency) -> None:
-        self.consistency = consistency
+    def __init__(self, modes: StepModes) -> None:
+        self.modes = modes
         self.books: list[Book] = []
 
     def acknowledge(self, book: Book, push: Pushed, status: Status) -> None:
-        if status not in (Status.OK, Status.DUPLICATE) and not book.ended:
+        mode = self.modes.at(push.clock)
+        allowed = (Status.OK, Status.DUPLICATE, Status.LATE) if mode.needed else (Status.OK, Status.DUPLICATE)
+        if status not in allowed and not book.ended:
             raise LedgerError("acknowledged", f"a push of live worker {book.worker} ended as {status.name}: {push}")
-        push.status = status
+        push.status, push.folds = status, mode.folds and not book.ended
+        book.late += status is Status.LATE
 
     def check_read(self, book: Book, place: Place, lanes: Values, clock: int, *, waits: bool) -> None:
         """`lanes` is what `book`'s worker read at `place`, having closed `clock` steps.
@@ -87,7 +105,7 @@ class Ledger:
         for other in self.books:
             count = round(-float(lanes[2 * other.worker]))
             pushes = other.places.get(place, [])
-            at_least = sum(push.counts for push in pushes) if other is book else 0
+            at_least = sum(push.is_applied for push in pushes) if other is book else 0
             if book.seen.get((place, other.worker), 0) > count:
                 raise LedgerError("monotonic", f"worker {book.worker} read an older version of {place}")
             book.seen[place, other.worker] = count
@@ -98,33 +116,50 @@ class Ledger:
                 check = "read-your-writes" if other is book else "staleness"
                 text = f"worker {book.worker} at clock {clock} read {count} of {who} pushes at {place}"
                 raise LedgerError(check, f"{text}, at least {at_least} were due")
-            if waits and self.consistency.mode is Mode.BSP and count > sum(p.clock < clock for p in pushes):
+            if waits and self.modes.at(clock - 1).is_strict and count > sum(p.clock < clock for p in pushes):
                 text = (
                     f"worker {book.worker} at clock {clock} read {count} of worker {other.worker}'s pushes at {place}"
                 )
                 raise LedgerError("same-clock", f"{text}: some belong to a later step")
 
     def _due(self, other: Book, pushes: list[Pushed], clock: int) -> int:
-        if self.consistency.mode is Mode.ASP:
+        mode = self.modes.at(clock - 1)
+        if mode.mode is Mode.ASP:
             return 0
-        return sum(push.clock < clock - self.consistency.bound for push in pushes)
+        return sum(push.clock < clock - mode.bound for push in pushes if push.is_applied or not mode.needed)
 
     def check_release(self, clock: int) -> None:
         """An answer for someone who has closed `clock` steps is let go now."""
-        if self.consistency.mode is Mode.ASP:
+        mode = self.modes.at(clock - 1)
+        if mode.mode is Mode.ASP:
+            return
+        if mode.needed:
+            self._check_needed(clock, mode.needed)
             return
         for book in self.books:
-            if book.counting and not (book.ended or book.left) and book.clock < clock - self.consistency.bound:
+            if book.counting and not (book.ended or book.left) and book.clock < clock - mode.bound:
                 text = f"a pull at clock {clock} was answered while worker {book.worker} had closed {book.clock} steps"
                 raise LedgerError("bound", text)
+
+    def _check_needed(self, clock: int, needed: int) -> None:
+        """A pull at `clock` is answered once so many workers have closed the step before it, or all there are."""
+        there = sum(book.counting and not (book.ended or book.left) and book.join_clock < clock for book in self.books)
+        closed = sum(book.clock >= clock for book in self.books)
+        if closed < min(needed, there):
+            text = f"a pull at clock {clock} was answered when {closed} of {there} workers had come so far"
+            raise LedgerError("bound", text)
 
     def check_stamp(self, clock: int, stamp: int, pushed: list[int]) -> None:
         """Step `clock`, or a push of it, is applied with `stamp`; `pushed` are those of its gradients.
 
         Under bsp it is the highest that anybody gave the step: of the living for certain, of the dead where it came.
         """
-        if self.consistency.mode is not Mode.BSP:
+        mode = self.modes.at(clock)
+        if mode.mode is not Mode.BSP:
             low, high = max(pushed), max(pushed)
+        elif mode.needed:  # who is not among the first K may have said nothing of it yet, or jumps over it
+            low = max(pushed)
+            high = max(stamp for book in self.books for step, stamp in [(0, 0), *book.stamps.items()] if step <= clock)
         else:
             low = max([*pushed, *(book.stamps.get(clock, 0) for book in self.books if not book.ended)])
             high = max(book.stamps.get(clock, 0) for book in self.books)
@@ -138,7 +173,8 @@ class Ledger:
             pushes = book.places.get(place, [])
             count, total = round(-float(lanes[2 * book.worker])), round(-float(lanes[2 * book.worker + 1]))
             sure = [push for push in pushes if push.counts]
-            maybe = [push for push in pushes if push.status is None]
+            maybe = [push for push in pushes if push.is_open or (book.ended and push.status is Status.LATE)]
+            maybe = [push for push in maybe if not push.counts]
             _balance(book, place, count, total, sure, maybe)
             low += sum(push.number % 5 + 1 for push in sure)
             high += sum(push.number % 5 + 1 for push in sure + maybe)

@@ -17,7 +17,7 @@ from windlass_proto.consistency import Consistency
 from windlass_proto.frames import Status
 from windlass_proto.layout import Block
 from windlass_server.gate_runs import GateRun
-from windlass_server.roster_clocks import RosterClocks
+from windlass_server.roster_clocks import Awaited, RosterClocks
 from windlass_server.session_filter import SessionFilter, Verdict
 from windlass_server.share_core import Answer, Effect, Push, ShareCore
 from windlass_server.step_stamps import StepStamps
@@ -89,8 +89,10 @@ class Counting(ShareCore):
                 run.done.add(event.session + bytes([len(run.done)]))
         return super()._repeat(event)
 
-    def _is_done(self, run: GateRun, awaited: set[bytes]) -> bool:
-        closed = {m.session for m in self.clocks.roster.members} - awaited - run.done
+    def _is_done(self, run: GateRun, awaited: Awaited) -> bool:
+        if awaited.quota < len(awaited.sessions):  # not all are needed
+            return super()._is_done(run, awaited)
+        closed = {m.session for m in self.clocks.roster.members} - awaited.sessions - run.done
         return len(run.done) + len(closed) >= len(self.clocks.roster.members)
 
 
@@ -158,6 +160,28 @@ class ReadsEarly(ShareCore):
             waiting.clock += 1
 
 
+class OneTooFew(RosterClocks):
+    """Of the K workers that a step needs it waits for one less."""
+
+    def awaited(self, clock: int, mode: Consistency) -> Awaited:
+        sessions, quota = super().awaited(clock, mode)
+        return Awaited(sessions, max(0, quota - 1) if mode.needed else quota)
+
+
+class DropsLate(ShareCore):
+    """What is to be folded is dropped."""
+
+    def _come_late(self, state: Any, event: Push) -> list[Effect]:
+        return super()._come_late(state, event._replace(finite=False))
+
+
+class TakesLate(ShareCore):
+    """A push for a step that is complete is taken as if it were open."""
+
+    def _open_step(self, state: Any, event: Push) -> int:
+        return event.clock
+
+
 class Unreleased(ShareCore):
     """Forgets to give a buffer back when a push comes twice."""
 
@@ -204,6 +228,14 @@ def _one_filter_a_vshard(server: Server) -> None:
     filters: dict[int, SessionFilter] = {}
     for (_, vshard), core in server.cores.items():
         core.sessions = filters.setdefault(vshard, core.sessions)
+
+
+def _with_clocks(kind: Callable[[], RosterClocks]) -> Callable[[Server], None]:
+    def rebuild(server: Server) -> None:
+        for core in server.cores.values():
+            core.clocks = kind()
+
+    return rebuild
 
 
 def _with_filter(kind: Callable[[], SessionFilter]) -> Callable[[Server], None]:
@@ -259,4 +291,7 @@ BUGS = (
     _bug("a step takes the lowest stamp", Parts(rebuild=_with_stamps(LowestStamp)), "stamp"),
     _bug("a stamp counts only where something was pushed", Parts(rebuild=_with_stamps(OnlyPushed)), "stamp"),
     _bug("a mark goes out without its record", Parts(make_window=NoStampOnMarks), "stamp"),
+    _bug("a step needs one worker less", Parts(rebuild=_with_clocks(OneTooFew)), "bound", "staleness"),
+    _bug("what is to be folded is dropped", Parts(make_core=DropsLate), "lost"),
+    _bug("a push for a complete step is taken", Parts(make_core=TakesLate), "invariant", "liveness"),
 )  # fmt: skip

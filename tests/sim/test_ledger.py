@@ -35,6 +35,7 @@ def test_the_seeds_meet_what_they_are_for() -> None:
         "exact": 0,
         "versions": 0,
         "unknown stamps": 0,
+        "late": 0,
     }
     for seed in range(0, SEEDS, 5):
         plan = plan_of(seed)
@@ -45,6 +46,7 @@ def test_the_seeds_meet_what_they_are_for() -> None:
         )
         met["versions"] += len(cluster.job.versions)
         met["unknown stamps"] += sum(server.unknown_stamps for server in cluster.servers)
+        met["late"] += sum(book.late for book in cluster.job.ledger.books)
         met["deaths"] += len(plan.deaths)
         met["late joins"] += sum(book.join_clock > 0 for book in cluster.job.ledger.books)
         met["sent away"] += plan.faults.refuse > 0

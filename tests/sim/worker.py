@@ -214,6 +214,8 @@ class Worker:
                 raise LedgerError("gap", f"a server misses what worker {self.rank} cannot send again: {request.seq}")
             self.dead = True  # told that its session has ended
             return
+        if status is Status.LATE:
+            self.book.reached = max(self.book.reached, finished.answer.aux)
         for _, push in wish.pushes:
             self.job.ledger.acknowledge(self.book, push, status)
         if request.op in (Op.PULL, Op.PUSH_PULL) and not self.book.ended:
@@ -247,6 +249,7 @@ class Worker:
     def _train(self) -> Iterator[list[Request]]:
         yield self._pulls(self._whole(), Random(0))
         for _ in range(self.steps):
+            self._jump()
             rng = Random(f"{self.job.seed}/{self.rank}/{self.book.clock}")
             self._set_sometimes()
             self._choose_stamp()
@@ -256,6 +259,12 @@ class Worker:
         self.book.left = True
         self._close(leaves=True)
         yield self._pulls(self._whole()[:1], Random(0), nowait=True)
+
+    def _jump(self) -> None:
+        """Go on with the step that others have come to without this worker, as it was told when it came late."""
+        if self.book.reached > self.book.clock:
+            self.book.clock = self.book.reached
+            self.window.close_step(STORE, self.book.clock - 1, range(self.job.servers), stamp=self._stamp)
 
     def _set_sometimes(self) -> None:
         """Change the hyper-parameters from this step on, as `store.set` by one worker does."""
@@ -268,7 +277,7 @@ class Worker:
         """One stamp for the step that begins: the newest version that this worker has heard of and that holds."""
         job, book = self.job, self.book
         known = [version for version in job.versions if self._has_heard_of(version)]
-        if job.ledger.consistency.mode is not Mode.ASP:
+        if job.ledger.modes.at(book.clock).mode is not Mode.ASP:
             known = [version for version in known if version.since <= book.clock]
         newest = known[-1].number if known else 0
         if newest > (self._stamp.version if self._stamp is not None else 0):

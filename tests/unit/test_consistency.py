@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from windlass_proto.consistency import BOUND_MAX, Consistency, Mode
+from windlass_proto.consistency import BOUND_MAX, NEEDED_MAX, Consistency, Mode
 from windlass_proto.errors import UsageError
 
 
@@ -18,9 +18,22 @@ def test_the_three_families_are_read() -> None:
     assert Consistency.parse(f"ssp:{BOUND_MAX}").bound == BOUND_MAX
 
 
+def test_backup_workers_are_read_with_what_becomes_of_late_pushes() -> None:
+    assert Consistency.parse("bsp:k=3") == Consistency(Mode.BSP, needed=3)
+    assert Consistency.parse("bsp:k=3,late=drop") == Consistency(Mode.BSP, needed=3)
+    assert Consistency.parse("bsp:k=3,late=fold") == Consistency(Mode.BSP, needed=3, folds=True)
+    assert str(Consistency.parse("bsp:k=03,late=drop")) == "bsp:k=3"
+
+
+@pytest.mark.parametrize(("text", "apart"), [("bsp", 0), ("ssp:0", 0), ("ssp:4", 4), ("asp", None), ("bsp:k=1", None)])
+def test_a_mode_says_how_far_apart_workers_may_be(text: str, apart: int | None) -> None:
+    assert Consistency.parse(text).apart == apart
+
+
 @given(st.integers(0, BOUND_MAX))
 def test_a_mode_is_read_as_it_is_written(bound: int) -> None:
-    for mode in (Consistency(Mode.BSP), Consistency(Mode.ASP), Consistency(Mode.SSP, bound)):
+    backup = Consistency(Mode.BSP, needed=bound % NEEDED_MAX + 1, folds=bool(bound & 1))
+    for mode in (Consistency(Mode.BSP), Consistency(Mode.ASP), Consistency(Mode.SSP, bound), backup):
         assert Consistency.parse(str(mode)) == mode
 
 
@@ -30,6 +43,15 @@ def test_a_mode_is_read_as_it_is_written(bound: int) -> None:
         "",
         "BSP",
         "bsp:",
+        "bsp:3",
+        "bsp:k=",
+        "bsp:k=0",
+        "bsp:k=-1",
+        "bsp:k=3,",
+        "bsp:k=3,late=keep",
+        "bsp:k=\u0663",
+        f"bsp:k={NEEDED_MAX + 1}",
+        "asp:k=3",
         "asp:1",
         "ssp",
         "ssp:",

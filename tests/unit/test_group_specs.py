@@ -57,7 +57,7 @@ def test_equal_bytes_make_equal_specs() -> None:
     [
         {"dtype": "float16"},
         {"dtype": ""},
-        {"consistency": "bsp:k=3"},
+        {"consistency": "bsp:k=0"},
         {"consistency": "ssp:" + "9" * 5000},
         {"reduce": "max"},
         {"reduce": ""},

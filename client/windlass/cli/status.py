@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from windlass_proto.consistency import Consistency
+
 if TYPE_CHECKING:
     from windlass.cli.finding import FoundCluster
     from windlass_proto.gen.control_pb2 import MemberStatus, StatusReply, StoreStatus
@@ -115,11 +117,9 @@ def _lag(store: StoreStatus, clock: int, reply: StatusReply) -> int:
     """Steps behind the furthest worker. Clocks are those of beats a second apart, so the mode's bound is the better
     knowledge where the difference goes beyond it."""
     clocks = [c.clock for m in reply.members for c in m.clocks if c.store_id == store.store_id]
-    mode, _, bound = store.consistency.partition(":")
+    apart = Consistency.parse(store.consistency).apart
     lag = max(clocks) - clock
-    if mode == "bsp":
-        return min(lag, 1)
-    return min(lag, int(bound) + 1) if mode == "ssp" and bound.isdecimal() else lag
+    return lag if apart is None else min(lag, apart + 1)
 
 
 def _staleness(store: StoreStatus) -> str:
