@@ -47,6 +47,7 @@ _LOG_TAIL_BYTES: Final = 16 * 1024
 _SOCKET_NAME_BYTES_MAX: Final = len("/server-1023.sock") + 8
 _TOKEN_BYTES: Final = 32
 
+SERVER_DEVICES: Final = "WINDLASS_SERVER_DEVICES"
 _PACKAGES: Final = ("windlass_proto", "windlass_scheduler", "windlass_server", "windlass_rules")
 # What a launcher hands a worker is not for the processes that the worker talks to.
 LAUNCHER_VARIABLES: Final = (
@@ -208,6 +209,7 @@ class LocalCluster:
         listen: str = "127.0.0.1:0",
         vshards: int = VSHARDS_DEFAULT,
         insecure: bool = False,
+        server_devices: str | None = None,
         ready_s: float = READY_S,
     ) -> LocalCluster:
         """Start the processes and return when all of them serve.
@@ -216,6 +218,8 @@ class LocalCluster:
             run_dir: logs go to its folder `logs`.
             state_dir: the scheduler's state, kept after the end; None: a private folder that goes with it.
             listen: where the scheduler is heard; port 0 takes a free one. Servers listen on the same host.
+            server_devices: where each server in turn has its dense tensors, such as "gpu:0,gpu:1,memory"; None: as
+                $WINDLASS_SERVER_DEVICES says, else in memory.
             ready_s: how long all of them together may take.
 
         Raises:
@@ -228,7 +232,8 @@ class LocalCluster:
         try:
             cluster._open()
             flags = ["--insecure"] if insecure else []
-            cluster._start_all(listen, state_dir or cluster.folder / "state", vshards, flags, ready_s)
+            devices = (server_devices or os.environ.get(SERVER_DEVICES) or "memory").split(",")
+            cluster._start_all(listen, state_dir or cluster.folder / "state", vshards, flags, devices, ready_s)
         except BaseException:
             cluster.stop()
             raise
@@ -282,7 +287,15 @@ class LocalCluster:
             self.run_dir = self.folder
             (self.run_dir / "logs").mkdir()
 
-    def _start_all(self, listen: str, state_dir: Path, vshards: int, flags: Sequence[str], ready_s: float) -> None:
+    def _start_all(
+        self,
+        listen: str,
+        state_dir: Path,
+        vshards: int,
+        flags: Sequence[str],
+        devices: Sequence[str],
+        ready_s: float,
+    ) -> None:
         deadline = time.monotonic() + ready_s
         environment = child_environment()
         shared = ["--token-file", str(self.token_file), *flags]
@@ -300,7 +313,8 @@ class LocalCluster:
         server += ["--socket-dir", str(self.folder / "sockets"), *shared]
         for index in range(self.servers):
             name = f"server-{index}"
-            self._spawn("windlass_server", name, [*server, "--name", name], environment)
+            device = devices[index % len(devices)].strip()
+            self._spawn("windlass_server", name, [*server, "--name", name, "--device", device], environment)
         for child in self._children[1:]:
             child.await_ready(deadline)
 

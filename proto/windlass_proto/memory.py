@@ -15,6 +15,7 @@ import mmap
 import sys
 import threading
 from collections import defaultdict
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -97,11 +98,21 @@ class Buffer:
         self._pool.give(self)
 
 
-class BufferPool:
-    """Buffers of page-aligned bytes, lent and given back by any thread."""
+def _fresh_pages(size_bytes: int) -> npt.NDArray[np.uint8]:
+    return np.frombuffer(map_pages(size_bytes), dtype=np.uint8)
 
-    def __init__(self, bytes_max: int) -> None:
+
+class BufferPool:
+    """Buffers of page-aligned bytes, lent and given back by any thread.
+
+    Args:
+        bytes_max: lent at most, but for what is lent `beyond`.
+        fresh: makes memory of a size: ordinary pages, or a device's, which is sliced and viewed as they are.
+    """
+
+    def __init__(self, bytes_max: int, fresh: Callable[[int], npt.NDArray[np.uint8]] = _fresh_pages) -> None:
         self.bytes_max = bytes_max
+        self._fresh = fresh
         self.bytes_lent = 0
         self.bytes_kept = 0
         self.lock = threading.Lock()
@@ -133,7 +144,12 @@ class BufferPool:
             else:
                 self._let_go()
         if pages is None:
-            pages = np.frombuffer(map_pages(size), dtype=np.uint8)
+            try:
+                pages = self._fresh(size)
+            except BaseException:
+                with self.lock:
+                    self.bytes_lent -= size
+                raise
         return Buffer(pages, self, nbytes)
 
     @property

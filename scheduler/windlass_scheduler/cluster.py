@@ -64,6 +64,7 @@ class MemberFigures:
     clocks: dict[int, int] = field(default_factory=dict)
     figures: dict[str, float] = field(default_factory=dict)
     reported: Reported = field(default_factory=Reported)
+    device: str = ""
 
 
 class Cluster:

@@ -55,5 +55,6 @@ METRIC_STEPS_MAX: Final = 4096
 METRIC_NAMES_MAX: Final = 64
 METRIC_RECORDS_PER_CALL_MAX: Final = 1024
 FIGURES_MAX: Final = 256
+DEVICE_CHARACTERS_MAX: Final = 128
 # Staleness is counted under 65 + 57 numbers; one report has them once a store.
 LAGS_MAX: Final = 128

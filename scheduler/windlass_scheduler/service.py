@@ -525,6 +525,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
             raise UsageError("a member reports too many figures", figures_max=limits.FIGURES_MAX)
         said = self._cluster.figures[member.member_id]
         said.figures = dict(request.figures)
+        said.device = request.device[: limits.DEVICE_CHARACTERS_MAX]
         said.reported = Reported(wire.store_figures_untrusted(request.stores), self._cluster.now_s())
         return pb.Ack()
 

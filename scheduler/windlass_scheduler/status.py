@@ -56,6 +56,7 @@ def _member(cluster: Cluster, member: Member) -> pb.MemberStatus:
         oldest_frame_age_ms=lease.oldest_frame_age_ms,
         clocks=[pb.StoreClock(store_id=store_id, clock=clock) for store_id, clock in said.clocks.items()],
         figures=said.figures,
+        device=said.device,
         runs=wire.runs(owner.runs) if owner is not None else [],
         addresses=wire.addresses(member.addresses),
         state="silent" if _is_silent(cluster, member) else "live",

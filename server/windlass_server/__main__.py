@@ -13,6 +13,7 @@ import os
 import select
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from windlass_proto import limits, memory
@@ -20,6 +21,9 @@ from windlass_proto.control_link import ControlLink
 from windlass_proto.errors import UsageError, WindlassError
 from windlass_proto.links import preamble
 from windlass_proto.token_file import read_token
+from windlass_rules.cupy_device import open_device
+from windlass_rules.device import Device
+from windlass_server.device_memory import ParameterDevice
 from windlass_server.ingress import Ingress, listen_tcp, listen_unix
 from windlass_server.membership import Membership, join
 from windlass_server.node import ServerNode
@@ -36,6 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--socket-dir", type=Path, metavar="DIR", help="folder of the Unix socket; none without it")
     parser.add_argument("--name", default="", help="stable over restarts, e.g. server-0")
     parser.add_argument("--pool-bytes", type=int, default=0, metavar="N", help="at most; default half of memory")
+    parser.add_argument("--device", default="memory", metavar="D", help="where dense tensors lie: memory, or gpu:N")
     parser.add_argument("--parent-fd", type=int, metavar="FD", help="stop at the end of this pipe")
     parser.add_argument("--ready-fd", type=int, metavar="FD", help="write one JSON line here when serving")
     parser.add_argument("--insecure", action="store_true", help="allow addresses beyond this host, in clear text")
@@ -61,7 +66,8 @@ def _host_port(text: str, *, insecure: bool) -> tuple[str, int]:
     return host, int(port)
 
 
-def _serve(arguments: argparse.Namespace) -> int:
+def _serve(arguments: argparse.Namespace, opened: Callable[[str], Device]) -> int:
+    device = opened(arguments.device) if arguments.device != "memory" else None
     token = read_token(arguments.token_file)
     host, port = _host_port(arguments.listen, insecure=arguments.insecure)
     tcp = listen_tcp(host, port)
@@ -79,9 +85,7 @@ def _serve(arguments: argparse.Namespace) -> int:
     control = ControlLink(arguments.scheduler, token, found_by="--scheduler")
     try:
         joined = join(control, arguments.name, addresses)
-        pool = memory.BufferPool(_pool_bytes(arguments.pool_bytes))
-        pool.reserve(limits.FRAME_PAYLOAD_BYTES_TARGET, 4)
-        node = ServerNode(pool)
+        node = _node(_pool_bytes(arguments.pool_bytes), device)
         ingress = Ingress(listeners, preamble.link_key(token, joined.cluster_id), node)
         ended: list[str] = []
 
@@ -106,6 +110,13 @@ def _serve(arguments: argparse.Namespace) -> int:
     return 1 if ended else 0
 
 
+def _node(pool_bytes: int, device: Device | None) -> ServerNode:
+    """The node, and its pool with a few warm buffers: of pinned memory where a device is to copy from it."""
+    pool = memory.BufferPool(pool_bytes, *([device.pinned] if device is not None else []))
+    pool.reserve(limits.FRAME_PAYLOAD_BYTES_TARGET, 4)
+    return ServerNode(pool, device=ParameterDevice(device) if device is not None else None)
+
+
 def _wait(stop: int, parent: int | None) -> None:
     """Until a byte comes from `stop`, or the parent's pipe ends."""
     poll = select.poll()
@@ -118,13 +129,13 @@ def _wait(stop: int, parent: int | None) -> None:
                 return
 
 
-def main() -> int:
-    """Run until stopped; the exit status."""
+def main(opened: Callable[[str], Device] = open_device) -> int:
+    """Run until stopped; the exit status. `opened` gives the device that --device names."""
     arguments = _parser().parse_args()
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     sys.setswitchinterval(0.0005)
     try:
-        return _serve(arguments)
+        return _serve(arguments, opened)
     except WindlassError as error:
         sys.stderr.write(f"windlass_server: {error}\n")
         return 2

@@ -147,6 +147,7 @@ class Membership:
                     member_id=self.joined.member_id,
                     session=self.joined.session,
                     figures=figures,
+                    device=self.node.device_in_words,
                     stores=map(_store_figures, self.node.store_figures()),
                 )
                 self.control.report(report, timeout_s=_REPORT_S)

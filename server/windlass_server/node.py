@@ -23,6 +23,7 @@ from windlass_rules.rows import build_rows
 from windlass_server.checkpoints import Checkpoints
 from windlass_server.dense import DenseGroup, Reply, Share
 from windlass_server.dense_memory import HostMemory
+from windlass_server.device_memory import ParameterDevice
 from windlass_server.share_events import LEFT, Effect, Roster, deleted_error
 from windlass_server.sparse import SparseTable
 from windlass_server.step_stamps import ANNOUNCED_MAX
@@ -43,16 +44,20 @@ class ServerNode:
     Args:
         pool: lends receive buffers and snapshots.
         routing_wait_s: how long a declaration waits for this server's key ranges.
+        device: in whose memory dense groups lie; None: in this host's, as tables always do.
     """
 
-    def __init__(self, pool: BufferPool, *, routing_wait_s: float = 10.0) -> None:
+    def __init__(
+        self, pool: BufferPool, *, routing_wait_s: float = 10.0, device: ParameterDevice | None = None
+    ) -> None:
         self.pool = pool
+        self.device = device
         self.memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         self.groups: dict[int, Group] = {}
         self.rosters: dict[int, Roster] = {}
         self.counters = {"frames": 0, "pushes": 0, "pulls": 0, "bytes_in": 0, "bytes_out": 0}
         self.generation = 0
-        self.checkpoints = Checkpoints(self.groups, self.memory_bytes, self._parameter_bytes)
+        self.checkpoints = Checkpoints(self.groups, self.memory_bytes, self._host_bytes)
         self._ended: dict[bytes, str] = {}
         self._dropped: dict[int, None] = {}
         self._marks: dict[int, dict[bytes, tuple[int, bool]]] = {}  # store -> session -> its newest mark, does it leave
@@ -167,10 +172,11 @@ class ServerNode:
 
     def _dense(self, spec: GroupSpec) -> Callable[[range], Group]:
         kernels = build(spec.rule, spec.layout.dtype)
+        memory = HostMemory(kernels) if self.device is None else self.device.memory_for(spec.rule, kernels)
 
         def make(owned: range) -> Group:
             self._check_room(spec, 1 + len(kernels.slots))
-            return DenseGroup(spec, kernels, owned, self.pool, HostMemory(kernels))
+            return DenseGroup(spec, kernels, owned, self.pool, memory)
 
         return make
 
@@ -183,19 +189,34 @@ class ServerNode:
         assert self._vshards is not None
         elements = sum(block.elements for block in spec.layout.blocks if block.vshard in self._vshards)
         needed = elements * spec.layout.dtype.itemsize * vectors
-        held = self._parameter_bytes()
-        if held + needed > self.memory_bytes:
+        held, bytes_max = self._host_bytes(), self.memory_bytes
+        if self.device is not None:
+            held, bytes_max = self._parameter_bytes() - held, self.device.parameter_bytes_max
+        if held + needed > bytes_max:
             raise UnavailableError(
                 "the server has no memory for a table",
                 table=spec.layout.table_id,
+                where=self.device_in_words,
                 bytes_needed=needed,
                 bytes_held=held,
-                bytes_max=self.memory_bytes,
+                bytes_max=bytes_max,
                 next_move="Add servers, or declare less.",
             )
 
     def _parameter_bytes(self) -> int:
         return sum(group.nbytes for group in list(self.groups.values()))
+
+    def _host_bytes(self) -> int:
+        """Of parameters, what lies in this host's memory."""
+        on_host = (
+            group for group in list(self.groups.values()) if self.device is None or isinstance(group, SparseTable)
+        )
+        return sum(group.nbytes for group in on_host)
+
+    @property
+    def device_in_words(self) -> str:
+        """Where dense groups lie, for status."""
+        return "memory" if self.device is None else self.device.in_words
 
     def _tell_what_is_known(self, group: Group) -> None:
         """A share that is made while its store is running hears of the roster and of the marks that came before it."""

@@ -23,6 +23,7 @@ def server(
     token_file: TokenFile = None,
     listen: Annotated[str, typer.Option(metavar="HOST:PORT", help="Where data links are opened.")] = "127.0.0.1:0",
     name: Annotated[str, typer.Option(help="Stable over restarts of this server.")] = "",
+    device: Annotated[str, typer.Option(metavar="D", help="Where dense tensors lie: memory, or gpu:N.")] = "memory",
 ) -> None:
     """Serve one part of the parameters; further flags go to `python -m windlass_server`."""
     from windlass.local_cluster import Sweeper, private_folder
@@ -30,7 +31,7 @@ def server(
     folder = private_folder()
     # Its presence pipe stays open over the exec and closes with the server: then the folder goes.
     os.set_inheritable(Sweeper(folder).presence_fd, True)
-    flags = ["--scheduler", join, "--listen", listen, "--socket-dir", str(folder)]
+    flags = ["--scheduler", join, "--listen", listen, "--socket-dir", str(folder), "--device", device]
     flags += ["--token-file", str(_token_file(token_file, join)), *(["--name", name] if name else [])]
     _become("windlass_server", [*flags, *context.args])
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _WATCH_S = 1.0
 _SERVER_HEADS = (
-    "server", "host", "pid", "vshards", "held", "received", "sent", "pushes", "pulls", "beat", "state",
+    "server", "host", "pid", "device", "vshards", "held", "received", "sent", "pushes", "pulls", "beat", "state",
 )  # fmt: skip
 _WORKER_HEADS = ("worker", "job", "host", "pid", "clock", "lag", "last", "waited for", "late", "beat", "state")
 _STORE_HEADS = ("store", "job", "consistency", "staleness", "tensors", "roster", "steps")
@@ -82,6 +82,7 @@ def _server_row(member: MemberStatus) -> Sequence[str]:
         str(member.rank),
         member.host,
         str(member.pid),
+        member.device or "-",
         ", ".join(f"{run.begin}..{run.end - 1}" for run in member.runs) or "none",
         size(figures.get("parameter_bytes", 0)),
         size(figures.get("bytes_in", 0)),

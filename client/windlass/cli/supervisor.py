@@ -34,6 +34,7 @@ class ClusterOrder:
     servers: int
     listen: str
     insecure: bool = False
+    server_devices: str = "memory"
 
     @property
     def run_dir(self) -> Path:
@@ -41,6 +42,7 @@ class ClusterOrder:
 
     def arguments(self) -> list[str]:
         flags = ["--name", self.name, "--servers", str(self.servers), "--listen", self.listen]
+        flags += ["--server-devices", self.server_devices]
         return [*flags, *(["--insecure"] if self.insecure else [])]
 
 
@@ -57,7 +59,11 @@ def supervise(order: ClusterOrder, on_ready: Callable[[recorded_cluster.Recorded
             cluster: LocalCluster | None = None
             try:
                 cluster = LocalCluster.start(
-                    servers=order.servers, run_dir=order.run_dir, listen=order.listen, insecure=order.insecure
+                    servers=order.servers,
+                    run_dir=order.run_dir,
+                    listen=order.listen,
+                    insecure=order.insecure,
+                    server_devices=order.server_devices,
                 )
                 record = recorded_cluster.RecordedCluster(
                     name=order.name,
@@ -90,9 +96,12 @@ def main() -> int:
     parser.add_argument("--servers", required=True, type=int)
     parser.add_argument("--listen", required=True)
     parser.add_argument("--insecure", action="store_true")
+    parser.add_argument("--server-devices", required=True)
     parser.add_argument("--ready-fd", required=True, type=int)
     arguments = parser.parse_args()
-    order = ClusterOrder(arguments.name, arguments.servers, arguments.listen, arguments.insecure)
+    order = ClusterOrder(
+        arguments.name, arguments.servers, arguments.listen, arguments.insecure, arguments.server_devices
+    )
     ready_fd: list[int] = [arguments.ready_fd]
 
     def say(raw: bytes) -> None:

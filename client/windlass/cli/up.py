@@ -24,6 +24,14 @@ def up(
     listen: Annotated[
         str, typer.Option(metavar="HOST:PORT", help="Where the scheduler is heard; port 0 takes a free one.")
     ] = "127.0.0.1:0",
+    server_devices: Annotated[
+        str,
+        typer.Option(
+            envvar="WINDLASS_SERVER_DEVICES",
+            metavar="D,...",
+            help="Where each server in turn has its dense tensors: memory, gpu:N.",
+        ),
+    ] = "memory",
     detach: Annotated[bool, typer.Option("--detach", help="Return when it serves; `windlass down` ends it.")] = False,
     name: Name = "default",
     insecure: Annotated[
@@ -36,7 +44,7 @@ def up(
     from windlass.cli.supervisor import ClusterOrder, supervise
 
     require_free(listen)
-    order = ClusterOrder(name, servers, listen, insecure)
+    order = ClusterOrder(name, servers, listen, insecure, server_devices)
 
     def say(record: RecordedCluster) -> None:
         if as_json:

@@ -1562,8 +1562,11 @@ class ReportRequest(_message.Message):
     SESSION_FIELD_NUMBER: _builtins.int
     FIGURES_FIELD_NUMBER: _builtins.int
     STORES_FIELD_NUMBER: _builtins.int
+    DEVICE_FIELD_NUMBER: _builtins.int
     member_id: _builtins.int
     session: _builtins.bytes
+    device: _builtins.str
+    """of a server: where its dense tensors lie, "memory" or "gpu:0 NVIDIA H200" """
     @_builtins.property
     def figures(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]: ...
     @_builtins.property
@@ -1577,10 +1580,11 @@ class ReportRequest(_message.Message):
         session: _builtins.bytes = ...,
         figures: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
         stores: _abc.Iterable[Global___StoreFigures] | None = ...,
+        device: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["figures", b"figures", "member_id", b"member_id", "session", b"session", "stores", b"stores"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "figures", b"figures", "member_id", b"member_id", "session", b"session", "stores", b"stores"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1743,6 +1747,7 @@ class MemberStatus(_message.Message):
     RUNS_FIELD_NUMBER: _builtins.int
     ADDRESSES_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
+    DEVICE_FIELD_NUMBER: _builtins.int
     member_id: _builtins.int
     role: Global___Role.ValueType
     rank: _builtins.int
@@ -1754,6 +1759,8 @@ class MemberStatus(_message.Message):
     oldest_frame_age_ms: _builtins.int
     state: _builtins.str
     """"live" | "silent" """
+    device: _builtins.str
+    """of a server: where its dense tensors lie"""
     @_builtins.property
     def clocks(self) -> _containers.RepeatedCompositeFieldContainer[Global___StoreClock]: ...
     @_builtins.property
@@ -1779,10 +1786,11 @@ class MemberStatus(_message.Message):
         runs: _abc.Iterable[Global___VshardRun] | None = ...,
         addresses: _abc.Iterable[Global___Address] | None = ...,
         state: _builtins.str = ...,
+        device: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "beat_age_s", b"beat_age_s", "clocks", b"clocks", "figures", b"figures", "host", b"host", "job", b"job", "member_id", b"member_id", "name", b"name", "oldest_frame_age_ms", b"oldest_frame_age_ms", "pid", b"pid", "rank", b"rank", "role", b"role", "runs", b"runs", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "beat_age_s", b"beat_age_s", "clocks", b"clocks", "device", b"device", "figures", b"figures", "host", b"host", "job", b"job", "member_id", b"member_id", "name", b"name", "oldest_frame_age_ms", b"oldest_frame_age_ms", "pid", b"pid", "rank", b"rank", "role", b"role", "runs", b"runs", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

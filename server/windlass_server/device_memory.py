@@ -1,0 +1,216 @@
+"""A dense group's weights and slots in the memory of a device.
+
+What arrives is copied to the device as it arrives, where the next of its kind is still on the wire, and looked through
+there; it waits in a pool of device memory. When that is lent out, values wait in host memory as they do without a
+device, and are copied when they are applied. All updates of a batch of effects are one launch, unless two touch the
+same elements; what leaves is copied from the device in the same queue.
+
+Invariant: `finish` comes before anything that this memory was told to do is shown or its buffers are used again
+(`dense_memory`), so nothing outlives its lane's queue. A thread has one lane, and whatever it queued is behind what it
+queued before.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from windlass_proto.errors import UnavailableError
+from windlass_proto.memory import Buffer, BufferPool
+from windlass_proto.rule_specs import RuleSpec
+from windlass_rules import RuleKernels, reduce
+from windlass_rules import device as devices
+from windlass_rules.cuda_source import CudaSource, fill_source, finite_source
+from windlass_rules.device import Device, DeviceVector, Lane
+from windlass_rules.registry import build_cuda
+from windlass_server.dense_memory import Values, Vector
+from windlass_server.share_events import Source
+
+# Eighths of a device's memory. The last one is for programs, lists of runs, and what is lent beyond the pool.
+PARAMETER_EIGHTHS: Final = 5
+GRADIENT_EIGHTHS: Final = 2
+
+
+class ParameterDevice:
+    """A server's device: memory for its groups, and a pool that lends to what arrives for any of them."""
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        self.in_words = f"{device.name} {device.model}"
+        self.parameter_bytes_max = device.memory_bytes // 8 * PARAMETER_EIGHTHS
+        self.gradients = BufferPool(device.memory_bytes // 8 * GRADIENT_EIGHTHS, self._fresh)
+
+    def memory_for(self, rule: RuleSpec, kernels: RuleKernels) -> DeviceMemory:
+        """The memory of a group; compiles its programs.
+
+        Raises:
+            UsageError: the rule has no kernel for a device.
+        """
+        return DeviceMemory(self.device, kernels, build_cuda(rule, kernels.dtype), self.gradients)
+
+    def _fresh(self, nbytes: int) -> Any:
+        return devices.empty(self.device, nbytes, np.dtype(np.uint8))
+
+
+class _Queue:
+    """What one thread has asked for since its last `finish`, beside what is on its lane already."""
+
+    def __init__(self, lane: Lane) -> None:
+        self.lane = lane
+        self.runs: list[tuple[Any, ...]] = []
+        self.sources: list[tuple[int, float]] = []
+        self.outs: list[tuple[int, Vector]] = []  # to be copied from the weights after the launch
+        self.spans: list[tuple[int, int]] = []  # addresses of the weights that `runs` change
+        self.lent: list[Buffer] = []
+        self.found: tuple[DeviceVector, npt.NDArray[np.uint32]] | None = None
+
+
+class DeviceMemory:
+    """Vectors of one group on `device`.
+
+    Args:
+        kernels: the group's rule; its numbers and slots are the device's too.
+        program: the CUDA twin of its kernel, compiled.
+        gradients: device memory that is lent to what arrives.
+    """
+
+    def __init__(self, device: Device, kernels: RuleKernels, program: CudaSource, gradients: BufferPool) -> None:
+        self.device = device
+        self.kernels = kernels
+        self.program = program
+        self.gradients = gradients
+        self.reductions = reduce.build(kernels.dtype)
+        self._fill = fill_source(kernels.dtype)
+        self._finite = finite_source(kernels.dtype)
+        self._queues = threading.local()
+        for needed in (program, self._fill, self._finite):
+            device.prepare(needed)
+
+    def zeros(self, elements: int) -> Any:
+        vector = devices.empty(self.device, elements, self.kernels.dtype)
+        self.fill(vector, 0.0)
+        return vector
+
+    def receive(self, values: Values) -> tuple[Values, bool]:
+        """Copy to the device, where there is room; the host's buffer is given back then."""
+        array = values.array
+        try:
+            held = self.gradients.take(array.nbytes)
+        except UnavailableError:
+            return values, self.reductions.all_finite(array)
+        there: Any = held.array.view(array.dtype)
+        try:
+            finite = self._receive(array, there)
+        except BaseException:
+            held.release()
+            raise
+        if values.buffer is not None:
+            values.buffer.release()
+        return Values(there, held), finite
+
+    def _receive(self, array: Vector, there: DeviceVector) -> bool:
+        queue = self._queue()
+        if queue.found is None:
+            queue.found = devices.empty(self.device, 1, np.dtype(np.uint32)), np.zeros(1, np.uint32)
+        flag, seen = queue.found
+        lane = queue.lane
+        lane.upload(there.address, array)
+        seen[0] = 0
+        lane.upload(flag.address, seen)
+        if array.size:
+            lane.launch(devices.launch_of(self._finite, [(array.size, there.address, flag.address)], []))
+        lane.download(flag.address, seen)
+        lane.finish()
+        return not seen[0]
+
+    def update(
+        self,
+        w: Any,
+        slots: tuple[Any, ...],
+        begin: int,
+        count: int,
+        sources: tuple[Source, ...],
+        moved: int,
+        divisor: float,
+        scalars: Vector,
+        out: Vector | None,
+    ) -> None:
+        queue = self._queue()
+        at, nbytes = w.address + begin * w.itemsize, count * w.itemsize
+        if any(at < end and first < at + nbytes for first, end in queue.spans):
+            self._launch(queue)
+        first, single = len(queue.sources), len(sources) == 1
+        for source in sources:
+            gradient = self._there(queue, source.buffer.array, source.begin + moved, count)
+            queue.sources.append((gradient, source.weight))
+        scale = (sources[0].weight if single else 1.0) / divisor
+        moving = [slot.address + begin * slot.itemsize for slot in slots]
+        queue.runs.append((count, at, *moving, first, len(sources), scale, *scalars))
+        queue.spans.append((at, at + nbytes))
+        if out is not None:
+            queue.outs.append((at, out))
+
+    def copy(self, vector: Any, to: Any) -> None:
+        queue = self._queue()
+        self._launch(queue)
+        queue.lane.copy(to.address, vector.address, vector.nbytes)
+
+    def read(self, vector: Any, out: Vector) -> None:
+        queue = self._queue()
+        self._launch(queue)
+        queue.lane.download(vector.address, out)
+
+    def write(self, vector: Any, values: Any) -> None:
+        queue = self._queue()
+        self._launch(queue)
+        if isinstance(values, DeviceVector):
+            queue.lane.copy(vector.address, values.address, values.nbytes)
+        else:
+            queue.lane.upload(vector.address, values)
+
+    def exchange(self, vector: Any, values: Vector) -> Any:
+        self.write(vector, values)
+        return vector
+
+    def fill(self, vector: Any, value: float) -> None:
+        queue = self._queue()
+        self._launch(queue)
+        if vector.size:
+            queue.lane.launch(devices.launch_of(self._fill, [(vector.size, vector.address, value)], []))
+
+    def finish(self) -> None:
+        queue = self._queue()
+        self._launch(queue)
+        queue.lane.finish()
+        while queue.lent:
+            queue.lent.pop().release()
+
+    def _there(self, queue: _Queue, array: Any, begin: int, count: int) -> int:
+        """Where elements [begin, begin + count) of a gradient are on the device; they are copied if they are not."""
+        if isinstance(array, DeviceVector):
+            return array.address + begin * array.itemsize
+        waiting = array[begin : begin + count]
+        held = self.gradients.take(waiting.nbytes, beyond=True)
+        queue.lent.append(held)
+        there: Any = held.array
+        queue.lane.upload(there.address, waiting)
+        return int(there.address)
+
+    def _launch(self, queue: _Queue) -> None:
+        """Put the updates that were collected on the lane, and the copies that follow them."""
+        if not queue.runs:
+            return
+        queue.lane.launch(devices.launch_of(self.program, queue.runs, queue.sources))
+        for at, out in queue.outs:
+            queue.lane.download(at, out)
+        for collected in (queue.runs, queue.sources, queue.outs, queue.spans):
+            collected.clear()
+
+    def _queue(self) -> _Queue:
+        queue: _Queue | None = getattr(self._queues, "queue", None)
+        if queue is None:
+            queue = self._queues.queue = _Queue(self.device.lane())
+        return queue
