@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from windlass._version import __version__
 
 if TYPE_CHECKING:
-    from windlass import init, optim, schedule
+    from windlass import admit, evict, init, optim, schedule
     from windlass.checkpoints import Resume, load_tensors
     from windlass.cluster import Cluster, connect
     from windlass.hashing import hash64
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
 _ERRORS = "windlass_proto.errors"
 _WHERE = {
+    "admit": "",
+    "evict": "",
     "optim": "",
     "schedule": "",
     "datasets": "",
@@ -79,7 +81,9 @@ __all__ = [
     "UsageError",
     "WindlassError",
     "__version__",
+    "admit",
     "connect",
+    "evict",
     "hash64",
     "init",
     "load_tensors",

@@ -21,12 +21,13 @@ from windlass.data_link import InFrame
 from windlass.dense_table import DenseTable
 from windlass.ticket import Ticket
 from windlass.window_core import Request
-from windlass_proto import group_specs, init_specs, limits, rule_records, rule_specs, table_specs
+from windlass_proto import group_specs, init_specs, life_specs, limits, rule_records, rule_specs, table_specs
 from windlass_proto.consistency import Consistency
 from windlass_proto.errors import UnavailableError, UsageError
 from windlass_proto.frames import Op
 from windlass_proto.init_specs import InitSpec
 from windlass_proto.layout import dtype_named
+from windlass_proto.life_specs import AdmitSpec, Evictions
 from windlass_proto.rule_specs import RuleSpec
 from windlass_proto.schedules import Plateau, Rate
 
@@ -87,6 +88,7 @@ def declare_table(
     dtype: np.dtype[Any],
     reduce: str,
     bytes_max: int,
+    life: tuple[AdmitSpec | None, Evictions],
 ) -> Table:
     """Declare a sparse table in `store`, or find it as it was declared."""
     from windlass_proto.gen import control_pb2 as pb
@@ -96,7 +98,7 @@ def declare_table(
     rule_specs.check_rows(optimizer)
     if not isinstance(init, InitSpec):
         raise UsageError("the initialiser of a table is not one of windlass.init", type=type(init).__name__, table=name)
-    tensor = pb.Tensor(
+    tensor = pb.Tensor(  # what a row is, how it begins, and how long it stays
         name=name,
         dtype=dtype.name,
         shape=[_counted("dim", dim, limits.ROW_ELEMENTS_MAX)],
@@ -106,6 +108,7 @@ def declare_table(
             init=init_specs.to_message(init), bytes_max=_counted("bytes_max", bytes_max, limits.TABLE_BYTES_MAX)
         ),
     )
+    life_specs.add_to(tensor.table, *life)
     request = pb.DeclareRequest(
         session=store.member.session,
         store_id=store.store_id,

@@ -200,6 +200,8 @@ class Exchange:
                 "rule": record.rule_of(table_id, table.name, table.spec.rule),
                 "init": table.spec.init,
                 "bytes_max": table.spec.bytes_max,
+                "admit": table.spec.admit,
+                "evict": table.spec.evict,
             }
         return found
 

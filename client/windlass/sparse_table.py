@@ -123,11 +123,20 @@ class Table:
 
     def __len__(self) -> int:
         """How many rows the servers hold now. It asks them."""
-        return sum(rows for rows, _ in self._stats())
+        return sum(counts[0] for counts in self._stats())
+
+    def figures(self) -> dict[str, int]:
+        """What the servers hold of it and have decided, over all of them: it asks them.
+
+        `rows` and their `bytes`; `rows_evicted`, and `pushes_not_admitted` (of single ids), since the servers started
+        or a checkpoint came back. Rows that have expired count until their memory is given back, some pushes later.
+        """
+        totals = [sum(counts) for counts in zip(*self._stats(), strict=True)]
+        return dict(zip(("rows", "bytes", "rows_evicted", "pushes_not_admitted"), totals[:1] + totals[2:], strict=True))
 
     def items(self) -> Iterator[tuple[Array, Array]]:
         """Every row, in runs: (ids, rows) of shapes (n,) and (n, dim). Under "asp" others may push meanwhile."""
-        for band, (_, used) in zip(self.bands(), self._stats(), strict=True):
+        for band, (_, used, *_) in zip(self.bands(), self._stats(), strict=True):
             for begin in range(0, used, self._entry_rows):
                 scan = functools.partial(self._scan_plan, band, begin, min(used, begin + self._entry_rows))
                 ids, rows = self._store.ask(Op.SCAN, scan).result()
@@ -311,9 +320,9 @@ class Table:
 
     # ---- what the servers hold ---------------------------------------------------------------------------------------
 
-    def _stats(self) -> list[tuple[int, int]]:
-        """Of each band: rows it holds, row numbers it has used."""
-        found: list[tuple[int, int]] = self._store.ask(Op.STATS, self.stats_plan).result()
+    def _stats(self) -> list[list[int]]:
+        """Of each band: rows it holds, row numbers it has used, bytes, rows evicted, pushes not admitted."""
+        found: list[list[int]] = self._store.ask(Op.STATS, self.stats_plan).result()
         return found
 
     def drop_plan(self) -> Plan:
@@ -327,7 +336,7 @@ class Table:
         counts = np.zeros((len(bands), _STATS_BYTES // 8), np.uint64)
         outs = [InFrame((row.view(np.uint8).data,), _STATS_BYTES) for row in counts]
         runs = [(band, 0, 0) for band in bands]
-        return self._planned(runs, [None] * len(bands), outs, [], lambda: [(int(c[0]), int(c[1])) for c in counts])
+        return self._planned(runs, [None] * len(bands), outs, [], lambda: [row[:5].tolist() for row in counts])
 
     def _scan_plan(self, band: range, begin: int, end: int) -> Plan:
         count = end - begin

@@ -29,10 +29,11 @@ from windlass.plateau import PlateauWatch
 from windlass.pump import Mark
 from windlass.ticket import Ticket
 from windlass.window_core import Request, Stamp
-from windlass_proto import limits
+from windlass_proto import life_specs, limits
 from windlass_proto.errors import UsageError, WindlassError
 from windlass_proto.frames import Op, Status
 from windlass_proto.init_specs import InitSpec, Normal
+from windlass_proto.life_specs import AdmitSpec, EvictSpec
 from windlass_proto.rule_records import RuleRecord
 from windlass_proto.rule_specs import RuleSpec
 
@@ -127,6 +128,8 @@ class Store:
         dtype: Any = np.float32,
         reduce: str = "mean",
         bytes_max: int = limits.TABLE_BYTES_DEFAULT,
+        admit: AdmitSpec | None = None,
+        evict: EvictSpec | Iterable[EvictSpec] | None = None,
     ) -> Table:
         """Declare a sparse table: rows of `dim` values by id. Every worker calls it with equal arguments.
 
@@ -138,6 +141,8 @@ class Store:
             dtype: float32 or float64.
             reduce: "mean" (weighted by `weight=`) or "sum" over workers, under "bsp".
             bytes_max: what rows and their state may take over all servers; what is beyond is refused, by bands.
+            admit: which ids get rows, one of `windlass.admit`; every one that is pushed to unless given.
+            evict: which rows go again, one of `windlass.evict`, or a TTL and another one.
 
         Raises:
             UsageError: another worker declared the name otherwise; both are named.
@@ -145,7 +150,8 @@ class Store:
         with self._lock:
             self._check()
             spec = Normal(0.01) if init is None else init
-            table = declare.declare_table(self, name, dim, optimizer, spec, np.dtype(dtype), reduce, bytes_max)
+            life = (life_specs.admission(admit), life_specs.evictions(evict))
+            table = declare.declare_table(self, name, dim, optimizer, spec, np.dtype(dtype), reduce, bytes_max, life)
             declare.watch_plateau(self)
             return table
 

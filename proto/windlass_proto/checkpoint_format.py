@@ -455,10 +455,17 @@ def updates_key(group: int, block: int) -> str:
 
 
 def band_key(table: int, vshard: int, what: str) -> str:
-    """ "updates": int64, one element: how many updates the band that begins at `vshard` has had."""
+    """Of the band that begins at `vshard`: "updates", int64, one element: how many it has had.
+
+    With admission or eviction also "now", int64, one element: the highest step applied; and "admit.tags" (u32) and
+    "admit.counts" (u16), (vshards, counters).
+    """
     return f"table.{table}.{vshard}.{what}"
 
 
 def stretch_key(table: int, vshard: int, stretch: int, column: str) -> str:
-    """A column of a stretch of a band's rows, counted from 0: "ids" (u64), "rows", or "slot." and a slot's name."""
+    """A column of a stretch of a band's rows, counted from 0: "ids" (u64), "rows", or "slot." and a slot's name.
+
+    With eviction also "touched" (u32) and "score" (float32).
+    """
     return f"table.{table}.{vshard}.{stretch}.{column}"

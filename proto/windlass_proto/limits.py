@@ -83,6 +83,13 @@ ENTRY_IDS_MAX: Final = 1 << 20
 # What a table may hold over all servers unless it says otherwise, and at most.
 TABLE_BYTES_DEFAULT: Final = 4 * GIB
 TABLE_BYTES_MAX: Final = 1 << 42
+# Ids a vshard counts at a time for admission, 6 B each: 1 Mi ids and 6 MiB a table of 256 vshards.
+ADMISSION_COUNTERS: Final = 4096
+ADMISSION_COUNT_MAX: Final = (1 << 16) - 1
+# Rows a table with a capacity has at least: 64 a vshard of 256, of which the fullest has a third more than the mean.
+EVICT_ROWS_MIN: Final = 1 << 14
+# What a row's policies keep of it at most: a step and a score.
+ROW_LIFE_BYTES: Final = 8
 # What a row costs beside its values and slots: 8 of id, up to 14 of index.
 ROW_OVERHEAD_BYTES: Final = 24
 

@@ -18,12 +18,13 @@ from functools import cached_property
 import numpy as np
 import xxhash
 
-from windlass_proto import init_specs, limits, rule_specs
+from windlass_proto import init_specs, life_specs, limits, rule_specs
 from windlass_proto.consistency import Consistency
 from windlass_proto.errors import ProtocolError, WindlassError
 from windlass_proto.gen import control_pb2
 from windlass_proto.init_specs import InitSpec
 from windlass_proto.layout import DTYPES, dtype_named
+from windlass_proto.life_specs import AdmitSpec, Evictions
 from windlass_proto.rule_specs import RuleSpec
 
 
@@ -42,6 +43,8 @@ class TableSpec:
     mean: bool
     consistency: Consistency
     vshards: int
+    admit: AdmitSpec | None = None
+    evict: Evictions = ()
 
     @cached_property
     def dtype(self) -> np.dtype[np.floating]:
@@ -54,7 +57,8 @@ class TableSpec:
 
     def rows_max(self, held: int, state: int) -> int:
         """Rows that `held` vshards have room for under a rule that keeps `state` values a row; at least one."""
-        row = (self.dim + state) * self.dtype.itemsize + limits.ROW_OVERHEAD_BYTES
+        life = limits.ROW_LIFE_BYTES if self.evict else 0
+        row = (self.dim + state) * self.dtype.itemsize + limits.ROW_OVERHEAD_BYTES + life
         return max(1, self.bytes_max * held // self.vshards // row)
 
 
@@ -87,6 +91,7 @@ def from_message(group: control_pb2.Group) -> TableSpec:
             raise ProtocolError("a sparse table shares its group", tensors=len(group.tensors), reduce=group.reduce[:64])
         tensor = group.tensors[0]
         check_table(tensor)
+        admit, evict = life_specs.from_message(tensor.table)
         if group.vshards & (group.vshards - 1) or not 1 <= group.vshards <= 1 << 16:
             raise ProtocolError("a number of vshards is not a power of two", vshards=group.vshards)
         rule = rule_specs.from_bytes_untrusted(group.rule)
@@ -103,6 +108,8 @@ def from_message(group: control_pb2.Group) -> TableSpec:
             mean=group.reduce != "sum",
             consistency=Consistency.parse(group.consistency),
             vshards=group.vshards,
+            admit=admit,
+            evict=evict,
         )
     except WindlassError as cause:
         raise ProtocolError("a table's declaration cannot be used", reason=str(cause)) from cause
@@ -124,11 +131,14 @@ def check_table(tensor: control_pb2.Tensor) -> None:
     if not 1 <= len(tensor.name.encode()) <= limits.NAME_BYTES_MAX:
         raise ProtocolError("a table needs a name of 1 to 256 bytes", name=tensor.name[:64])
     init_specs.from_message(tensor.table.init)
+    life_specs.from_message(tensor.table)
 
 
 def table_message(spec: TableSpec) -> control_pb2.Table:
     """What is declared of a table beside its name, dim, dtype and rule."""
-    return control_pb2.Table(init=init_specs.to_message(spec.init), bytes_max=spec.bytes_max)
+    message = control_pb2.Table(init=init_specs.to_message(spec.init), bytes_max=spec.bytes_max)
+    life_specs.add_to(message, spec.admit, spec.evict)
+    return message
 
 
 def kind_in_words(spec: TableSpec) -> str:
@@ -141,4 +151,6 @@ def in_words(table: bytes) -> str:
     if not table:
         return "a dense tensor"
     message = control_pb2.Table.FromString(table)
-    return f"a table of {init_specs.from_message(message.init)}, bytes_max={message.bytes_max}"
+    life = life_specs.in_words(*life_specs.from_message(message))
+    said = f"a table of {init_specs.from_message(message.init)}, bytes_max={message.bytes_max}"
+    return f"{said}, {life}" if life else said

@@ -90,6 +90,7 @@ class BandCopy:
         self._pool = pool
         self._updates = 0
         self._used = 0
+        self._life: Arrays = {}
         self._free: Numbers = np.empty(0, np.uint32)
         self._stretches: list[dict[str, Buffer]] = []
         rows = table.tables[self._vshard]
@@ -101,6 +102,7 @@ class BandCopy:
         rows = self._table.tables[self._vshard]
         count = stretch_rows(rows)
         self._updates, self._used = self._state.updates[0], rows.used
+        self._life = rows.life.copied() if rows.life is not None else {}
         self._free = rows.free[: rows.free_count].copy()
         while len(self._stretches) * count < rows.used:
             self._stretches.append(self._room_for(rows))
@@ -115,7 +117,8 @@ class BandCopy:
         rows = self._table.tables[self._vshard]
         count = stretch_rows(rows)
         found: Arrays = {
-            checkpoint_format.band_key(self._number, self._vshard, "updates"): np.array([self._updates], np.int64)
+            checkpoint_format.band_key(self._number, self._vshard, what): values
+            for what, values in {"updates": np.array([self._updates], np.int64), **self._life}.items()
         }
         written = 0
         for begin, buffers in zip(range(0, self._used, count), self._stretches, strict=False):

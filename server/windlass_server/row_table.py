@@ -10,9 +10,10 @@ never move, so a rebuild copies u32 slots and nothing else. Each vshard has an i
 its size when it is filled to between 0.60 and 0.80, a threshold that differs from vshard to vshard: indexes that fill
 alike do not grow in one push. A row costs its values, 8 B of id and 5 to 14 B of index.
 
-Invariant: whoever calls holds the share's lock. A row exists from the first push for its id that had room, and begins
-with the initialiser's values, which is also what a pull of an absent id answers: nobody can see when a row was made.
-Row numbers stay valid until `erasures` changes.
+Invariant: whoever calls holds the share's lock. A row exists from the first push for its id that had room (or, where
+the table's `life` says who is admitted and who goes, from the one that was applied), and begins with the initialiser's
+values, which is also what a pull of an absent id answers: nobody can see when a row was made. Row numbers stay valid
+until `erasures` changes.
 
 Prior art: open addressing is Peterson's (IBM Journal, 1957); the reserve-then-touch arrays are those of region
 allocators.
@@ -32,6 +33,7 @@ from windlass_proto.errors import UsageError
 from windlass_proto.init_specs import InitSpec
 from windlass_rules.rule import Slot
 from windlass_server import row_kernels
+from windlass_server.row_life import RowLife
 
 _INDEX_SLOTS_MIN: Final = 64
 _FILL_LOW: Final = 0.60
@@ -71,6 +73,8 @@ class RowTable:
         self.free = np.empty(0, np.uint32)
         self.free_count = 0
         self.erasures = 0
+        self.reserved = 0  # rows that pushes not applied yet may make, where they are made when applied
+        self.life: RowLife | None = None
         self.kernels = row_kernels.build(dtype)
         self._slots = slots
         kind, a, b, init_seed = init.numbers()
@@ -100,13 +104,15 @@ class RowTable:
     @property
     def nbytes(self) -> int:
         """Bytes in use: rows, slots, ids, indexes."""
-        return self.used * self._row_bytes + self._index_used * 4
+        life = sum(values.itemsize for values, _ in self.life.columns().values()) if self.life is not None else 0
+        return self.used * (self._row_bytes + life) + self._index_used * 4
 
     def columns(self) -> dict[str, tuple[npt.NDArray[Any], int]]:
         """What a row is made of, by name: an array, and how many of its elements are one row's."""
         found: dict[str, tuple[npt.NDArray[Any], int]] = {"ids": (self.ids, 1), "rows": (self.rows, self.dim)}
         for slot, values in zip(self._slots, self.slots, strict=True):
             found[f"slot.{slot.name}"] = (values, slot.width(self.dim))
+        found |= self.life.columns() if self.life is not None else {}
         return {name: (values[: self.rows_max * width], width) for name, (values, width) in found.items()}
 
     def belonging(self, ids: id_kernels.Ids) -> npt.NDArray[np.bool_]:
@@ -124,20 +130,27 @@ class RowTable:
         """Row numbers of `ids`, NONE where there is none; returns how many there are none of."""
         return self.kernels.find(ids, numbers, *self._held, *self._where)
 
+    def room_for(self, absent: int) -> UsageError | None:
+        """Is there room for so many more rows? An error if there is none."""
+        if absent <= self.rows_max - len(self):
+            return None
+        return UsageError(
+            "a sparse table is full",
+            table=self.name,
+            rows=len(self),
+            rows_asked=absent,
+            rows_max=self.rows_max,
+            next_move="Declare it with a larger bytes_max=, or erase rows. The push was not applied.",
+        )
+
     def insert(self, ids: id_kernels.Ids, numbers: Numbers, absent: int) -> UsageError | None:
         """Make rows for those of `ids` that `find` found none for; `numbers` then has all.
 
         Returns an error, with nothing changed, where there is no room.
         """
-        if absent > self.rows_max - self.used + self.free_count:
-            return UsageError(
-                "a sparse table is full",
-                table=self.name,
-                rows=len(self),
-                rows_asked=absent,
-                rows_max=self.rows_max,
-                next_move="Declare it with a larger bytes_max=, or erase rows. The push was not applied.",
-            )
+        refused = self.room_for(absent)
+        if refused is not None:
+            return refused
         needed = np.zeros(self._counts.size, np.int64)
         self.kernels.count(ids, numbers, needed, *self._where)
         for v in np.flatnonzero(self._counts + needed > self._fill * (self._masks + np.uint64(1))):
@@ -151,14 +164,16 @@ class RowTable:
             width = slot.width(self.dim)
             if slot.fill:
                 values[before * width : self.used * width] = slot.fill
-            for number in self.free[self.free_count : reused]:
-                values[int(number) * width : (int(number) + 1) * width] = slot.fill
+            if reused > self.free_count:
+                values[: self.used * width].reshape(-1, width)[self.free[self.free_count : reused]] = slot.fill
         return None
 
     def read(self, ids: id_kernels.Ids, out: Vector) -> None:
         """The rows of `ids` into `out`; absent ones as the initialiser has them."""
         numbers = np.empty(ids.size, np.uint32)
         self.find(ids, numbers)
+        if self.life is not None:
+            self.life.hide(numbers)
         self.read_found(ids, numbers, out)
 
     def read_found(self, ids: id_kernels.Ids, numbers: Numbers, out: Vector) -> None:
@@ -170,14 +185,36 @@ class RowTable:
         erased = np.empty(ids.size, np.uint32)
         gone = self.kernels.erase(ids, erased, *self._held, *self._where, self._counts)
         if gone:
-            self.free = np.concatenate([self.free[: self.free_count], erased[:gone]])
+            if self.free_count + gone > self.free.size:
+                grown = np.empty(2 * (self.free_count + gone), np.uint32)
+                grown[: self.free_count] = self.free[: self.free_count]
+                self.free = grown
+            self.free[self.free_count : self.free_count + gone] = erased[:gone]
             self.free_count += gone
             self.erasures += 1
+            if self.life is not None:
+                self.life.gone(erased[:gone])
         return gone
+
+    def vshards_above(self, count: int) -> list[int]:
+        """The vshards with more than `count` rows, numbered from this band's first."""
+        found: list[int] = np.flatnonzero(self._counts > count).tolist()
+        return found
+
+    def numbers_of(self, v: int) -> Numbers:
+        """The row numbers of one vshard, in no order that means anything."""
+        begin = int(self._begins[v])
+        run = self._index[begin : begin + int(self._masks[v]) + 1]
+        found: Numbers = run[run != 0] - np.uint32(1)
+        return found
 
     def scan(self, begin: int, live: npt.NDArray[np.uint8]) -> None:
         """live[i] = does row number begin + i belong to an id?"""
         self.kernels.scan(begin, live, *self._held, *self._where)
+        if self.life is not None:
+            numbers = np.where(live, np.arange(begin, begin + live.size, dtype=np.uint32), np.uint32(id_kernels.NONE))
+            self.life.hide(numbers)
+            live[:] = numbers != id_kernels.NONE
 
     def _grow(self, v: int, count: int) -> None:
         """Rebuild one vshard's index so that `count` rows fill it to half of its threshold or less."""

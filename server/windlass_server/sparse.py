@@ -23,10 +23,12 @@ import numpy as np
 
 from windlass_proto import ids as id_kernels
 from windlass_proto import limits, table_specs
+from windlass_proto.consistency import Mode
 from windlass_proto.errors import ProtocolError, UsageError, WindlassError
 from windlass_proto.frames import Entry, Op, aligned
 from windlass_proto.ids import Ids
 from windlass_proto.layout import Block, Segment
+from windlass_proto.life_specs import TTL
 from windlass_proto.memory import Buffer, BufferPool
 from windlass_proto.rule_records import RuleRecord
 from windlass_proto.rule_specs import RuleSpec
@@ -35,6 +37,7 @@ from windlass_rules import reduce
 from windlass_rules.rows import RowRule
 from windlass_server.dense import VERSIONS_KEPT, Origin, Reply, Share
 from windlass_server.dense_memory import Vector
+from windlass_server.row_life import RowLife
 from windlass_server.row_table import Numbers, RowTable
 from windlass_server.session_filter import Verdict
 from windlass_server.share_core import ShareCore
@@ -47,7 +50,7 @@ STATS_BYTES = 64
 class Rows:
     """Ids (copied out of what the peer may still change) and their gradients where they arrived.
 
-    `numbers` holds while the table's `erasures` is what it was.
+    `numbers` holds while the table's `erasures` is what it was. `reserved`: rows that were promised to it.
     """
 
     ids: Ids
@@ -55,6 +58,7 @@ class Rows:
     buffer: Buffer | None
     numbers: Numbers | None = None
     erasures: int = 0
+    reserved: int = 0
 
 
 class SparseTable:
@@ -106,9 +110,20 @@ class SparseTable:
     def _row_table(self, band: range) -> RowTable:
         spec, slots = self.spec, self.rule.slots
         rows_max = spec.rows_max(len(band), sum(slot.width(spec.dim) for slot in slots))
-        return RowTable(
-            spec.name, band, spec.vshards, spec.seed, spec.dim, spec.dtype, spec.init, slots, rows_max
-        )  # fmt: skip
+        capacity = next((wanted.rows_max for wanted in spec.evict if not isinstance(wanted, TTL)), 0)
+        if capacity * len(band) // spec.vshards > rows_max:
+            raise UsageError(
+                "a table keeps more rows than its bytes have room for",
+                table=spec.name,
+                rows_max=capacity,
+                bytes_max=spec.bytes_max,
+                rows_of_bytes=rows_max * spec.vshards // len(band),
+                next_move="Declare it with a larger bytes_max=, or evict from fewer rows on.",
+            )
+        rows = RowTable(spec.name, band, spec.vshards, spec.seed, spec.dim, spec.dtype, spec.init, slots, rows_max)
+        if spec.admit is not None or spec.evict:
+            rows.life = RowLife(rows, spec.seed, spec.vshards, spec.admit, spec.evict)
+        return rows
 
     # ---- exchanging rows ---------------------------------------------------------------------------------------------
 
@@ -118,7 +133,9 @@ class SparseTable:
 
     def adopt(self, share: Share, rows: RowTable, updates: int) -> None:
         """Serve `rows`, which have had `updates`, from now on. The caller holds the share's lock."""
-        rows.erasures = self.tables[share.vshard].erasures + 1  # row numbers of pushes that wait are not of these rows
+        before = self.tables[share.vshard]
+        rows.erasures = before.erasures + 1  # row numbers of pushes that wait are not of these rows
+        rows.reserved = before.reserved
         self.tables[share.vshard] = rows
         share.core.blocks[share.vshard].updates[:] = [updates]
 
@@ -184,7 +201,15 @@ class SparseTable:
         table = self.tables[share.vshard]
         rows.numbers, rows.erasures = np.empty(rows.ids.size, np.uint32), table.erasures
         absent = table.find(rows.ids, rows.numbers)
-        return table.insert(rows.ids, rows.numbers, absent) if absent else None
+        if not absent:
+            return None
+        if table.life is None:
+            return table.insert(rows.ids, rows.numbers, absent)
+        refused = table.room_for(absent + table.reserved)
+        if refused is None:
+            rows.reserved = absent
+            table.reserved += absent
+        return refused
 
     # ---- effects -----------------------------------------------------------------------------------------------------
 
@@ -198,39 +223,67 @@ class SparseTable:
             elif type(effect) is Answer:
                 self._answer(share, effect, deliver)
             elif type(effect) is Release:
-                if effect.buffer is not None and effect.buffer.buffer is not None:
-                    effect.buffer.buffer.release()
+                if effect.buffer is not None:
+                    self.tables[share.vshard].reserved -= effect.buffer.reserved
+                    if effect.buffer.buffer is not None:
+                        effect.buffer.buffer.release()
             elif type(effect) is Write:
                 self.tables[share.vshard].erase(effect.buffer.ids)
 
     def _apply(self, share: Share, effect: Apply) -> None:
         table = self.tables[share.vshard]
         sources = [source for source in effect.sources if source.buffer.ids.size]
+        if table.life is not None:
+            self._apply_living(table, table.life, sources, share.vshard, effect)
+            return
+        if not sources:
+            return
+        numbers = [self._numbers(table, source.buffer) for source in sources]
+        if len(sources) == 1:
+            self._update(table, numbers[0], sources[0].buffer.array, sources[0].weight, share.vshard, effect)
+        else:
+            names, gradient = self._summed(sources, [own.astype(np.uint64) for own in numbers])
+            self._update(table, names.astype(np.uint32), gradient, 1.0, share.vshard, effect)
+
+    def _apply_living(self, table: RowTable, life: RowLife, sources: list[Source], vshard: int, effect: Apply) -> None:
+        """Rows are made, and go, as the push is applied: what is decided follows from the order of pushes alone."""
+        step = max(0, effect.clock + self.steps_before)
+        life.pass_step(step)
+        life.sweep()
         if not sources:
             return
         if len(sources) == 1:
-            numbers, gradient = self._numbers(table, sources[0].buffer), sources[0].buffer.array
-            scale = sources[0].weight / effect.divisor
+            ids, gradient, weight = sources[0].buffer.ids, sources[0].buffer.array, sources[0].weight
         else:
-            numbers, gradient = self._summed(table, sources)
-            scale = 1.0 / effect.divisor
-        scalars = self._numbers_of_step(share.vshard, effect)
-        arrays = (table.rows, *table.slots)
-        self.rule.update(arrays, numbers, self.spec.dim, gradient, scale, scalars)
+            ids, gradient = self._summed(sources, [source.buffer.ids for source in sources])
+            weight = 1.0
+        numbers = life.rows_of(ids, step if self.spec.consistency.mode is Mode.BSP else effect.update)
+        self._update(table, numbers, gradient, weight, vshard, effect)
+        life.touch(numbers)
+        life.make_way()
 
-    def _summed(self, table: RowTable, sources: list[Source]) -> tuple[Numbers, Vector]:
-        """Each row of several sources once, with the weighted sum of its gradients in the order of the sources."""
-        numbers = [self._numbers(table, source.buffer) for source in sources]
-        plan = id_kernels.plan(np.concatenate(numbers).astype(np.uint64), 0, 1)
+    def _update(
+        self, table: RowTable, numbers: Numbers, gradient: Vector, weight: float, vshard: int, effect: Apply
+    ) -> None:
+        scalars = self._numbers_of_step(vshard, effect)
+        arrays = (table.rows, *table.slots)
+        self.rule.update(arrays, numbers, self.spec.dim, gradient, weight / effect.divisor, scalars)
+
+    def _summed(self, sources: list[Source], names: list[Ids]) -> tuple[Ids, Vector]:
+        """Each row of several sources once, with the weighted sum of its gradients in the order of the sources.
+
+        `names`: of each source, what tells its rows apart.
+        """
+        plan = id_kernels.plan(np.concatenate(names), 0, 1)
         total: Vector = np.empty(plan.ids.size * self.spec.dim, self.spec.dtype)
         seen = np.zeros(plan.ids.size, np.uint8)
         begins = np.arange(plan.ids.size, dtype=np.int64) * self.spec.dim
         at = 0
-        for source, own in zip(sources, numbers, strict=True):
+        for source, own in zip(sources, names, strict=True):
             inverse = plan.inverse[at : at + own.size]
             self.moves.sum_rows(source.buffer.array, inverse, begins, self.spec.dim, source.weight, total, seen)
             at += own.size
-        return plan.ids.astype(np.uint32), total
+        return plan.ids, total
 
     def _numbers(self, table: RowTable, rows: Rows) -> Numbers:
         """Row numbers of a push. Rows erased since it arrived are made anew, if there is room."""
@@ -274,7 +327,8 @@ class SparseTable:
         asked = origin.asked
         if origin.op == Op.STATS:
             snapshot = self.pool.take(STATS_BYTES, beyond=True)
-            snapshot.array.view(np.uint64)[:] = (len(table), table.used, table.nbytes, 0, 0, 0, 0, 0)
+            evicted, refused = (table.life.evicted, table.life.refused) if table.life is not None else (0, 0)
+            snapshot.array.view(np.uint64)[:] = (len(table), table.used, table.nbytes, evicted, refused, 0, 0, 0)
             return snapshot
         if origin.op == Op.SCAN:
             return self._scanned(table, asked)

@@ -14,13 +14,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from windlass_proto import checkpoint_format, table_specs
+from windlass_proto import checkpoint_format, limits, table_specs
 from windlass_proto.checkpoint_format import Part
 from windlass_proto.errors import CorruptionError, UsageError
 from windlass_proto.ids import Ids
 from windlass_proto.table_specs import TableSpec
 from windlass_server.dense import Share
 from windlass_server.part_files import PartFiles
+from windlass_server.row_life import RowLife
 from windlass_server.row_table import RowTable
 from windlass_server.sparse import SparseTable
 
@@ -55,6 +56,9 @@ def read_bands_untrusted(parts: PartFiles, table: SparseTable) -> list[StagedBan
             for held, begin, end in part.bands:
                 if held == number and _meet(range(begin, end), was.vshards, rows.held, table.spec.vshards):
                     updates = max(updates, _read_band(parts, part, number, begin, rows))
+                    if rows.life is not None:
+                        same = was.vshards == table.spec.vshards  # else its counts are of other vshards
+                        _read_life(parts, part, (number, range(begin, end) if same else range(0)), begin, rows.life)
         staged.append(StagedBand(table, share, rows, updates))
     return staged
 
@@ -97,7 +101,7 @@ def _read_band(parts: PartFiles, part: Part, number: int, vshard: int, rows: Row
         key = checkpoint_format.stretch_key(number, vshard, at, "ids")
         if key not in places:
             break
-        if found != columns.keys():
+        if found - {"touched", "score"} != columns.keys() - {"touched", "score"}:
             raise UsageError(
                 "a checkpoint was made with another update rule",
                 table=rows.name,
@@ -113,6 +117,22 @@ def _read_band(parts: PartFiles, part: Part, number: int, vshard: int, rows: Row
     return updates
 
 
+def _read_life(parts: PartFiles, part: Part, band: tuple[int, range], vshard: int, life: RowLife) -> None:
+    """Time and counts, as far as the checkpoint has them: its table may have been declared without."""
+    number, held = band
+    places = parts.places_untrusted(part)
+    keys = [checkpoint_format.band_key(number, vshard, what) for what in ("now", "admit.tags", "admit.counts")]
+    if keys[0] not in places:
+        return
+    now = int(parts.read_untrusted(part, keys[0], np.dtype(np.int64), (1,))[0])
+    if keys[1] not in places or not held:
+        life.take(now, held, None, None)
+        return
+    shape = (len(held), limits.ADMISSION_COUNTERS)
+    tags = parts.read_untrusted(part, keys[1], np.dtype(np.uint32), shape)
+    life.take(now, held, tags, parts.read_untrusted(part, keys[2], np.dtype(np.uint16), shape))
+
+
 def _read_stretch(parts: PartFiles, part: Part, stretch: tuple[int, int, int], rows: RowTable) -> None:
     place = parts.places_untrusted(part)[checkpoint_format.stretch_key(*stretch, "ids")]
     count = place.shape[0] if len(place.shape) == 1 else -1
@@ -126,8 +146,10 @@ def _read_stretch(parts: PartFiles, part: Part, stretch: tuple[int, int, int], r
     refused = rows.insert(chosen, numbers, absent)
     if refused is not None:
         raise refused
+    if rows.life is not None:
+        rows.life.touch(numbers)  # what a checkpoint without these policies does not say
     for name, (values, width) in rows.columns().items():
-        if name != "ids":
-            key = checkpoint_format.stretch_key(*stretch, name)
+        key = checkpoint_format.stretch_key(*stretch, name)
+        if name != "ids" and (name not in ("touched", "score") or key in parts.places_untrusted(part)):
             read = parts.read_untrusted(part, key, values.dtype, (count, width))
             values.reshape(-1, width)[numbers] = read if mine.size == ids.size else read[mine]

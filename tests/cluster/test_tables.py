@@ -348,6 +348,36 @@ def test_a_deleted_table_is_gone_with_its_rows_and_its_name_is_free(team: MakeTe
     for_each(pairs, train)
 
 
+@pytest.mark.parametrize("mode", ["asp", "bsp"])
+def test_ids_are_admitted_and_rows_expire_by_what_was_pushed(team: MakeTeam, mode: str) -> None:
+    life: dict[str, Any] = {"admit": wl.admit.Count(2), "evict": (wl.evict.TTL(3), wl.evict.LRU(100_000))}
+    ((store, table),) = declared(team(1), mode, **life)
+
+    def pushed(*ids: int) -> list[float]:
+        return [float(row[0]) for row in table.push_pull(list(ids), ones(len(ids))).result()]
+
+    every = list(range(100, 200))  # so that every band hears of every step
+    seen = [pushed(1, 2, *every)[:2], pushed(1, *every)[:1], pushed(1, 2, *every)[:2]]
+    assert seen == [[0.0, 0.0], [-1.0], [-2.0, -1.0]], "what the first push of an id held is dropped"
+    for _ in range(4):
+        pushed(*every)
+    assert not {1, 2} & held(table).keys()
+    assert table.pull([1]).result()[0, 0] == 0.0
+    assert [pushed(1, *every)[0] for _ in range(2)] == [0.0, -1.0], "it is counted anew"
+    figures = table.figures()
+    assert figures["pushes_not_admitted"] == 103
+    assert figures["rows"] - figures["rows_evicted"] == 99
+    assert store.specs()["user"]["admit"] == wl.admit.Count(2)
+
+
+def test_workers_that_declare_a_tables_life_differently_are_told_both(team: MakeTeam) -> None:
+    pairs = declared(team(), "asp", admit=wl.admit.Count(2))
+    with pytest.raises(UsageError, match=r"Count\(n=2\).*TTL\(steps=5\)|TTL\(steps=5\).*Count\(n=2\)"):
+        pairs[1][0].table("user", DIM, SGD(lr=1.0), init=wl.init.Zeros(), evict=wl.evict.TTL(5))
+    with pytest.raises(UsageError, match=r"more rows than its bytes.*bytes_max=1000000"):
+        pairs[0][0].table("other", DIM, SGD(lr=1.0), bytes_max=1_000_000, evict=wl.evict.LFU(1 << 20))
+
+
 def test_specs_say_what_a_table_is(team: MakeTeam) -> None:
     ((store, _),) = declared(team(1), "asp", bytes_max=1 << 20)
     assert store.specs() == {
@@ -357,6 +387,8 @@ def test_specs_say_what_a_table_is(team: MakeTeam) -> None:
             "rule": SGD(lr=1.0),
             "init": wl.init.Zeros(),
             "bytes_max": 1 << 20,
+            "admit": None,
+            "evict": (),
         }
     }
 

@@ -739,23 +739,92 @@ class Table(_message.Message):
 
     INIT_FIELD_NUMBER: _builtins.int
     BYTES_MAX_FIELD_NUMBER: _builtins.int
+    ADMIT_FIELD_NUMBER: _builtins.int
+    EVICT_FIELD_NUMBER: _builtins.int
     bytes_max: _builtins.int
     """of all its rows, over all servers"""
     @_builtins.property
     def init(self) -> Global___Init: ...
+    @_builtins.property
+    def admit(self) -> Global___Admit:
+        """unset: the first push gives an id its row"""
+
+    @_builtins.property
+    def evict(self) -> _containers.RepeatedCompositeFieldContainer[Global___Evict]:
+        """at most one "ttl" and one of the others"""
+
     def __init__(
         self,
         *,
         init: Global___Init | None = ...,
         bytes_max: _builtins.int = ...,
+        admit: Global___Admit | None = ...,
+        evict: _abc.Iterable[Global___Evict] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["init", b"init"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["admit", b"admit", "init", b"init"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_max", b"bytes_max", "init", b"init"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admit", b"admit", "bytes_max", b"bytes_max", "evict", b"evict", "init", b"init"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Table: _TypeAlias = Table  # noqa: Y015
+
+@_typing.final
+class Admit(_message.Message):
+    """Which ids of a table get rows: see windlass_proto.life_specs. A count, or else a probability."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COUNT_FIELD_NUMBER: _builtins.int
+    PROBABILITY_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
+    count: _builtins.int
+    probability: _builtins.float
+    seed: _builtins.int
+    def __init__(
+        self,
+        *,
+        count: _builtins.int = ...,
+        probability: _builtins.float = ...,
+        seed: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "probability", b"probability", "seed", b"seed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Admit: _TypeAlias = Admit  # noqa: Y015
+
+@_typing.final
+class Evict(_message.Message):
+    """Which rows of a table go again."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    ROWS_MAX_FIELD_NUMBER: _builtins.int
+    kind: _builtins.str
+    """"ttl" | "lru" | "lfu" | "score" """
+    steps: _builtins.int
+    """ttl: how long a row stays; score: the half-life of a push"""
+    rows_max: _builtins.int
+    """all but ttl: of the table, over all servers"""
+    def __init__(
+        self,
+        *,
+        kind: _builtins.str = ...,
+        steps: _builtins.int = ...,
+        rows_max: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "rows_max", b"rows_max", "steps", b"steps"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Evict: _TypeAlias = Evict  # noqa: Y015
 
 @_typing.final
 class Tensor(_message.Message):
