@@ -30,7 +30,7 @@ from windlass.arrays import as_numpy
 from windlass.data_link import InFrame
 from windlass.ticket import Ticket
 from windlass.window_core import Request
-from windlass_proto import errors, tensor_file
+from windlass_proto import errors, storage, tensor_file
 from windlass_proto.checkpoint_orders import ANSWER_BYTES, Order, Phase, to_bytes, unpack_answer
 from windlass_proto.errors import CorruptionError, InvariantError, UnavailableError, UsageError, WindlassError
 from windlass_proto.frames import Op
@@ -385,7 +385,7 @@ def resume(store: Store, place: Path) -> Resume | None:
     if "folder" not in json.loads(result):
         return None
     manifest, found = _take(store, result)
-    store.resumed_from = Path(json.loads(result)["folder"])
+    store.resumed_from = storage.place_of(json.loads(result)["folder"])
     store.member.resumed.update({position.loader: position for position in manifest.positions})
     return found
 
@@ -434,10 +434,8 @@ def settle(store: Store) -> None:
 
 def place_of(store: Store, uri: str | Path | None) -> Path:
     """The folder that `uri` names; unless given, that of the run."""
-    from windlass_proto import checkpoint_format
-
     if uri is not None:
-        return checkpoint_format.local_path(uri)
+        return storage.place_of(uri)
     return ((store.run_dir or Path()) / "checkpoints").absolute()
 
 
@@ -470,11 +468,11 @@ def _take(store: Store, result: str) -> tuple[Manifest, Resume]:
     from windlass_proto import checkpoint_format
 
     told = json.loads(result)
-    manifest = checkpoint_format.read_manifest_untrusted(Path(told["folder"]))
+    manifest = checkpoint_format.read_manifest_untrusted(storage.place_of(told["folder"]))
     if manifest.digest != told["manifest"]:
         raise CorruptionError(
             "a worker sees another manifest than the one that restored",
-            file=Path(told["folder"]) / checkpoint_format.MANIFEST,
+            file=storage.place_of(told["folder"]) / checkpoint_format.MANIFEST,
             digest=manifest.digest,
             expected=told["manifest"],
         )
@@ -500,7 +498,7 @@ def _refresh(store: Store) -> None:
 # ---- plain files -----------------------------------------------------------------------------------------------------
 
 
-def export(store: Store, path: Path) -> None:
+def export(store: Store, path: str | Path) -> None:
     """Write present weights to one file; see `Store.export`."""
     values: dict[str, Any] = store.pull().result()
     arrays = {name: np.asarray(as_numpy(name, value)) for name, value in values.items()}
@@ -509,7 +507,7 @@ def export(store: Store, path: Path) -> None:
         ids, rows = (np.concatenate(column) for column in zip(*runs, strict=True))
         order = np.argsort(ids)  # equal rows give equal files, whatever servers hold them
         arrays |= {f"{table.name}.ids": ids[order], f"{table.name}.rows": rows[order]}
-    tensor_file.write(path, arrays, {"format": "np", "windlass": __version__})
+    tensor_file.write(storage.place_of(path), arrays, {"format": "np", "windlass": __version__})
 
 
 def load_tensors(path: str | Path) -> dict[str, np.ndarray[Any, Any]]:
@@ -521,7 +519,7 @@ def load_tensors(path: str | Path) -> dict[str, np.ndarray[Any, Any]]:
         UsageError: there is no such file.
         CorruptionError: it is torn or altered; the file is named.
     """
-    return tensor_file.load(Path(path))
+    return tensor_file.load(storage.place_of(path))
 
 
 # ---- results of actions ----------------------------------------------------------------------------------------------

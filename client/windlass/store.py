@@ -316,7 +316,7 @@ class Store:
         next checkpoint and `close` do. Call it on every worker at the same step, or on one; it is one action.
 
         Args:
-            uri: the folder that holds the run's checkpoints, a path or file:///path that every server and worker
+            uri: the folder that holds the run's checkpoints, a path or a URL of fsspec that every server and worker
                 reaches. Default `<run_dir>/checkpoints`.
             state: JSON that `resume` gives back, equal on every worker.
             keep_last: remove older checkpoints, so that this many complete ones are left, and the one that the run
@@ -375,7 +375,7 @@ class Store:
 
         A sparse table makes two arrays, `<name>.ids`, sorted, and `<name>.rows`.
         """
-        checkpoints.export(self, Path(path))
+        checkpoints.export(self, path)
 
     # ---- what tables send and ask ------------------------------------------------------------------------------------
 

@@ -24,12 +24,11 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import unquote, urlsplit
 
 import xxhash
 from google.protobuf.message import DecodeError
 
-from windlass_proto import group_specs, limits, rule_records, rule_specs, table_specs, tensor_file
+from windlass_proto import group_specs, limits, rule_records, rule_specs, storage, table_specs
 from windlass_proto.errors import CorruptionError, UsageError, WindlassError
 from windlass_proto.gen import control_pb2
 from windlass_proto.group_specs import GroupSpec
@@ -149,27 +148,6 @@ class Manifest:
 # ---- places ----------------------------------------------------------------------------------------------------------
 
 
-def local_path(uri: str | Path) -> Path:
-    """The folder that `uri` names: a path, or file:///path.
-
-    Raises:
-        UsageError: another scheme.
-    """
-    if isinstance(uri, Path):
-        return uri.absolute()
-    split = urlsplit(uri)
-    if split.scheme == "file" and split.netloc in ("", "localhost"):
-        return Path(unquote(split.path)).absolute()
-    if "://" in uri:
-        raise UsageError(
-            "a checkpoint's place is not supported",
-            uri=uri,
-            supported="a path, or file:///path",
-            next_move="Give a folder that every server and worker can reach: on one host any, else a shared one.",
-        )
-    return Path(uri).absolute()
-
-
 def folder_name(step: int) -> str:
     """Names of later steps sort after those of earlier ones."""
     return f"step-{step:06d}"
@@ -192,9 +170,7 @@ def check_part_name_untrusted(name: str) -> str:
 
 def folders(root: Path) -> list[Path]:
     """Folders of `root` that are named as checkpoints are, the newest first; whole or not."""
-    if not root.is_dir():
-        return []
-    found = [path for path in root.iterdir() if _FOLDER.fullmatch(path.name)]
+    found = [path for path in storage.listed(root) if _FOLDER.fullmatch(path.name)]
     return sorted(found, key=_step_of, reverse=True)
 
 
@@ -224,7 +200,7 @@ def is_named_as_one(folder: Path) -> bool:
 def sweep(folder: Path, manifest: Manifest) -> None:
     """Remove parts in a checkpoint's folder that it does not name: of attempts that came to nothing."""
     named = {part.file for part in manifest.parts}
-    for path in folder.iterdir():
+    for path in storage.listed(folder):
         if _PART.fullmatch(path.name) and path.name not in named:
             path.unlink(missing_ok=True)
 
@@ -247,11 +223,10 @@ def prune(root: Path, latest: Path, keep_last: int, *, keep: Path | None = None)
 def _remove(folder: Path) -> None:
     """The manifest first, so that a half-removed folder is no checkpoint; other people's files stay."""
     (folder / MANIFEST).unlink(missing_ok=True)
-    for path in folder.iterdir():
+    for path in storage.listed(folder):
         if _PART.fullmatch(path.name) or path.name.startswith((".part-", f".{MANIFEST}.")):
             path.unlink(missing_ok=True)
-    if not any(folder.iterdir()):
-        folder.rmdir()
+    storage.remove_if_empty(folder)
 
 
 def _step_of(folder: Path) -> int:
@@ -274,8 +249,8 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     """
     if len(manifest.raw) > limits.MANIFEST_BYTES_MAX:
         raise UsageError("a manifest is too long", bytes=len(manifest.raw), bytes_max=limits.MANIFEST_BYTES_MAX)
-    tensor_file.write_whole(folder / MANIFEST, lambda write_all: write_all(manifest.raw))
-    tensor_file.sync_folder(folder.parent)
+    storage.write_whole(folder / MANIFEST, lambda write_all: write_all(manifest.raw))
+    storage.sync_folder(folder.parent)
 
 
 def read_manifest_untrusted(folder: Path) -> Manifest:
@@ -285,11 +260,8 @@ def read_manifest_untrusted(folder: Path) -> Manifest:
         CorruptionError: it is missing, torn, altered, or of a later format.
     """
     path = folder / MANIFEST
-    try:
-        with path.open("rb") as file:
-            raw = file.read(limits.MANIFEST_BYTES_MAX + 1)
-    except OSError as cause:
-        raise CorruptionError("a checkpoint has no manifest", file=path, reason=cause.strerror or cause) from cause
+    with storage.opened_untrusted(path, "a checkpoint has no manifest") as file:
+        raw = file.read(limits.MANIFEST_BYTES_MAX + 1)
     try:
         record = json.loads(raw)
         said = record.pop("digest")

@@ -96,7 +96,7 @@ def from_bytes_untrusted(raw: bytes) -> Order:
             raise ValueError("an order's text is none")
         if record["file"]:
             checkpoint_format.check_part_name_untrusted(record["file"])
-        if not Path(record["folder"]).is_absolute():
+        if not (Path(record["folder"]).is_absolute() or "://" in record["folder"]):
             raise ValueError("an order's folder is not absolute")
         key, folder, file, manifest = texts
         store_id, clock = numbers[:2]

@@ -5,32 +5,28 @@
              spaces fill it up, so that the data starts on 64 bytes
     data     the arrays, little-endian, C order, one after the other without holes
 
-Invariant: a file that is there under its name was written to its end and is on the disk (it is written beside, synced
-and renamed). What is read back is checked before memory is taken for it; whatever is wrong with it is a CorruptionError
-that names the file. Nothing in such a file is code.
+Invariant: a file is written whole or not at all (`storage`). What is read back is checked before memory is taken for
+it; whatever is wrong with it is a CorruptionError that names the file. Nothing in such a file is code.
 
 The layout is the one the safetensors library documents, so its readers open these files.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from windlass_proto import limits
-from windlass_proto.errors import CorruptionError, UnavailableError, UsageError
+from windlass_proto import limits, storage
+from windlass_proto.errors import CorruptionError, UsageError
+from windlass_proto.storage import WriteAll
 
 Array = npt.NDArray[Any]
-WriteAll = Callable[[bytes | memoryview], None]
 
 _DTYPES: Final = {
     "F64": "<f8",
@@ -88,51 +84,8 @@ def write(path: Path, arrays: Mapping[str, Array], metadata: Mapping[str, str] |
                 digest.update(chunk)
             nbytes += len(piece)
 
-    write_whole(path, fill)
+    storage.write_whole(path, fill)
     return Written(nbytes, digest.hexdigest())
-
-
-def write_whole(path: Path, fill: Callable[[WriteAll], None]) -> None:
-    """What `fill` writes becomes the file `path` at once: beside it first, synced, then renamed, its folder synced.
-
-    Raises:
-        UnavailableError: the system refused; `path` is as it was.
-    """
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        try:
-            with beside.open("xb", buffering=0) as file:
-                fill(lambda raw: _write_all(file, raw))
-                os.fsync(file.fileno())
-            beside.replace(path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                beside.unlink(missing_ok=True)
-            raise
-        sync_folder(path.parent)
-    except OSError as cause:
-        raise UnavailableError(
-            "a file of a checkpoint could not be written",
-            file=path,
-            reason=cause.strerror or cause,
-            next_move="Make room or choose another folder; training goes on without this checkpoint.",
-        ) from cause
-
-
-def sync_folder(folder: Path) -> None:
-    """What was renamed or made in `folder` outlives a crash of the machine."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _write_all(file: Any, raw: bytes | memoryview) -> None:
-    """Write everything: an unbuffered file may take a part."""
-    left = memoryview(raw)
-    while left:
-        left = left[file.write(left) :]
 
 
 def digest_of(path: Path, nbytes: int) -> str:
@@ -142,8 +95,8 @@ def digest_of(path: Path, nbytes: int) -> str:
         CorruptionError: it is missing or has another length.
     """
     digest = xxhash.xxh3_128()
-    with _opened_untrusted(path) as file:
-        size = os.fstat(file.fileno()).st_size
+    with storage.opened_untrusted(path) as file:
+        size = storage.length_of(file)
         if size != nbytes:
             raise CorruptionError("a file of a checkpoint has another length", file=path, bytes=size, expected=nbytes)
         while chunk := file.read(_CHUNK_BYTES):
@@ -157,8 +110,8 @@ def places_untrusted(path: Path) -> dict[str, Place]:
     Raises:
         CorruptionError: the header cannot be read, or what it says does not fit the file.
     """
-    with _opened_untrusted(path) as file:
-        size = os.fstat(file.fileno()).st_size
+    with storage.opened_untrusted(path) as file:
+        size = storage.length_of(file)
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > min(size - 8, limits.TENSOR_FILE_HEADER_BYTES_MAX):
             raise CorruptionError("a file of arrays has no whole header", file=path, bytes=size, header_bytes=length)
@@ -196,10 +149,12 @@ def read(path: Path, place: Place) -> Array:
     """
     code = np.dtype(_DTYPES[place.dtype])
     count = (place.end - place.begin) // code.itemsize
-    with _opened_untrusted(path) as file:
-        array = np.fromfile(file, code, count, offset=place.begin)
-    if array.size != count:
-        raise CorruptionError("a file of arrays ends too soon", file=path, elements=array.size, expected=count)
+    array = np.empty(count, code)
+    with storage.opened_untrusted(path) as file:
+        file.seek(place.begin)
+        found = storage.read_into(file, array.view(np.uint8).data)
+    if found != array.nbytes:
+        raise CorruptionError("a file of arrays ends too soon", file=path, bytes=found, expected=array.nbytes)
     if place.dtype == "BF16":
         array = (array.astype(np.uint32) << 16).view(np.float32)
     return array.reshape(place.shape)
@@ -215,17 +170,6 @@ def load(path: Path) -> dict[str, Array]:
     if not path.is_file():
         raise UsageError("there is no file of arrays", file=path, next_move="Give the path of a .safetensors file.")
     return {name: read(path, place) for name, place in places_untrusted(path).items()}
-
-
-@contextlib.contextmanager
-def _opened_untrusted(path: Path) -> Iterator[BinaryIO]:
-    try:
-        with path.open("rb") as file:
-            yield file
-    except OSError as cause:
-        raise CorruptionError(
-            "a file of a checkpoint cannot be read", file=path, reason=cause.strerror or cause
-        ) from cause
 
 
 def _header(arrays: Mapping[str, Array], metadata: Mapping[str, str]) -> bytes:

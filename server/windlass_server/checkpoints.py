@@ -20,10 +20,9 @@ import logging
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, Final
 
-from windlass_proto import tensor_file
+from windlass_proto import storage, tensor_file
 from windlass_proto.checkpoint_orders import Order, Phase
 from windlass_proto.errors import InvariantError, UnavailableError, UsageError, WindlassError
 from windlass_proto.frames import Op, Status
@@ -309,9 +308,8 @@ class Checkpoints:
             arrays: Arrays = {}
             for copy in copies:
                 arrays |= copy.arrays()
-            folder = Path(action.order.folder)
-            with _refusals_in_words(folder):
-                folder.mkdir(parents=True, exist_ok=True)
+            folder = storage.place_of(action.order.folder)
+            storage.make_folder(folder)
             action.written = tensor_file.write(folder / action.order.file, arrays)
             _LOG.info("part_written file=%s bytes=%d", folder / action.order.file, action.written.nbytes)
             action.reach(Phase.WRITE)
@@ -327,7 +325,7 @@ class Checkpoints:
         """The disk's thread: read and check everything, then wait until the steps before the clock are complete."""
         try:
             self._check_room(groups)
-            parts = PartFiles(Path(action.order.folder), action.order.manifest)
+            parts = PartFiles(storage.place_of(action.order.folder), action.order.manifest)
             staged: list[StagedBlock | StagedBand] = []
             for _, group in groups:
                 if isinstance(group, SparseTable):
@@ -366,19 +364,6 @@ class Checkpoints:
 
 def _let_go(pulls: _Pulls, groups: Groups) -> None:
     pulls.give_up(groups)
-
-
-@contextlib.contextmanager
-def _refusals_in_words(folder: Path) -> Any:
-    try:
-        yield
-    except OSError as cause:
-        raise UnavailableError(
-            "a checkpoint's folder could not be made",
-            folder=folder,
-            reason=cause.strerror or cause,
-            next_move="Give a folder that every server can write to.",
-        ) from cause
 
 
 def _known(error: Exception, fact: str) -> WindlassError:

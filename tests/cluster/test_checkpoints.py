@@ -227,7 +227,7 @@ def test_checkpoints_of_one_step_with_other_states_are_refused_with_both(team: M
 @pytest.mark.parametrize(
     ("call", "said"),
     [
-        (lambda store: store.checkpoint("s3://bucket/run"), "supported=a path"),
+        (lambda store: store.checkpoint("nosuch://bucket/run"), "supported=a path"),
         (lambda store: store.checkpoint("x", state={"w": np.zeros(2)}), "state is not JSON"),
         (lambda store: store.checkpoint("x", state={"loss": float("nan")}), "state is not JSON"),
         (lambda store: store.checkpoint("x", keep_last=0), "keep_last=0"),
@@ -272,6 +272,27 @@ def test_keep_last_removes_older_ones_and_no_others(team: MakeTeam, tmp_path: Pa
         store.checkpoint(tmp_path, keep_last=2).result()
     assert [path.name for path in checkpoint_format.folders(tmp_path)] == ["step-000005", "step-000004", "step-000000"]
     assert (tmp_path / "step-000000" / "notes.txt").exists()
+
+
+def test_a_checkpoint_is_saved_to_and_resumed_from_storage_that_fsspec_reaches(team: MakeTeam, tmp_path: Path) -> None:
+    """`local://` goes the way that s3:// goes, and ends where a test can look."""
+    uri = f"local://{tmp_path}/bucket/run"
+    (store,) = team(1).stores(model(), Adam(lr=0.1))
+    for _ in range(3):
+        steps(store, 1, first=1)
+        saved = store.checkpoint(uri, state={"n": 1}, keep_last=2).result()
+    assert str(saved) == f"{uri}/step-000003"
+    held = pulled(store)
+    assert sorted(path.name for path in (tmp_path / "bucket" / "run").iterdir()) == ["step-000002", "step-000003"]
+    steps(store, 2, first=7)
+    assert store.restore(uri) == wl.Resume(3, 0, {"n": 1})
+    assert same(pulled(store), held)
+    store.export(f"local://{tmp_path}/bucket/model.safetensors")
+    assert same(wl.load_tensors(tmp_path / "bucket" / "model.safetensors"), held)
+    (part,) = list((tmp_path / "bucket" / "run" / "step-000003").glob("part-0-*"))
+    part.write_bytes(part.read_bytes()[:-1] + b"x")
+    with pytest.raises(CorruptionError, match=rf"file=local:\S*/{part.name}"):
+        store.restore(uri)
 
 
 def test_a_checkpoint_made_again_at_a_step_replaces_the_first(team: MakeTeam, tmp_path: Path) -> None:

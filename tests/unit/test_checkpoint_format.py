@@ -11,7 +11,7 @@ import pytest
 from windlass_proto import checkpoint_format as format_
 from windlass_proto.checkpoint_format import Group, Manifest, Part, Position
 from windlass_proto.consistency import Consistency
-from windlass_proto.errors import CorruptionError, UsageError
+from windlass_proto.errors import CorruptionError
 from windlass_proto.group_specs import GroupSpec
 from windlass_proto.layout import GroupLayout, TensorSpec
 from windlass_proto.rule_specs import Adam
@@ -98,10 +98,3 @@ def test_the_newest_complete_checkpoint_counts(tmp_path: Path) -> None:
     assert found is not None
     assert found[0] == good
     assert ["no manifest" in passed[0], "lacks a part" in passed[1]] == [True, True]
-
-
-def test_places_that_are_not_local_are_refused_in_words() -> None:
-    assert format_.local_path("file:///a/b%20c") == Path("/a/b c")
-    assert format_.local_path("runs/x") == Path.cwd() / "runs" / "x"
-    with pytest.raises(UsageError, match=r"uri=s3://bucket/x, supported=a path, or file:///path"):
-        format_.local_path("s3://bucket/x")
