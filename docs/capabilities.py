@@ -86,8 +86,10 @@ def table() -> str:
         for words, variant in variants(cls).values():
             state = ", ".join(f"{slot.name}{A_ROW[slot.per]}" for slot in variant.slots) or "none"
             dense = "no" if variant.by_row else "yes"
-            of_rows = "no" if any(slot.per is Per.WORKER for slot in variant.slots) else "yes"
-            rows.append([f"`{cls.__name__}`", words, *(dense for _ in dtypes), of_rows, state, "yes", "yes"])
+            alone = variant.measure is not None or any(slot.per is Per.WORKER for slot in variant.slots)
+            of_rows = "no" if alone else "yes"
+            cut = "not yet" if variant.measure is not None else "yes"
+            rows.append([f"`{cls.__name__}`", words, *(dense for _ in dtypes), of_rows, state, cut, "yes"])
     return HEAD + "".join(f"| {' | '.join(row)} |\n".replace("|  |", "| |") for row in rows) + FOOT
 
 

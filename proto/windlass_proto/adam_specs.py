@@ -28,6 +28,8 @@ class Adam:
         weight_decay: L2 penalty added to the gradient, >= 0.
         amsgrad: divide by the largest second moment so far, which is a third vector of state.
         clip_value: the gradient is cut to [-clip_value, clip_value] before weight decay; None: it is not.
+        clip_norm: a tensor's gradient longer than this is scaled down to it, before clip_value; None: it is not.
+        clip_global_norm: the same of all tensors of one init taken together. One of the two at most.
 
     Raises:
         UsageError: if a value is not a finite number in its range.
@@ -39,6 +41,8 @@ class Adam:
     weight_decay: Rate = 0.0
     amsgrad: bool = False
     clip_value: float | None = None
+    clip_norm: float | None = None
+    clip_global_norm: float | None = None
 
     def __post_init__(self) -> None:
         require_shared(self)
@@ -58,6 +62,8 @@ class AdamW:
         weight_decay: share of the weight lost a step, in units of lr, >= 0.
         amsgrad: divide by the largest second moment so far, which is a third vector of state.
         clip_value: the gradient is cut to [-clip_value, clip_value] before it is used; None: it is not.
+        clip_norm: a tensor's gradient longer than this is scaled down to it, before clip_value; None: it is not.
+        clip_global_norm: the same of all tensors of one init taken together. One of the two at most.
 
     Raises:
         UsageError: if a value is not a finite number in its range.
@@ -69,6 +75,8 @@ class AdamW:
     weight_decay: Rate = 1e-2
     amsgrad: bool = False
     clip_value: float | None = None
+    clip_norm: float | None = None
+    clip_global_norm: float | None = None
 
     def __post_init__(self) -> None:
         require_shared(self)
@@ -89,6 +97,8 @@ class NAdam:
         momentum_decay: at step t momentum has its full share but for 0.5 * 0.96^(t * momentum_decay), >= 0.
         decoupled_weight_decay: whether weight_decay shrinks the weight instead of entering the gradient.
         clip_value: the gradient is cut to [-clip_value, clip_value] before weight decay; None: it is not.
+        clip_norm: a tensor's gradient longer than this is scaled down to it, before clip_value; None: it is not.
+        clip_global_norm: the same of all tensors of one init taken together. One of the two at most.
 
     Raises:
         UsageError: if a value is not a finite number in its range.
@@ -101,6 +111,8 @@ class NAdam:
     momentum_decay: float = 4e-3
     decoupled_weight_decay: bool = False
     clip_value: float | None = None
+    clip_norm: float | None = None
+    clip_global_norm: float | None = None
 
     def __post_init__(self) -> None:
         require_shared(self)
@@ -119,6 +131,8 @@ class Adamax:
         eps: added to the gradient's size, >= 0.
         weight_decay: L2 penalty added to the gradient, >= 0.
         clip_value: the gradient is cut to [-clip_value, clip_value] before weight decay; None: it is not.
+        clip_norm: a tensor's gradient longer than this is scaled down to it, before clip_value; None: it is not.
+        clip_global_norm: the same of all tensors of one init taken together. One of the two at most.
 
     Raises:
         UsageError: if a value is not a finite number in its range.
@@ -129,6 +143,8 @@ class Adamax:
     eps: float = 1e-8
     weight_decay: Rate = 0.0
     clip_value: float | None = None
+    clip_norm: float | None = None
+    clip_global_norm: float | None = None
 
     def __post_init__(self) -> None:
         require_shared(self)
@@ -146,6 +162,8 @@ class AdaBelief:
         eps: added to the distance each step and to its root, > 0.
         weight_decay: L2 penalty added to the gradient, >= 0.
         clip_value: the gradient is cut to [-clip_value, clip_value] before weight decay; None: it is not.
+        clip_norm: a tensor's gradient longer than this is scaled down to it, before clip_value; None: it is not.
+        clip_global_norm: the same of all tensors of one init taken together. One of the two at most.
 
     Raises:
         UsageError: if a value is not a finite number in its range.
@@ -156,6 +174,8 @@ class AdaBelief:
     eps: float = 1e-16
     weight_decay: Rate = 0.0
     clip_value: float | None = None
+    clip_norm: float | None = None
+    clip_global_norm: float | None = None
 
     def __post_init__(self) -> None:
         require_shared(self)
@@ -173,6 +193,8 @@ class FTML:
         eps: added to the root of the second moment, > 0.
         weight_decay: L2 penalty added to the gradient, >= 0.
         clip_value: the gradient is cut to [-clip_value, clip_value] before weight decay; None: it is not.
+        clip_norm: a tensor's gradient longer than this is scaled down to it, before clip_value; None: it is not.
+        clip_global_norm: the same of all tensors of one init taken together. One of the two at most.
 
     Raises:
         UsageError: if a value is not a finite number in its range.
@@ -183,6 +205,8 @@ class FTML:
     eps: float = 1e-8
     weight_decay: Rate = 0.0
     clip_value: float | None = None
+    clip_norm: float | None = None
+    clip_global_norm: float | None = None
 
     def __post_init__(self) -> None:
         require_shared(self)

@@ -28,6 +28,8 @@ class Adagrad:
         initial_accumulator_value: the sum before the first step, >= 0.
         eps: added to the root of the sum, >= 0.
         clip_value: the gradient is cut to [-clip_value, clip_value] before weight decay; None: it is not.
+        clip_norm: a tensor's gradient longer than this is scaled down to it, before clip_value; None: it is not.
+        clip_global_norm: the same of all tensors of one init taken together. One of the two at most.
 
     Raises:
         UsageError: if a value is not a finite number in its range.
@@ -39,6 +41,8 @@ class Adagrad:
     initial_accumulator_value: float = 0.0
     eps: float = 1e-10
     clip_value: float | None = None
+    clip_norm: float | None = None
+    clip_global_norm: float | None = None
 
     def __post_init__(self) -> None:
         require_shared(self)
@@ -55,6 +59,8 @@ class Adadelta:
         eps: added to both means under their roots, > 0; it sets the size of the first steps.
         weight_decay: L2 penalty added to the gradient, >= 0.
         clip_value: the gradient is cut to [-clip_value, clip_value] before weight decay; None: it is not.
+        clip_norm: a tensor's gradient longer than this is scaled down to it, before clip_value; None: it is not.
+        clip_global_norm: the same of all tensors of one init taken together. One of the two at most.
 
     Raises:
         UsageError: if a value is not a finite number in its range.
@@ -65,6 +71,8 @@ class Adadelta:
     eps: float = 1e-6
     weight_decay: Rate = 0.0
     clip_value: float | None = None
+    clip_norm: float | None = None
+    clip_global_norm: float | None = None
 
     def __post_init__(self) -> None:
         require_shared(self)
@@ -84,6 +92,8 @@ class RMSprop:
         momentum: share of the buffer of divided gradients kept each step, >= 0; 0: there is no buffer.
         centered: divide by the root of the variance instead, which keeps a running mean of gradients as well.
         clip_value: the gradient is cut to [-clip_value, clip_value] before weight decay; None: it is not.
+        clip_norm: a tensor's gradient longer than this is scaled down to it, before clip_value; None: it is not.
+        clip_global_norm: the same of all tensors of one init taken together. One of the two at most.
 
     Raises:
         UsageError: if a value is not a finite number in its range.
@@ -96,6 +106,8 @@ class RMSprop:
     momentum: float = 0.0
     centered: bool = False
     clip_value: float | None = None
+    clip_norm: float | None = None
+    clip_global_norm: float | None = None
 
     def __post_init__(self) -> None:
         require_shared(self)
@@ -114,6 +126,8 @@ class FTRL:
         l1: L1 penalty, >= 0.
         l2: L2 penalty, >= 0; a tensor's decay_mult multiplies it.
         clip_value: the gradient is cut to [-clip_value, clip_value] before it is used; None: it is not.
+        clip_norm: a tensor's gradient longer than this is scaled down to it, before clip_value; None: it is not.
+        clip_global_norm: the same of all tensors of one init taken together. One of the two at most.
 
     Raises:
         UsageError: if a value is not a finite number in its range.
@@ -124,6 +138,8 @@ class FTRL:
     l1: float = 0.0
     l2: float = 0.0
     clip_value: float | None = None
+    clip_norm: float | None = None
+    clip_global_norm: float | None = None
 
     def __post_init__(self) -> None:
         require_shared(self)

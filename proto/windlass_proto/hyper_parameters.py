@@ -2,7 +2,7 @@
 
 A spec calls them from `__post_init__`, so that one that exists is valid; an int or a NumPy scalar is kept as
 the float it equals, so that equal rules have equal bytes. What every rule has in common (`lr`,
-`weight_decay`, `clip_value`) is checked in one place, `require_shared`.
+`weight_decay`, clipping) is checked in one place, `require_shared`.
 """
 
 from __future__ import annotations
@@ -14,16 +14,31 @@ from typing import Any, Final
 from windlass_proto.errors import UsageError
 from windlass_proto.schedules import Schedule
 
+CLIPS: Final = ("clip_value", "clip_norm", "clip_global_norm")
+"""What a gradient may be bounded by."""
+
 SCHEDULED: Final = ("lr", "weight_decay")
 """Hyper-parameters that may be a schedule instead of a number."""
 
 
 def require_shared(spec: Any) -> None:
-    """Learning rate and weight decay, where the rule has them, are >= 0 or schedules; `clip_value` is None or > 0."""
+    """What rules have in common: rates are >= 0 or schedules, bounds of clipping None or > 0.
+
+    `clip_norm` bounds the norm of each tensor's gradient, `clip_global_norm` that of all tensors of one `init` together
+    (what `torch.nn.utils.clip_grad_norm_` does): where the norm is larger, the gradient is scaled down to it, before
+    `clip_value` cuts what is left. One of the two at most.
+    """
     named = [field.name for field in dataclasses.fields(spec)]
     require_not_negative(spec, *(name for name in ("lr", "weight_decay") if name in named))
-    if spec.clip_value is not None:
-        require_positive(spec, "clip_value")
+    bounds = [name for name in named if name in CLIPS and getattr(spec, name) is not None]
+    require_positive(spec, *bounds)
+    if {"clip_norm", "clip_global_norm"} <= set(bounds):
+        raise UsageError(
+            f"{type(spec).__name__} takes clip_norm or clip_global_norm",
+            clip_norm=spec.clip_norm,
+            clip_global_norm=spec.clip_global_norm,
+            next_move="Bound each tensor's gradient, or all of them together.",
+        )
 
 
 def require_finite(spec: Any, *names: str) -> None:

@@ -31,6 +31,8 @@ class SGD:
         weight_decay: L2 penalty added to the gradient, >= 0.
         nesterov: look ahead along the buffer; needs momentum > 0 and dampening = 0.
         clip_value: the gradient is cut to [-clip_value, clip_value] before weight decay; None: it is not.
+        clip_norm: a tensor's gradient longer than this is scaled down to it, before clip_value; None: it is not.
+        clip_global_norm: the same of all tensors of one init taken together. One of the two at most.
 
     Raises:
         UsageError: if a value is not a finite number in its range, or values contradict.
@@ -42,6 +44,8 @@ class SGD:
     weight_decay: Rate = 0.0
     nesterov: bool = False
     clip_value: float | None = None
+    clip_norm: float | None = None
+    clip_global_norm: float | None = None
 
     def __post_init__(self) -> None:
         require_shared(self)
@@ -66,6 +70,8 @@ class Signum:
         momentum: share of the running mean of gradients kept each step, in [0, 1).
         weight_decay: share of the weight lost a step, in units of lr, >= 0 (decoupled).
         clip_value: the gradient is cut to [-clip_value, clip_value] before it enters the mean; None: it is not.
+        clip_norm: a tensor's gradient longer than this is scaled down to it, before clip_value; None: it is not.
+        clip_global_norm: the same of all tensors of one init taken together. One of the two at most.
 
     Raises:
         UsageError: if a value is not a finite number in its range.
@@ -75,6 +81,8 @@ class Signum:
     momentum: float = 0.9
     weight_decay: Rate = 0.0
     clip_value: float | None = None
+    clip_norm: float | None = None
+    clip_global_norm: float | None = None
 
     def __post_init__(self) -> None:
         require_shared(self)
@@ -90,6 +98,8 @@ class Lion:
         betas: share of the momentum in the step's direction, and share of it kept each step, in [0, 1).
         weight_decay: share of the weight lost a step, in units of lr, >= 0.
         clip_value: the gradient is cut to [-clip_value, clip_value] before it is used; None: it is not.
+        clip_norm: a tensor's gradient longer than this is scaled down to it, before clip_value; None: it is not.
+        clip_global_norm: the same of all tensors of one init taken together. One of the two at most.
 
     Raises:
         UsageError: if a value is not a finite number in its range.
@@ -99,6 +109,8 @@ class Lion:
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: Rate = 0.0
     clip_value: float | None = None
+    clip_norm: float | None = None
+    clip_global_norm: float | None = None
 
     def __post_init__(self) -> None:
         require_shared(self)
@@ -119,6 +131,8 @@ class DCASGD:
         eps: added to that mean under its root, > 0.
         weight_decay: L2 penalty added to the compensated gradient, >= 0.
         clip_value: the gradient is cut to [-clip_value, clip_value] before it is used; None: it is not.
+        clip_norm: a tensor's gradient longer than this is scaled down to it, before clip_value; None: it is not.
+        clip_global_norm: the same of all tensors of one init taken together. One of the two at most.
 
     Raises:
         UsageError: if a value is not a finite number in its range.
@@ -131,6 +145,8 @@ class DCASGD:
     eps: float = 1e-7
     weight_decay: Rate = 0.0
     clip_value: float | None = None
+    clip_norm: float | None = None
+    clip_global_norm: float | None = None
 
     def __post_init__(self) -> None:
         require_shared(self)
@@ -147,6 +163,8 @@ class Sum:
     Args:
         scale: what a pushed value is multiplied by, finite; a tensor's lr_mult multiplies it once more.
         clip_value: what is pushed is cut to [-clip_value, clip_value] before scale; None: it is not.
+        clip_norm: a tensor's gradient longer than this is scaled down to it, before clip_value; None: it is not.
+        clip_global_norm: the same of all tensors of one init taken together. One of the two at most.
 
     Raises:
         UsageError: if a value is not a finite number in its range.
@@ -154,6 +172,8 @@ class Sum:
 
     scale: float = 1.0
     clip_value: float | None = None
+    clip_norm: float | None = None
+    clip_global_norm: float | None = None
 
     def __post_init__(self) -> None:
         require_shared(self)

@@ -5,8 +5,8 @@ call, from the wire, from a checkpoint) needs no check of its own. Specs are imm
 is another spec.
 
 Rules that `torch.optim` has bear its names, defaults and meaning; what servers do with them is in
-`windlass_rules`. The classes lie in `momentum_specs`, `adaptive_specs`, `adam_specs` and `row_specs`, and are
-imported from here. A rule is data, never code and never a pickle. Prior art: MXNet sends its optimizer pickled,
+`windlass_rules`. The classes lie in `momentum_specs`, `adaptive_specs`, `adam_specs`, `trust_specs` and `row_specs`,
+and are imported from here. A rule is data, never code and never a pickle. Prior art: MXNet sends its optimizer pickled,
 which hands the server to whoever can write to it.
 """
 
@@ -28,15 +28,19 @@ from windlass_proto.gen import rules_pb2
 from windlass_proto.hyper_parameters import SCHEDULED
 from windlass_proto.momentum_specs import DCASGD, SGD, Lion, Signum, Sum
 from windlass_proto.row_specs import GroupAdagrad, GroupFTRL, RowWiseAdagrad
+from windlass_proto.trust_specs import LAMB, LARS
 
 __all__ = [
     "DCASGD",
     "FTML",
     "FTRL",
+    "LAMB",
+    "LARS",
     "ROW_RULES",
     "RULES",
     "RULE_BYTES_MAX",
     "SGD",
+    "TRUST_RULES",
     "AdaBelief",
     "Adadelta",
     "Adagrad",
@@ -63,14 +67,17 @@ from windlass_proto.schedules import Schedule, from_message_untrusted, to_messag
 RULE_BYTES_MAX: Final = 1024
 """A rule travels in band with a step's marks, so it stays small; without a schedule it takes under 80 bytes."""
 
-SWITCHES: Final = ("momentum",)
-"""Where a rule has them, other kernels run with them at 0 than otherwise."""
+SWITCHES: Final = ("momentum", "clip_norm", "clip_global_norm")
+"""Where a rule has them, other kernels run, or other norms are taken, with them at 0 or None than otherwise."""
 
 ONLY_AT_FIRST: Final = ("initial_accumulator_value",)
 """What fills slots before the first step, and counts for nothing later."""
 
 ROW_RULES: Final = (RowWiseAdagrad, GroupAdagrad, GroupFTRL)
 """Rules that step whole rows of sparse tables."""
+
+TRUST_RULES: Final = (LAMB, LARS)
+"""Rules that scale each tensor's step by its norms."""
 
 RuleSpec: TypeAlias = (
     SGD
@@ -91,6 +98,8 @@ RuleSpec: TypeAlias = (
     | GroupAdagrad
     | GroupFTRL
     | DCASGD
+    | LAMB
+    | LARS
 )
 
 RULES: Final[Mapping[str, type[RuleSpec]]] = {
@@ -112,6 +121,8 @@ RULES: Final[Mapping[str, type[RuleSpec]]] = {
     "group_adagrad": GroupAdagrad,
     "group_ftrl": GroupFTRL,
     "dcasgd": DCASGD,
+    "lamb": LAMB,
+    "lars": LARS,
 }
 """Every rule by its name: the field of the message RuleSpec, what logs and status show."""
 
@@ -166,14 +177,26 @@ def check_rows(spec: RuleSpec) -> None:
     """Can `spec` update rows of sparse tables?
 
     Raises:
-        UsageError: it needs a copy of the table for each worker.
+        UsageError: it needs a copy of the table for each worker, or norms of whole tensors.
     """
+    if takes_norms(spec):
+        raise UsageError(
+            "this update rule takes norms of whole tensors, which no push to a sparse table has",
+            rule=spec,
+            next_move="Take another rule for the table; clip_value bounds each value.",
+        )
     if type(spec) is DCASGD:
         raise UsageError(
             "this update rule keeps a copy of the weights for each worker, which is too much for a table",
             rule=rule_name(spec),
             next_move="Take sgd or rowwise_adagrad for the table.",
         )
+
+
+def takes_norms(spec: RuleSpec) -> bool:
+    """Does a step of `spec` need the norm of a whole tensor, or of all of them?"""
+    bounds = (getattr(spec, name, None) for name in ("clip_norm", "clip_global_norm"))
+    return isinstance(spec, TRUST_RULES) or any(bound is not None for bound in bounds)
 
 
 def is_scheduled(spec: RuleSpec) -> bool:
@@ -198,7 +221,7 @@ def changed(spec: RuleSpec, values: Mapping[str, object]) -> RuleSpec:
                 f"{given} of {name} cannot be changed while training",
                 declared=before,
                 asked=after,
-                next_move="Declare the tensors with it: their slots are made for what was declared.",
+                next_move="Declare the tensors with it: servers are prepared for what was declared.",
             )
     return dataclasses.replace(spec, **values)  # type: ignore[arg-type]  # a spec checks its own values
 

@@ -7,9 +7,11 @@ takes no lock.
 
 from __future__ import annotations
 
+import inspect
 import math
 import threading
-from collections.abc import Iterable
+import zlib
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -23,6 +25,8 @@ from windlass_proto.rule_specs import (
     DCASGD,
     FTML,
     FTRL,
+    LAMB,
+    LARS,
     SGD,
     AdaBelief,
     Adadelta,
@@ -54,8 +58,11 @@ from windlass_rules import (
     ftrl,
     group_adagrad,
     group_ftrl,
+    lamb,
+    lars,
     lion,
     nadam,
+    norms,
     reduce,
     rmsprop,
     rowwise_adagrad,
@@ -84,6 +91,8 @@ RULE_MODULES: Final[dict[type[RuleSpec], Any]] = {
     GroupAdagrad: group_adagrad,
     GroupFTRL: group_ftrl,
     DCASGD: dcasgd,
+    LAMB: lamb,
+    LARS: lars,
 }
 """The module of each rule; each has `variant(spec)` and `oracle(spec, w, slots, g, step)`."""
 
@@ -103,6 +112,9 @@ class RuleKernels:
     correctness. They release the interpreter's lock; the caller sees to it that nobody else touches the
     range meanwhile. No two arrays may overlap (`out` may be `g`: right, but far slower).
 
+    A rule that takes norms has what it measures them with: measure(w, slots, begin, g, gscale, scalars, lanes), which
+    goes before the update of the same step, or squares(g, gscale, lanes), or both (see `windlass_rules.norms`).
+
     Large arrays that start at equal offsets of a huge page contend for the same cache sets: with a slot and
     `out` at 64 MiB each, 28 GB/s against 39 when each starts 12 KiB further than the one before.
     """
@@ -113,6 +125,8 @@ class RuleKernels:
     slots: tuple[Slot, ...]
     update: Kernel = field(repr=False)
     update_out: Kernel = field(repr=False)
+    measure: Kernel | None = field(repr=False)
+    squares: Callable[..., None] | None = field(repr=False)
 
     @property
     def kept(self) -> tuple[Slot, ...]:
@@ -135,6 +149,14 @@ class RuleKernels:
         variant: hyper-parameters change live.
         """
         return step_scalars(self.variant, self.dtype, spec, step, lr_mult, decay_mult, clock)
+
+
+def trust_of(spec: RuleSpec, sums: tuple[float, ...], *, decay_mult: float, clock: int) -> float:
+    """What lr is multiplied by, of a tensor whose weights and direction have these sums of squares."""
+    variant: Variant = RULE_MODULES[type(spec)].variant(spec)
+    assert variant.trust is not None
+    first, second = sums
+    return variant.trust(spec, first, second, number_at(spec.weight_decay, clock) * decay_mult)
 
 
 def step_scalars(
@@ -167,6 +189,7 @@ def build(spec: RuleSpec, dtype: npt.DTypeLike) -> RuleKernels:
     variant = _by_element(spec)
     kernel = _kernel(variant, kind)
     reduce.build(kind)
+    clips = {norms.Norm.CLIP_TENSOR, norms.Norm.CLIP_GLOBAL} & set(norms.phases(spec))
     return RuleKernels(
         rule=rule_name(spec),
         variant=variant.name,
@@ -174,6 +197,8 @@ def build(spec: RuleSpec, dtype: npt.DTypeLike) -> RuleKernels:
         slots=variant.slots,
         update=kernel,
         update_out=kernel,
+        measure=_measure(variant, kind) if variant.measure is not None else None,
+        squares=norms.build_squares(kind) if clips else None,
     )
 
 
@@ -258,3 +283,21 @@ def _kernel(variant: Variant, dtype: np.dtype[Any]) -> Kernel:
                 kernel = kernel_cache.compiled(variant.kernel, signatures(variant, dtype), dtype)
                 _KERNELS[key] = kernel
     return kernel
+
+
+def measure_signature(variant: Variant, dtype: np.dtype[Any]) -> Any:
+    """Numba's signature of a variant's `measure`."""
+    (without_out, _) = signatures(variant, dtype)
+    return types.void(*without_out.args[:-1], kernel_cache.vector_type(np.dtype(np.float64)))
+
+
+def _measure(variant: Variant, dtype: np.dtype[Any]) -> Kernel:
+    key = (f"{variant.name} measure", dtype)
+    with _BUILDING:
+        if key not in _KERNELS:
+            assert variant.measure is not None
+            # Numba's cache compares the rule's file alone: changed sums must not find the code of the old ones.
+            digest = zlib.crc32(inspect.getsource(norms).encode())
+            asked = [measure_signature(variant, dtype)]
+            _KERNELS[key] = kernel_cache.compiled(variant.measure, asked, dtype, f"norms-{digest:08x}")
+        return _KERNELS[key]

@@ -72,7 +72,13 @@ class Variant:
     """One kernel of a rule, with what it keeps and how a step's numbers for it are made.
 
     step_numbers(spec, step, lr, weight_decay): lr and weight_decay are the spec's times the tensor's
-    multipliers. A variant that steps whole rows (`by_row`) has a `RowKernel`, for sparse tables alone.
+    multipliers.
+
+    A rule that scales its step by norms has `measure`, which goes first: a kernel with the arguments of `kernel` but
+    for `out`, and at the end the lanes of two sums of squares (`norms`); and `trust(spec, w2, u2, weight_decay)`, which
+    makes of the sums what lr is multiplied by.
+
+    A variant that steps whole rows (`by_row`) has a `RowKernel`, for sparse tables alone.
     """
 
     name: str
@@ -80,6 +86,8 @@ class Variant:
     kernel: Kernel | RowKernel
     step_numbers: Callable[[Any, int, float, float], tuple[float, ...]]
     by_row: bool = False
+    measure: Kernel | None = None
+    trust: Callable[[Any, float, float, float], float] | None = None
 
 
 def clipped(spec: Any, g: Vector) -> Vector:

@@ -11,7 +11,7 @@ buffer goes back. An answer is delivered before its segments change again: a che
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from windlass_proto import rule_specs
@@ -22,8 +22,10 @@ from windlass_proto.layout import Block
 from windlass_proto.memory import Buffer, BufferPool
 from windlass_proto.rule_records import RuleRecord
 from windlass_proto.rule_specs import RuleSpec
-from windlass_rules import RuleKernels
-from windlass_server.dense_memory import DenseMemory, Vector
+from windlass_rules import RuleKernels, norms
+from windlass_rules.norms import Norm
+from windlass_rules.registry import trust_of
+from windlass_server.dense_memory import DenseMemory, HostMemory, MeasuringMemory, Vector
 from windlass_server.share_core import ShareCore
 from windlass_server.share_events import Answer, Apply, Effect, Release, Write
 from windlass_server.worker_copies import WorkerCopies
@@ -91,6 +93,11 @@ class _Setting:
             self.update, self.clock = update, clock
         return self.scalars
 
+    def trusting(self, kernels: RuleKernels, update: int, clock: int, sums: tuple[float, ...]) -> Vector:
+        """The kernel's numbers for a tensor with these norms."""
+        trust = trust_of(self.rule, sums, decay_mult=self.decay_mult, clock=clock)
+        return kernels.scalars(self.rule, update, lr_mult=self.lr_mult * trust, decay_mult=self.decay_mult, clock=clock)
+
 
 class BlockArrays:
     """The memory of one block."""
@@ -153,6 +160,8 @@ class DenseGroup:
     ) -> None:
         self.spec = spec
         self.kernels = kernels
+        self.norms = norms.phases(spec.rule)
+        self._measuring: MeasuringMemory | None = memory if isinstance(memory, HostMemory) else None
         self.pool = pool
         self.memory = memory
         held: dict[int, list[Block]] = {}
@@ -265,17 +274,13 @@ class DenseGroup:
                 snapshot = self.pool.take((end - begin) * arrays.weights.itemsize, beyond=True)
                 out = snapshot.array.view(arrays.weights.dtype)
                 snapshots[effect.block, effect.seg_begin, effect.seg_end] = snapshot
-        settings = arrays.settings.get(effect.stamp.version) or self._settings(arrays, effect.stamp)
         slots = arrays.slots
         if arrays.copies is not None:
             pushed = (effect.sources[0].session, arrays.weights, effect.seg_begin, effect.seg_end)
             slots = (*slots, arrays.copies.for_push(*pushed))
-        at = effect.seg_begin
-        while at < effect.seg_end:
-            stop = _equal_settings(settings, at, effect.seg_end)
+        for at, stop, divisor, scalars in self._pieces(arrays, effect):
             run_begin, run_end = block.span(at, stop)
             out_run = out[run_begin - begin : run_end - begin] if out is not None else None
-            scalars = settings[at].at(self.kernels, effect.update, max(0, effect.clock + self.steps_before))
             self.memory.update(
                 arrays.weights,
                 slots,
@@ -283,14 +288,53 @@ class DenseGroup:
                 run_end - run_begin,
                 effect.sources,
                 run_begin - begin,
-                effect.divisor,
+                divisor,
                 scalars,
                 out_run,
             )
-            at = stop
         if answer is not None and answer.origin is not None:
             self._see(share, arrays, answer)
             replies.append(_reply(answer, snapshot))
+
+    def _pieces(self, arrays: BlockArrays, effect: Apply) -> Iterator[tuple[int, int, float, Vector]]:
+        """Segments [begin, end) that one call of the kernel updates, with the divisor and the numbers it gets."""
+        settings = arrays.settings.get(effect.stamp.version) or self._settings(arrays, effect.stamp)
+        clock = max(0, effect.clock + self.steps_before)
+        by_tensor = any(not norm.is_global for norm in self.norms)
+        at = effect.seg_begin
+        while at < effect.seg_end:
+            setting, divisor = settings[at], effect.divisor
+            scalars = setting.at(self.kernels, effect.update, clock)
+            stop = at + 1 if by_tensor else _equal_settings(settings, at, effect.seg_end)
+            for phase, norm in enumerate(self.norms):
+                sums = effect.totals[phase] if phase < len(effect.totals) else None
+                if sums is None:
+                    if norm.is_global:
+                        continue
+                    sums = self._measure(arrays, effect, at, norm, divisor, scalars)
+                if norm is Norm.TRUST:
+                    scalars = setting.trusting(self.kernels, effect.update, clock, sums)
+                else:
+                    divisor = norms.clipping_divisor(setting.rule, norm, sums[0], divisor)
+            yield at, stop, divisor, scalars
+            at = stop
+
+    def _measure(
+        self, arrays: BlockArrays, effect: Apply, seg: int, norm: Norm, divisor: float, scalars: Vector
+    ) -> tuple[float, ...]:
+        """The sums of one segment, which padding is no part of."""
+        segments = arrays.block.segments
+        assert self._measuring is not None
+        return self._measuring.measure(
+            arrays.weights,
+            arrays.slots,
+            segments[seg].begin,
+            segments[seg].elements,
+            effect.sources,
+            segments[seg].begin - segments[effect.seg_begin].begin,
+            divisor,
+            scalars if norm is Norm.TRUST else None,
+        )
 
     def _settings(self, arrays: BlockArrays, record: RuleRecord) -> list[_Setting]:
         """One setting a segment under `record`; equal ones are one object."""

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from windlass_proto import memory
 from windlass_proto.memory import Buffer
-from windlass_rules import RuleKernels, reduce
+from windlass_rules import RuleKernels, norms, reduce
 from windlass_server.share_events import Source
 
 Vector = npt.NDArray[np.floating]
@@ -81,6 +81,27 @@ class DenseMemory(Protocol):
         """Return when all that this thread asked for is done."""
 
 
+class MeasuringMemory(DenseMemory, Protocol):
+    """Memory in which a rule's norms can be taken as well."""
+
+    def measure(
+        self,
+        w: Vector,
+        slots: tuple[Vector, ...],
+        begin: int,
+        count: int,
+        sources: tuple[Source, ...],
+        moved: int,
+        divisor: float,
+        scalars: Vector | None,
+    ) -> tuple[float, ...]:
+        """Sums of squares of one segment, as the rule's phase takes them: of the gradient that `update` would be given.
+
+        Args:
+            scalars: of the step, where the rule's own phase (`Norm.TRUST`) is meant; None: the gradient alone.
+        """
+
+
 class HostMemory:
     """NumPy arrays; every call has done its work when it returns."""
 
@@ -130,6 +151,29 @@ class HostMemory:
     def copy(self, vector: Vector, to: Vector) -> None:
         np.copyto(to, vector)
 
+    def measure(
+        self,
+        w: Vector,
+        slots: tuple[Vector, ...],
+        begin: int,
+        count: int,
+        sources: tuple[Source, ...],
+        moved: int,
+        divisor: float,
+        scalars: Vector | None,
+    ) -> tuple[float, ...]:
+        lanes = np.zeros(norms.LANES if scalars is None else 2 * norms.LANES)
+        if len(sources) == 1:
+            at = sources[0].begin + moved
+            gradient = sources[0].buffer.array[at : at + count]
+            self._measure_run(w, slots, begin, gradient, sources[0].weight / divisor, scalars, lanes)
+            return norms.folded(lanes)
+        scratch = self._scratch_run()
+        for done in range(0, count, SUM_RUN_ELEMENTS):  # a multiple of norms.CHUNK
+            total = self._sum(sources, moved + done, scratch[: min(SUM_RUN_ELEMENTS, count - done)])
+            self._measure_run(w, slots, begin + done, total, 1.0 / divisor, scalars, lanes)
+        return norms.folded(lanes)
+
     def read(self, vector: Vector, out: Vector) -> None:
         np.copyto(out, vector)
 
@@ -144,6 +188,23 @@ class HostMemory:
 
     def finish(self) -> None:
         """Nothing is queued."""
+
+    def _measure_run(
+        self,
+        w: Vector,
+        slots: tuple[Vector, ...],
+        begin: int,
+        gradient: Vector,
+        scale: float,
+        scalars: Vector | None,
+        lanes: norms.Lanes,
+    ) -> None:
+        if scalars is None:
+            assert self.kernels.squares is not None
+            self.kernels.squares(gradient, scale, lanes)
+        else:
+            assert self.kernels.measure is not None
+            self.kernels.measure(w, slots, begin, gradient, scale, scalars, lanes)
 
     def _sum(self, sources: tuple[Source, ...], moved: int, total: Vector) -> Vector:
         """total = sum of weight * source, in the order given."""

@@ -18,7 +18,7 @@ from windlass_proto.group_specs import GroupSpec
 from windlass_proto.memory import BufferPool
 from windlass_proto.rule_records import RuleRecord
 from windlass_proto.table_specs import TableSpec
-from windlass_rules import build
+from windlass_rules import build, norms
 from windlass_rules.rows import build_rows
 from windlass_server.checkpoints import Checkpoints
 from windlass_server.dense import DenseGroup, Reply, Share
@@ -172,6 +172,7 @@ class ServerNode:
 
     def _dense(self, spec: GroupSpec) -> Callable[[range], Group]:
         kernels = build(spec.rule, spec.layout.dtype)
+        _check_norms(spec, on_device=self.device is not None)
         memory = HostMemory(kernels) if self.device is None else self.device.memory_for(spec.rule, kernels)
 
         def make(owned: range) -> Group:
@@ -354,6 +355,24 @@ class ServerNode:
     ) -> None:
         with share.lock:
             group.execute(share, event(), deliver)
+
+
+def _check_norms(spec: GroupSpec, *, on_device: bool) -> None:
+    taken = norms.phases(spec.rule)
+    if taken and on_device:
+        raise UsageError(
+            "this update rule takes norms, which servers with a device cannot yet",
+            rule=spec.rule,
+            next_move="Start the servers without --device, or take clip_value.",
+        )
+    cut = [t.name for t, places in zip(spec.layout.tensors, spec.layout.segments_of, strict=True) if len(places) > 1]
+    if taken and (cut or any(norm.is_global for norm in taken)):
+        raise UsageError(
+            "this update rule takes a norm over tensors that are cut over blocks",
+            rule=spec.rule,
+            tensors=", ".join(cut[:4]),
+            next_move="Take clip_value, or declare smaller tensors.",
+        )
 
 
 def _in_words(spec: GroupSpec | TableSpec) -> str:

@@ -15,7 +15,7 @@ from windlass.store import Store
 from windlass_proto import limits
 from windlass_proto.errors import UsageError
 from windlass_proto.memory import aligned_zeros
-from windlass_proto.rule_specs import DCASGD, ROW_RULES, RULES, RMSprop, RuleSpec, from_name
+from windlass_proto.rule_specs import DCASGD, ROW_RULES, RULES, TRUST_RULES, RMSprop, RuleSpec, from_name
 
 pytestmark = pytest.mark.cluster
 MakeTeam = Callable[..., Team]
@@ -25,7 +25,7 @@ SPECS: list[RuleSpec] = [
     *(
         from_name(name, {"clip_value": 0.5} | ({"lr": 0.1} if name == "sgd" else {}))
         for name, cls in RULES.items()
-        if cls not in ROW_RULES and cls is not DCASGD
+        if cls not in (*ROW_RULES, *TRUST_RULES, DCASGD)
     ),
     from_name("adam", {"amsgrad": True}),
     RMSprop(momentum=0.9, centered=True),

@@ -10,6 +10,8 @@ from windlass_proto.rule_specs import (
     DCASGD,
     FTML,
     FTRL,
+    LAMB,
+    LARS,
     SGD,
     AdaBelief,
     Adadelta,
@@ -89,6 +91,14 @@ ROW_SPECS: list[RuleSpec] = [
     GroupFTRL(lr=0.5, beta=0.3, l1=0.02, l2=0.4, l21=0.2, clip_value=0.5),
 ]
 """Rules that step whole rows."""
+
+TRUST_SPECS: list[RuleSpec] = [
+    LAMB(),
+    LAMB(lr=0.02, betas=(0.8, 0.9), eps=1e-4, weight_decay=0.05, clip_value=0.1),
+    LARS(),
+    LARS(lr=2.0, momentum=0.0, weight_decay=0.05, trust_coefficient=0.01, eps=1e-3, clip_value=0.1),
+]
+"""Rules that take norms of whole tensors before they step."""
 
 
 @pytest.fixture(params=SPECS, ids=str)

@@ -70,12 +70,20 @@ OPTAX: list[tuple[str, Hyper]] = [
     ("lion", {"lr": 0.02, "betas": [0.6, 0.8], "weight_decay": 0.1}),
     ("adabelief", {}),
     ("adabelief", {"lr": 0.02, "betas": BETAS, "eps": 1e-4}),
+    ("lamb", {}),
+    ("lamb", {"lr": 0.02, "betas": BETAS, "eps": 1e-4, "weight_decay": 0.1}),
+    ("lamb", {"lr": 0.02, "clip_norm": 0.75}),
+    ("sgd", {"lr": 0.05, "clip_norm": 0.75}),
+    ("sgd", {"lr": 0.05, "clip_global_norm": 2.5}),
+    ("lars", {}),
+    ("lars", {"lr": 2.0, "momentum": 0.5, "trust_coefficient": 0.01, "eps": 1e-3}),
 ]
 PAPERS: list[tuple[str, Hyper]] = [
     ("ftrl", {}),
     ("ftrl", {"lr": 0.3, "beta": 0.5, "l1": 0.4, "l2": 0.2}),
     ("ftml", {}),
     ("ftml", {"lr": 0.05, "betas": BETAS, "eps": 1e-3}),
+    ("lars", {"lr": 2.0, "momentum": 0.5, "weight_decay": 0.1, "trust_coefficient": 0.01, "eps": 1e-3}),
 ]
 
 
@@ -111,6 +119,18 @@ def optax_transform(rule: str, hyper: Hyper) -> Any:
     import optax  # type: ignore[import-not-found,unused-ignore]  # in no environment of ours
 
     beta1, beta2 = hyper.get("betas", (0.9, 0.99 if rule == "lion" else 0.999))
+    lr, decay = hyper.get("lr"), hyper.get("weight_decay", 0.0)
+    bound = hyper.get("clip_norm", hyper.get("clip_global_norm", 1e300))  # of one tensor both are the same
+    clip = optax.clip_by_global_norm(bound)
+    if rule == "sgd":
+        return optax.chain(clip, optax.sgd(lr))
+    if rule == "lamb":
+        lamb = optax.lamb(lr or 1e-3, beta1, beta2, hyper.get("eps", 1e-6), weight_decay=decay)
+        return optax.chain(clip, lamb)
+    if rule == "lars":
+        trust = hyper.get("trust_coefficient", 1e-3)
+        momentum = hyper.get("momentum", 0.9)
+        return optax.lars(lr or 0.1, decay, trust_coefficient=trust, eps=hyper.get("eps", 0.0), momentum=momentum)
     if rule == "lion":
         return optax.lion(hyper.get("lr", 1e-4), beta1, beta2, weight_decay=hyper.get("weight_decay", 0.0))
     if rule == "adabelief":
@@ -196,8 +216,30 @@ def ftml_path(hyper: Hyper, start: float, gradients: list[float]) -> list[float]
     return [float(w) for w in visited[1:]]
 
 
+def lars_weights(hyper: Hyper) -> Weights:
+    """You et al. 2017, algorithm 1, for a layer that is the whole tensor; `eps` is added to its divisor."""
+    lr, momentum, decay, trust, eps = (
+        Decimal(hyper[k]) for k in ("lr", "momentum", "weight_decay", "trust_coefficient", "eps")
+    )
+    w = [Decimal(value) for value in START]
+    v = [Decimal(0)] * len(w)
+    weights = []
+    for step in range(1, STEPS + 1):
+        g = [Decimal(gradient(step, i)) for i in range(len(w))]
+        norm_w, norm_g = (total(x * x for x in vector).sqrt() for vector in (w, g))
+        local = trust * norm_w / (norm_g + decay * norm_w + eps)
+        v = [momentum * vi + lr * local * (gi + decay * wi) for vi, gi, wi in zip(v, g, w, strict=True)]
+        w = [wi - vi for wi, vi in zip(w, v, strict=True)]
+        weights.append([float(value) for value in w])
+    return weights
+
+
 def paper_weights(rule: str, hyper: Hyper) -> Weights:
     """The weights after each step, from the rule's objective."""
+    if rule == "lars":
+        with localcontext() as context:
+            context.prec = 60
+            return lars_weights(hyper)
     path = {"ftrl": ftrl_path, "ftml": ftml_path}[rule]
     with localcontext() as context:
         context.prec = 60

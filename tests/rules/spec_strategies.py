@@ -27,7 +27,8 @@ WHOLE: Ranges = {
     **dict.fromkeys(("nesterov", "amsgrad", "centered", "decoupled_weight_decay", "adaptive"), st.booleans()),
     "momentum_decay": not_negative,
     "betas": st.tuples(below_1, below_1),
-    "clip_value": st.none() | positive,
+    **dict.fromkeys(("clip_value", "clip_norm", "clip_global_norm"), st.none() | positive),
+    "trust_coefficient": positive,
 }
 """All that a spec takes."""
 
@@ -39,7 +40,8 @@ ORDINARY: Ranges = {
     **dict.fromkeys(("dampening", "scale"), st.floats(-1, 1)),
     "momentum_decay": st.floats(0, 10),
     "betas": st.tuples(st.floats(0.1, 0.999), st.floats(0.1, 0.999)),
-    "clip_value": st.none() | st.floats(1e-3, 10),
+    **dict.fromkeys(("clip_value", "clip_norm", "clip_global_norm"), st.none() | st.floats(1e-3, 10)),
+    "trust_coefficient": st.floats(1e-3, 1),
 }
 """Where float64 leaves many digits after a few steps."""
 
@@ -55,6 +57,8 @@ def _of(cls: Any, ranges: Ranges) -> st.SearchStrategy[RuleSpec]:
 
 
 def _consistent(cls: Any, values: dict[str, Any]) -> dict[str, Any]:
+    if values.get("clip_norm") is not None:
+        values["clip_global_norm"] = None
     if cls is SGD and values["nesterov"]:
         return values | {"dampening": 0.0, "momentum": values["momentum"] or 0.5}
     return values

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from docs import capabilities
-from tests.rules.conftest import ROW_SPECS, SPECS
+from tests.rules.conftest import ROW_SPECS, SPECS, TRUST_SPECS
 from windlass_proto.rule_specs import RULES
 from windlass_rules.registry import RULE_MODULES
 
@@ -14,4 +14,5 @@ def test_the_page_is_what_the_registry_says_today() -> None:
 
 def test_every_kernel_that_is_tested_is_in_the_table() -> None:
     listed = {(cls, name) for cls in RULES.values() for name in capabilities.variants(cls)}
-    assert {(type(spec), RULE_MODULES[type(spec)].variant(spec).name) for spec in [*SPECS, *ROW_SPECS]} == listed
+    tested = [*SPECS, *ROW_SPECS, *TRUST_SPECS]
+    assert {(type(spec), RULE_MODULES[type(spec)].variant(spec).name) for spec in tested} == listed

@@ -11,11 +11,11 @@ import numba
 import numpy as np
 import pytest
 
-from tests.rules.conftest import ROW_SPECS, SPECS
+from tests.rules.conftest import ROW_SPECS, SPECS, TRUST_SPECS
 from windlass_proto import kernel_cache
 from windlass_proto.rule_specs import Adam
-from windlass_rules import reduce, rows
-from windlass_rules.registry import RULE_MODULES, signatures
+from windlass_rules import norms, reduce, rows
+from windlass_rules.registry import RULE_MODULES, measure_signature, signatures
 
 pytestmark = pytest.mark.skipif(
     platform.machine().lower() not in ("x86_64", "amd64"),
@@ -26,6 +26,7 @@ SUFFIX = {"float32": "s", "float64": "d"}
 
 VARIANTS = {variant.name: variant for variant in (RULE_MODULES[type(spec)].variant(spec) for spec in SPECS)}
 ROW_VARIANTS = {variant.name: variant for variant in (RULE_MODULES[type(spec)].variant(spec) for spec in ROW_SPECS)}
+TRUST_VARIANTS = {variant.name: variant for variant in (RULE_MODULES[type(s)].variant(s) for s in TRUST_SPECS)}
 ROOTLESS = {"sgd", "sgd.momentum", "adamax", "signum", "signum.momentum", "lion", "sum", "dcasgd"}
 UNDIVIDED = ROOTLESS - {"adamax"}
 
@@ -75,8 +76,29 @@ def test_rules_of_rows_work_on_packed_vectors_without_fused_operations(name: str
     assert not re.search(r"\bvfn?m(add|sub)", assembly)
 
 
+@pytest.mark.parametrize("name", TRUST_VARIANTS)
+def test_rules_that_take_norms_work_on_packed_vectors_without_fused_operations(name: str, dtype: str) -> None:
+    variant, kind = TRUST_VARIANTS[name], np.dtype(dtype)
+    assert variant.measure is not None
+    for assembly in assemblies(variant.kernel, signatures(variant, kind)):
+        for operation in ("mul", "(add|sub)"):
+            assert in_loops(assembly, f"v?{operation}p{SUFFIX[dtype]}"), f"no packed {operation} in a loop"
+        assert not re.search(r"\bvfn?m(add|sub)", assembly)
+    (measuring,) = assemblies(variant.measure, [measure_signature(variant, kind)])
+    assert in_loops(measuring, f"v?mulp{SUFFIX[dtype]}")
+    assert in_loops(measuring, "v?addpd"), "the sums are not vectorised"
+    assert not re.search(r"\bvfn?m(add|sub)", measuring)
+
+
+def test_squares_work_on_packed_vectors_without_fused_operations(dtype: str) -> None:
+    (assembly,) = assemblies(norms.squares, [norms.squares_signature(np.dtype(dtype))])
+    assert in_loops(assembly, "v?mulpd")
+    assert in_loops(assembly, "v?addpd")
+    assert not re.search(r"\bvfn?m(add|sub)", assembly)
+
+
 def test_every_rule_is_among_those_whose_machine_code_is_read() -> None:
-    assert {type(spec) for spec in [*SPECS, *ROW_SPECS]} == set(RULE_MODULES)
+    assert {type(spec) for spec in [*SPECS, *ROW_SPECS, *TRUST_SPECS]} == set(RULE_MODULES)
 
 
 def test_reductions_work_on_packed_vectors_without_fused_operations(dtype: str) -> None:

@@ -22,6 +22,7 @@ from windlass_proto.rule_specs import (
     FTRL,
     ROW_RULES,
     SGD,
+    TRUST_RULES,
     Adagrad,
     Adam,
     AdamW,
@@ -34,7 +35,7 @@ from windlass_rules import RuleKernels
 from windlass_rules.registry import RULE_MODULES
 
 N = 16 * 12 + 5  # whole vectors and a remainder
-DENSE = [cls for cls in RULE_MODULES if cls not in ROW_RULES]
+DENSE = [cls for cls in RULE_MODULES if cls not in (*ROW_RULES, *TRUST_RULES)]
 
 
 class Block:

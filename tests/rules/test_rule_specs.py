@@ -14,9 +14,13 @@ from tests.rules import spec_strategies
 from windlass import optim
 from windlass_proto.errors import ProtocolError, UsageError
 from windlass_proto.gen import rules_pb2
+from windlass_proto.hyper_parameters import CLIPS
 from windlass_proto.rule_specs import (
     FTML,
     FTRL,
+    LAMB,
+    LARS,
+    ROW_RULES,
     RULE_BYTES_MAX,
     RULES,
     SGD,
@@ -29,6 +33,8 @@ from windlass_proto.rule_specs import (
     RuleSpec,
     Signum,
     Sum,
+    changed,
+    check_rows,
     from_bytes_untrusted,
     from_name,
     rule_name,
@@ -133,7 +139,7 @@ def test_what_the_wire_must_not_bring_is_named(raw: bytes, words: str) -> None:
         (cls, field.name)
         for cls in RULES.values()
         for field in dataclasses.fields(cls)
-        if field.name not in ("dampening", "scale", "betas", "clip_value") and not isinstance(field.default, bool)
+        if field.name not in ("dampening", "scale", "betas", *CLIPS) and not isinstance(field.default, bool)
     ],
 )
 def test_a_value_outside_of_its_range_is_refused_by_name(cls: Any, name: str, bad: object) -> None:
@@ -145,10 +151,30 @@ def test_a_value_outside_of_its_range_is_refused_by_name(cls: Any, name: str, ba
 @pytest.mark.parametrize("bad", [0.0, -1.0, math.nan, math.inf, "0.1", True, 10**400])
 @pytest.mark.parametrize("cls", RULES.values())
 def test_a_bound_of_clipping_is_a_finite_number_above_0_or_none(cls: Any, bad: object) -> None:
-    assert cls(**least(cls)).clip_value is None
-    assert repr(cls(**least(cls), clip_value=2)).endswith("clip_value=2.0)")
-    with pytest.raises(UsageError, match="clip_value"):
-        cls(**least(cls), clip_value=bad)
+    for name in CLIPS if cls not in ROW_RULES else CLIPS[:1]:
+        assert getattr(cls(**least(cls)), name) is None
+        assert f"{name}=2.0" in repr(cls(**least(cls), **{name: 2}))
+        with pytest.raises(UsageError, match=name):
+            cls(**least(cls), **{name: bad})
+
+
+def test_one_norm_is_bounded_at_most() -> None:
+    with pytest.raises(UsageError, match=r"Adam takes clip_norm or clip_global_norm \(clip_norm=1.0, clip_global"):
+        Adam(clip_norm=1, clip_global_norm=1)
+
+
+@pytest.mark.parametrize("name", ["clip_norm", "clip_global_norm"])
+def test_a_norm_that_was_not_declared_is_not_bounded_live(name: str) -> None:
+    with pytest.raises(UsageError, match=f"{name} of adam cannot be changed while training"):
+        changed(Adam(), {name: 1.0})
+    assert getattr(changed(Adam(**{name: 1.0}), {name: 2.0}), name) == 2.0  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("spec", [LAMB(), LARS(), Adam(clip_norm=1.0), SGD(lr=0.1, clip_global_norm=1.0)], ids=str)
+def test_rows_of_a_table_have_no_norms_of_whole_tensors(spec: RuleSpec) -> None:
+    with pytest.raises(UsageError, match="which no push to a sparse table has"):
+        check_rows(spec)
+    check_rows(Adam(clip_value=1.0))
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, "0.1", None, True, 10**400])

@@ -12,6 +12,7 @@ import pytest
 
 import windlass_rules
 from tests.rules.record_trajectories import CLIPPED, START, TORCH, Gradient, Hyper, gradient, torch_weights
+from tests.rules.whole_step import step_whole
 from windlass_proto.memory import aligned_zeros
 from windlass_proto.rule_specs import ROW_RULES, RULES, from_name
 
@@ -29,7 +30,7 @@ def our_weights(rule: str, hyper: Hyper, dtype: str, steps: int, gradient: Gradi
         array[:] = slot.fill
     for step in range(1, steps + 1):
         g[:] = [gradient(step, index) for index in range(len(START))]
-        kernels.update(w, slots, 0, g, 1.0, kernels.scalars(spec, step))
+        step_whole(kernels, spec, w, slots, g, 1.0, step)
         yield w
 
 

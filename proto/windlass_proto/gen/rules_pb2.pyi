@@ -6,7 +6,8 @@ Update rules as they travel: a name and typed hyper-parameters, never code.
 Every hyper-parameter has presence. A writer sets all that it knows; a reader gives an absent one the default of
 windlass_proto.rule_specs (so a field added later needs a default that keeps the old meaning) and refuses a message with
 a field it does not know (it would train with other mathematics than the sender meant). Numbers are never used again.
-clip_value is 15 in every rule; absent, gradients are not clipped.
+In every rule clip_value is 15, and in those of dense tensors clip_norm 16 and clip_global_norm 17; absent, gradients
+are not clipped so.
 """
 
 from collections import abc as _abc
@@ -46,6 +47,8 @@ class RuleSpec(_message.Message):
     GROUP_ADAGRAD_FIELD_NUMBER: _builtins.int
     GROUP_FTRL_FIELD_NUMBER: _builtins.int
     DCASGD_FIELD_NUMBER: _builtins.int
+    LAMB_FIELD_NUMBER: _builtins.int
+    LARS_FIELD_NUMBER: _builtins.int
     LR_SCHEDULE_FIELD_NUMBER: _builtins.int
     WEIGHT_DECAY_SCHEDULE_FIELD_NUMBER: _builtins.int
     @_builtins.property
@@ -85,6 +88,10 @@ class RuleSpec(_message.Message):
     @_builtins.property
     def dcasgd(self) -> Global___DcAsgd: ...
     @_builtins.property
+    def lamb(self) -> Global___Lamb: ...
+    @_builtins.property
+    def lars(self) -> Global___Lars: ...
+    @_builtins.property
     def lr_schedule(self) -> Global___Schedule:
         """A hyper-parameter that follows a schedule is absent in the rule's own message."""
 
@@ -111,14 +118,16 @@ class RuleSpec(_message.Message):
         group_adagrad: Global___GroupAdagrad | None = ...,
         group_ftrl: Global___GroupFtrl | None = ...,
         dcasgd: Global___DcAsgd | None = ...,
+        lamb: Global___Lamb | None = ...,
+        lars: Global___Lars | None = ...,
         lr_schedule: Global___Schedule | None = ...,
         weight_decay_schedule: Global___Schedule | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["adabelief", b"adabelief", "adadelta", b"adadelta", "adagrad", b"adagrad", "adam", b"adam", "adamax", b"adamax", "adamw", b"adamw", "dcasgd", b"dcasgd", "ftml", b"ftml", "ftrl", b"ftrl", "group_adagrad", b"group_adagrad", "group_ftrl", b"group_ftrl", "lion", b"lion", "lr_schedule", b"lr_schedule", "nadam", b"nadam", "rmsprop", b"rmsprop", "rowwise_adagrad", b"rowwise_adagrad", "rule", b"rule", "sgd", b"sgd", "signum", b"signum", "sum", b"sum", "weight_decay_schedule", b"weight_decay_schedule"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["adabelief", b"adabelief", "adadelta", b"adadelta", "adagrad", b"adagrad", "adam", b"adam", "adamax", b"adamax", "adamw", b"adamw", "dcasgd", b"dcasgd", "ftml", b"ftml", "ftrl", b"ftrl", "group_adagrad", b"group_adagrad", "group_ftrl", b"group_ftrl", "lamb", b"lamb", "lars", b"lars", "lion", b"lion", "lr_schedule", b"lr_schedule", "nadam", b"nadam", "rmsprop", b"rmsprop", "rowwise_adagrad", b"rowwise_adagrad", "rule", b"rule", "sgd", b"sgd", "signum", b"signum", "sum", b"sum", "weight_decay_schedule", b"weight_decay_schedule"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adabelief", b"adabelief", "adadelta", b"adadelta", "adagrad", b"adagrad", "adam", b"adam", "adamax", b"adamax", "adamw", b"adamw", "dcasgd", b"dcasgd", "ftml", b"ftml", "ftrl", b"ftrl", "group_adagrad", b"group_adagrad", "group_ftrl", b"group_ftrl", "lion", b"lion", "lr_schedule", b"lr_schedule", "nadam", b"nadam", "rmsprop", b"rmsprop", "rowwise_adagrad", b"rowwise_adagrad", "rule", b"rule", "sgd", b"sgd", "signum", b"signum", "sum", b"sum", "weight_decay_schedule", b"weight_decay_schedule"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adabelief", b"adabelief", "adadelta", b"adadelta", "adagrad", b"adagrad", "adam", b"adam", "adamax", b"adamax", "adamw", b"adamw", "dcasgd", b"dcasgd", "ftml", b"ftml", "ftrl", b"ftrl", "group_adagrad", b"group_adagrad", "group_ftrl", b"group_ftrl", "lamb", b"lamb", "lars", b"lars", "lion", b"lion", "lr_schedule", b"lr_schedule", "nadam", b"nadam", "rmsprop", b"rmsprop", "rowwise_adagrad", b"rowwise_adagrad", "rule", b"rule", "sgd", b"sgd", "signum", b"signum", "sum", b"sum", "weight_decay_schedule", b"weight_decay_schedule"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_rule: _TypeAlias = _typing.Literal["sgd", "adagrad", "adam", "adamw", "adadelta", "rmsprop", "nadam", "adamax", "signum", "lion", "adabelief", "ftrl", "ftml", "sum", "rowwise_adagrad", "group_adagrad", "group_ftrl", "dcasgd"]  # noqa: Y015
+    _WhichOneofReturnType_rule: _TypeAlias = _typing.Literal["sgd", "adagrad", "adam", "adamw", "adadelta", "rmsprop", "nadam", "adamax", "signum", "lion", "adabelief", "ftrl", "ftml", "sum", "rowwise_adagrad", "group_adagrad", "group_ftrl", "dcasgd", "lamb", "lars"]  # noqa: Y015
     _WhichOneofArgType_rule: _TypeAlias = _typing.Literal["rule", b"rule"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_rule) -> _WhichOneofReturnType_rule | None: ...
 
@@ -134,12 +143,16 @@ class Sgd(_message.Message):
     WEIGHT_DECAY_FIELD_NUMBER: _builtins.int
     NESTEROV_FIELD_NUMBER: _builtins.int
     CLIP_VALUE_FIELD_NUMBER: _builtins.int
+    CLIP_NORM_FIELD_NUMBER: _builtins.int
+    CLIP_GLOBAL_NORM_FIELD_NUMBER: _builtins.int
     lr: _builtins.float
     momentum: _builtins.float
     dampening: _builtins.float
     weight_decay: _builtins.float
     nesterov: _builtins.bool
     clip_value: _builtins.float
+    clip_norm: _builtins.float
+    clip_global_norm: _builtins.float
     def __init__(
         self,
         *,
@@ -149,11 +162,17 @@ class Sgd(_message.Message):
         weight_decay: _builtins.float | None = ...,
         nesterov: _builtins.bool | None = ...,
         clip_value: _builtins.float | None = ...,
+        clip_norm: _builtins.float | None = ...,
+        clip_global_norm: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_clip_value", b"_clip_value", "_dampening", b"_dampening", "_lr", b"_lr", "_momentum", b"_momentum", "_nesterov", b"_nesterov", "_weight_decay", b"_weight_decay", "clip_value", b"clip_value", "dampening", b"dampening", "lr", b"lr", "momentum", b"momentum", "nesterov", b"nesterov", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_clip_global_norm", b"_clip_global_norm", "_clip_norm", b"_clip_norm", "_clip_value", b"_clip_value", "_dampening", b"_dampening", "_lr", b"_lr", "_momentum", b"_momentum", "_nesterov", b"_nesterov", "_weight_decay", b"_weight_decay", "clip_global_norm", b"clip_global_norm", "clip_norm", b"clip_norm", "clip_value", b"clip_value", "dampening", b"dampening", "lr", b"lr", "momentum", b"momentum", "nesterov", b"nesterov", "weight_decay", b"weight_decay"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_clip_value", b"_clip_value", "_dampening", b"_dampening", "_lr", b"_lr", "_momentum", b"_momentum", "_nesterov", b"_nesterov", "_weight_decay", b"_weight_decay", "clip_value", b"clip_value", "dampening", b"dampening", "lr", b"lr", "momentum", b"momentum", "nesterov", b"nesterov", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_clip_global_norm", b"_clip_global_norm", "_clip_norm", b"_clip_norm", "_clip_value", b"_clip_value", "_dampening", b"_dampening", "_lr", b"_lr", "_momentum", b"_momentum", "_nesterov", b"_nesterov", "_weight_decay", b"_weight_decay", "clip_global_norm", b"clip_global_norm", "clip_norm", b"clip_norm", "clip_value", b"clip_value", "dampening", b"dampening", "lr", b"lr", "momentum", b"momentum", "nesterov", b"nesterov", "weight_decay", b"weight_decay"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__clip_global_norm: _TypeAlias = _typing.Literal["clip_global_norm"]  # noqa: Y015
+    _WhichOneofArgType__clip_global_norm: _TypeAlias = _typing.Literal["_clip_global_norm", b"_clip_global_norm"]  # noqa: Y015
+    _WhichOneofReturnType__clip_norm: _TypeAlias = _typing.Literal["clip_norm"]  # noqa: Y015
+    _WhichOneofArgType__clip_norm: _TypeAlias = _typing.Literal["_clip_norm", b"_clip_norm"]  # noqa: Y015
     _WhichOneofReturnType__clip_value: _TypeAlias = _typing.Literal["clip_value"]  # noqa: Y015
     _WhichOneofArgType__clip_value: _TypeAlias = _typing.Literal["_clip_value", b"_clip_value"]  # noqa: Y015
     _WhichOneofReturnType__dampening: _TypeAlias = _typing.Literal["dampening"]  # noqa: Y015
@@ -166,6 +185,10 @@ class Sgd(_message.Message):
     _WhichOneofArgType__nesterov: _TypeAlias = _typing.Literal["_nesterov", b"_nesterov"]  # noqa: Y015
     _WhichOneofReturnType__weight_decay: _TypeAlias = _typing.Literal["weight_decay"]  # noqa: Y015
     _WhichOneofArgType__weight_decay: _TypeAlias = _typing.Literal["_weight_decay", b"_weight_decay"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__clip_global_norm) -> _WhichOneofReturnType__clip_global_norm | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__clip_norm) -> _WhichOneofReturnType__clip_norm | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__clip_value) -> _WhichOneofReturnType__clip_value | None: ...
     @_typing.overload
@@ -191,12 +214,16 @@ class Adagrad(_message.Message):
     INITIAL_ACCUMULATOR_VALUE_FIELD_NUMBER: _builtins.int
     EPS_FIELD_NUMBER: _builtins.int
     CLIP_VALUE_FIELD_NUMBER: _builtins.int
+    CLIP_NORM_FIELD_NUMBER: _builtins.int
+    CLIP_GLOBAL_NORM_FIELD_NUMBER: _builtins.int
     lr: _builtins.float
     lr_decay: _builtins.float
     weight_decay: _builtins.float
     initial_accumulator_value: _builtins.float
     eps: _builtins.float
     clip_value: _builtins.float
+    clip_norm: _builtins.float
+    clip_global_norm: _builtins.float
     def __init__(
         self,
         *,
@@ -206,11 +233,17 @@ class Adagrad(_message.Message):
         initial_accumulator_value: _builtins.float | None = ...,
         eps: _builtins.float | None = ...,
         clip_value: _builtins.float | None = ...,
+        clip_norm: _builtins.float | None = ...,
+        clip_global_norm: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_clip_value", b"_clip_value", "_eps", b"_eps", "_initial_accumulator_value", b"_initial_accumulator_value", "_lr", b"_lr", "_lr_decay", b"_lr_decay", "_weight_decay", b"_weight_decay", "clip_value", b"clip_value", "eps", b"eps", "initial_accumulator_value", b"initial_accumulator_value", "lr", b"lr", "lr_decay", b"lr_decay", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_clip_global_norm", b"_clip_global_norm", "_clip_norm", b"_clip_norm", "_clip_value", b"_clip_value", "_eps", b"_eps", "_initial_accumulator_value", b"_initial_accumulator_value", "_lr", b"_lr", "_lr_decay", b"_lr_decay", "_weight_decay", b"_weight_decay", "clip_global_norm", b"clip_global_norm", "clip_norm", b"clip_norm", "clip_value", b"clip_value", "eps", b"eps", "initial_accumulator_value", b"initial_accumulator_value", "lr", b"lr", "lr_decay", b"lr_decay", "weight_decay", b"weight_decay"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_clip_value", b"_clip_value", "_eps", b"_eps", "_initial_accumulator_value", b"_initial_accumulator_value", "_lr", b"_lr", "_lr_decay", b"_lr_decay", "_weight_decay", b"_weight_decay", "clip_value", b"clip_value", "eps", b"eps", "initial_accumulator_value", b"initial_accumulator_value", "lr", b"lr", "lr_decay", b"lr_decay", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_clip_global_norm", b"_clip_global_norm", "_clip_norm", b"_clip_norm", "_clip_value", b"_clip_value", "_eps", b"_eps", "_initial_accumulator_value", b"_initial_accumulator_value", "_lr", b"_lr", "_lr_decay", b"_lr_decay", "_weight_decay", b"_weight_decay", "clip_global_norm", b"clip_global_norm", "clip_norm", b"clip_norm", "clip_value", b"clip_value", "eps", b"eps", "initial_accumulator_value", b"initial_accumulator_value", "lr", b"lr", "lr_decay", b"lr_decay", "weight_decay", b"weight_decay"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__clip_global_norm: _TypeAlias = _typing.Literal["clip_global_norm"]  # noqa: Y015
+    _WhichOneofArgType__clip_global_norm: _TypeAlias = _typing.Literal["_clip_global_norm", b"_clip_global_norm"]  # noqa: Y015
+    _WhichOneofReturnType__clip_norm: _TypeAlias = _typing.Literal["clip_norm"]  # noqa: Y015
+    _WhichOneofArgType__clip_norm: _TypeAlias = _typing.Literal["_clip_norm", b"_clip_norm"]  # noqa: Y015
     _WhichOneofReturnType__clip_value: _TypeAlias = _typing.Literal["clip_value"]  # noqa: Y015
     _WhichOneofArgType__clip_value: _TypeAlias = _typing.Literal["_clip_value", b"_clip_value"]  # noqa: Y015
     _WhichOneofReturnType__eps: _TypeAlias = _typing.Literal["eps"]  # noqa: Y015
@@ -223,6 +256,10 @@ class Adagrad(_message.Message):
     _WhichOneofArgType__lr_decay: _TypeAlias = _typing.Literal["_lr_decay", b"_lr_decay"]  # noqa: Y015
     _WhichOneofReturnType__weight_decay: _TypeAlias = _typing.Literal["weight_decay"]  # noqa: Y015
     _WhichOneofArgType__weight_decay: _TypeAlias = _typing.Literal["_weight_decay", b"_weight_decay"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__clip_global_norm) -> _WhichOneofReturnType__clip_global_norm | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__clip_norm) -> _WhichOneofReturnType__clip_norm | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__clip_value) -> _WhichOneofReturnType__clip_value | None: ...
     @_typing.overload
@@ -249,6 +286,8 @@ class Adam(_message.Message):
     WEIGHT_DECAY_FIELD_NUMBER: _builtins.int
     AMSGRAD_FIELD_NUMBER: _builtins.int
     CLIP_VALUE_FIELD_NUMBER: _builtins.int
+    CLIP_NORM_FIELD_NUMBER: _builtins.int
+    CLIP_GLOBAL_NORM_FIELD_NUMBER: _builtins.int
     lr: _builtins.float
     beta1: _builtins.float
     beta2: _builtins.float
@@ -256,6 +295,8 @@ class Adam(_message.Message):
     weight_decay: _builtins.float
     amsgrad: _builtins.bool
     clip_value: _builtins.float
+    clip_norm: _builtins.float
+    clip_global_norm: _builtins.float
     def __init__(
         self,
         *,
@@ -266,10 +307,12 @@ class Adam(_message.Message):
         weight_decay: _builtins.float | None = ...,
         amsgrad: _builtins.bool | None = ...,
         clip_value: _builtins.float | None = ...,
+        clip_norm: _builtins.float | None = ...,
+        clip_global_norm: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_amsgrad", b"_amsgrad", "_beta1", b"_beta1", "_beta2", b"_beta2", "_clip_value", b"_clip_value", "_eps", b"_eps", "_lr", b"_lr", "_weight_decay", b"_weight_decay", "amsgrad", b"amsgrad", "beta1", b"beta1", "beta2", b"beta2", "clip_value", b"clip_value", "eps", b"eps", "lr", b"lr", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_amsgrad", b"_amsgrad", "_beta1", b"_beta1", "_beta2", b"_beta2", "_clip_global_norm", b"_clip_global_norm", "_clip_norm", b"_clip_norm", "_clip_value", b"_clip_value", "_eps", b"_eps", "_lr", b"_lr", "_weight_decay", b"_weight_decay", "amsgrad", b"amsgrad", "beta1", b"beta1", "beta2", b"beta2", "clip_global_norm", b"clip_global_norm", "clip_norm", b"clip_norm", "clip_value", b"clip_value", "eps", b"eps", "lr", b"lr", "weight_decay", b"weight_decay"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_amsgrad", b"_amsgrad", "_beta1", b"_beta1", "_beta2", b"_beta2", "_clip_value", b"_clip_value", "_eps", b"_eps", "_lr", b"_lr", "_weight_decay", b"_weight_decay", "amsgrad", b"amsgrad", "beta1", b"beta1", "beta2", b"beta2", "clip_value", b"clip_value", "eps", b"eps", "lr", b"lr", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_amsgrad", b"_amsgrad", "_beta1", b"_beta1", "_beta2", b"_beta2", "_clip_global_norm", b"_clip_global_norm", "_clip_norm", b"_clip_norm", "_clip_value", b"_clip_value", "_eps", b"_eps", "_lr", b"_lr", "_weight_decay", b"_weight_decay", "amsgrad", b"amsgrad", "beta1", b"beta1", "beta2", b"beta2", "clip_global_norm", b"clip_global_norm", "clip_norm", b"clip_norm", "clip_value", b"clip_value", "eps", b"eps", "lr", b"lr", "weight_decay", b"weight_decay"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__amsgrad: _TypeAlias = _typing.Literal["amsgrad"]  # noqa: Y015
     _WhichOneofArgType__amsgrad: _TypeAlias = _typing.Literal["_amsgrad", b"_amsgrad"]  # noqa: Y015
@@ -277,6 +320,10 @@ class Adam(_message.Message):
     _WhichOneofArgType__beta1: _TypeAlias = _typing.Literal["_beta1", b"_beta1"]  # noqa: Y015
     _WhichOneofReturnType__beta2: _TypeAlias = _typing.Literal["beta2"]  # noqa: Y015
     _WhichOneofArgType__beta2: _TypeAlias = _typing.Literal["_beta2", b"_beta2"]  # noqa: Y015
+    _WhichOneofReturnType__clip_global_norm: _TypeAlias = _typing.Literal["clip_global_norm"]  # noqa: Y015
+    _WhichOneofArgType__clip_global_norm: _TypeAlias = _typing.Literal["_clip_global_norm", b"_clip_global_norm"]  # noqa: Y015
+    _WhichOneofReturnType__clip_norm: _TypeAlias = _typing.Literal["clip_norm"]  # noqa: Y015
+    _WhichOneofArgType__clip_norm: _TypeAlias = _typing.Literal["_clip_norm", b"_clip_norm"]  # noqa: Y015
     _WhichOneofReturnType__clip_value: _TypeAlias = _typing.Literal["clip_value"]  # noqa: Y015
     _WhichOneofArgType__clip_value: _TypeAlias = _typing.Literal["_clip_value", b"_clip_value"]  # noqa: Y015
     _WhichOneofReturnType__eps: _TypeAlias = _typing.Literal["eps"]  # noqa: Y015
@@ -291,6 +338,10 @@ class Adam(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__beta1) -> _WhichOneofReturnType__beta1 | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__beta2) -> _WhichOneofReturnType__beta2 | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__clip_global_norm) -> _WhichOneofReturnType__clip_global_norm | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__clip_norm) -> _WhichOneofReturnType__clip_norm | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__clip_value) -> _WhichOneofReturnType__clip_value | None: ...
     @_typing.overload
@@ -313,6 +364,8 @@ class AdamW(_message.Message):
     WEIGHT_DECAY_FIELD_NUMBER: _builtins.int
     AMSGRAD_FIELD_NUMBER: _builtins.int
     CLIP_VALUE_FIELD_NUMBER: _builtins.int
+    CLIP_NORM_FIELD_NUMBER: _builtins.int
+    CLIP_GLOBAL_NORM_FIELD_NUMBER: _builtins.int
     lr: _builtins.float
     beta1: _builtins.float
     beta2: _builtins.float
@@ -320,6 +373,8 @@ class AdamW(_message.Message):
     weight_decay: _builtins.float
     amsgrad: _builtins.bool
     clip_value: _builtins.float
+    clip_norm: _builtins.float
+    clip_global_norm: _builtins.float
     def __init__(
         self,
         *,
@@ -330,10 +385,12 @@ class AdamW(_message.Message):
         weight_decay: _builtins.float | None = ...,
         amsgrad: _builtins.bool | None = ...,
         clip_value: _builtins.float | None = ...,
+        clip_norm: _builtins.float | None = ...,
+        clip_global_norm: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_amsgrad", b"_amsgrad", "_beta1", b"_beta1", "_beta2", b"_beta2", "_clip_value", b"_clip_value", "_eps", b"_eps", "_lr", b"_lr", "_weight_decay", b"_weight_decay", "amsgrad", b"amsgrad", "beta1", b"beta1", "beta2", b"beta2", "clip_value", b"clip_value", "eps", b"eps", "lr", b"lr", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_amsgrad", b"_amsgrad", "_beta1", b"_beta1", "_beta2", b"_beta2", "_clip_global_norm", b"_clip_global_norm", "_clip_norm", b"_clip_norm", "_clip_value", b"_clip_value", "_eps", b"_eps", "_lr", b"_lr", "_weight_decay", b"_weight_decay", "amsgrad", b"amsgrad", "beta1", b"beta1", "beta2", b"beta2", "clip_global_norm", b"clip_global_norm", "clip_norm", b"clip_norm", "clip_value", b"clip_value", "eps", b"eps", "lr", b"lr", "weight_decay", b"weight_decay"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_amsgrad", b"_amsgrad", "_beta1", b"_beta1", "_beta2", b"_beta2", "_clip_value", b"_clip_value", "_eps", b"_eps", "_lr", b"_lr", "_weight_decay", b"_weight_decay", "amsgrad", b"amsgrad", "beta1", b"beta1", "beta2", b"beta2", "clip_value", b"clip_value", "eps", b"eps", "lr", b"lr", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_amsgrad", b"_amsgrad", "_beta1", b"_beta1", "_beta2", b"_beta2", "_clip_global_norm", b"_clip_global_norm", "_clip_norm", b"_clip_norm", "_clip_value", b"_clip_value", "_eps", b"_eps", "_lr", b"_lr", "_weight_decay", b"_weight_decay", "amsgrad", b"amsgrad", "beta1", b"beta1", "beta2", b"beta2", "clip_global_norm", b"clip_global_norm", "clip_norm", b"clip_norm", "clip_value", b"clip_value", "eps", b"eps", "lr", b"lr", "weight_decay", b"weight_decay"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__amsgrad: _TypeAlias = _typing.Literal["amsgrad"]  # noqa: Y015
     _WhichOneofArgType__amsgrad: _TypeAlias = _typing.Literal["_amsgrad", b"_amsgrad"]  # noqa: Y015
@@ -341,6 +398,10 @@ class AdamW(_message.Message):
     _WhichOneofArgType__beta1: _TypeAlias = _typing.Literal["_beta1", b"_beta1"]  # noqa: Y015
     _WhichOneofReturnType__beta2: _TypeAlias = _typing.Literal["beta2"]  # noqa: Y015
     _WhichOneofArgType__beta2: _TypeAlias = _typing.Literal["_beta2", b"_beta2"]  # noqa: Y015
+    _WhichOneofReturnType__clip_global_norm: _TypeAlias = _typing.Literal["clip_global_norm"]  # noqa: Y015
+    _WhichOneofArgType__clip_global_norm: _TypeAlias = _typing.Literal["_clip_global_norm", b"_clip_global_norm"]  # noqa: Y015
+    _WhichOneofReturnType__clip_norm: _TypeAlias = _typing.Literal["clip_norm"]  # noqa: Y015
+    _WhichOneofArgType__clip_norm: _TypeAlias = _typing.Literal["_clip_norm", b"_clip_norm"]  # noqa: Y015
     _WhichOneofReturnType__clip_value: _TypeAlias = _typing.Literal["clip_value"]  # noqa: Y015
     _WhichOneofArgType__clip_value: _TypeAlias = _typing.Literal["_clip_value", b"_clip_value"]  # noqa: Y015
     _WhichOneofReturnType__eps: _TypeAlias = _typing.Literal["eps"]  # noqa: Y015
@@ -355,6 +416,10 @@ class AdamW(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__beta1) -> _WhichOneofReturnType__beta1 | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__beta2) -> _WhichOneofReturnType__beta2 | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__clip_global_norm) -> _WhichOneofReturnType__clip_global_norm | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__clip_norm) -> _WhichOneofReturnType__clip_norm | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__clip_value) -> _WhichOneofReturnType__clip_value | None: ...
     @_typing.overload
@@ -375,11 +440,15 @@ class Adadelta(_message.Message):
     EPS_FIELD_NUMBER: _builtins.int
     WEIGHT_DECAY_FIELD_NUMBER: _builtins.int
     CLIP_VALUE_FIELD_NUMBER: _builtins.int
+    CLIP_NORM_FIELD_NUMBER: _builtins.int
+    CLIP_GLOBAL_NORM_FIELD_NUMBER: _builtins.int
     lr: _builtins.float
     rho: _builtins.float
     eps: _builtins.float
     weight_decay: _builtins.float
     clip_value: _builtins.float
+    clip_norm: _builtins.float
+    clip_global_norm: _builtins.float
     def __init__(
         self,
         *,
@@ -388,11 +457,17 @@ class Adadelta(_message.Message):
         eps: _builtins.float | None = ...,
         weight_decay: _builtins.float | None = ...,
         clip_value: _builtins.float | None = ...,
+        clip_norm: _builtins.float | None = ...,
+        clip_global_norm: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_clip_value", b"_clip_value", "_eps", b"_eps", "_lr", b"_lr", "_rho", b"_rho", "_weight_decay", b"_weight_decay", "clip_value", b"clip_value", "eps", b"eps", "lr", b"lr", "rho", b"rho", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_clip_global_norm", b"_clip_global_norm", "_clip_norm", b"_clip_norm", "_clip_value", b"_clip_value", "_eps", b"_eps", "_lr", b"_lr", "_rho", b"_rho", "_weight_decay", b"_weight_decay", "clip_global_norm", b"clip_global_norm", "clip_norm", b"clip_norm", "clip_value", b"clip_value", "eps", b"eps", "lr", b"lr", "rho", b"rho", "weight_decay", b"weight_decay"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_clip_value", b"_clip_value", "_eps", b"_eps", "_lr", b"_lr", "_rho", b"_rho", "_weight_decay", b"_weight_decay", "clip_value", b"clip_value", "eps", b"eps", "lr", b"lr", "rho", b"rho", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_clip_global_norm", b"_clip_global_norm", "_clip_norm", b"_clip_norm", "_clip_value", b"_clip_value", "_eps", b"_eps", "_lr", b"_lr", "_rho", b"_rho", "_weight_decay", b"_weight_decay", "clip_global_norm", b"clip_global_norm", "clip_norm", b"clip_norm", "clip_value", b"clip_value", "eps", b"eps", "lr", b"lr", "rho", b"rho", "weight_decay", b"weight_decay"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__clip_global_norm: _TypeAlias = _typing.Literal["clip_global_norm"]  # noqa: Y015
+    _WhichOneofArgType__clip_global_norm: _TypeAlias = _typing.Literal["_clip_global_norm", b"_clip_global_norm"]  # noqa: Y015
+    _WhichOneofReturnType__clip_norm: _TypeAlias = _typing.Literal["clip_norm"]  # noqa: Y015
+    _WhichOneofArgType__clip_norm: _TypeAlias = _typing.Literal["_clip_norm", b"_clip_norm"]  # noqa: Y015
     _WhichOneofReturnType__clip_value: _TypeAlias = _typing.Literal["clip_value"]  # noqa: Y015
     _WhichOneofArgType__clip_value: _TypeAlias = _typing.Literal["_clip_value", b"_clip_value"]  # noqa: Y015
     _WhichOneofReturnType__eps: _TypeAlias = _typing.Literal["eps"]  # noqa: Y015
@@ -403,6 +478,10 @@ class Adadelta(_message.Message):
     _WhichOneofArgType__rho: _TypeAlias = _typing.Literal["_rho", b"_rho"]  # noqa: Y015
     _WhichOneofReturnType__weight_decay: _TypeAlias = _typing.Literal["weight_decay"]  # noqa: Y015
     _WhichOneofArgType__weight_decay: _TypeAlias = _typing.Literal["_weight_decay", b"_weight_decay"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__clip_global_norm) -> _WhichOneofReturnType__clip_global_norm | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__clip_norm) -> _WhichOneofReturnType__clip_norm | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__clip_value) -> _WhichOneofReturnType__clip_value | None: ...
     @_typing.overload
@@ -427,6 +506,8 @@ class RmsProp(_message.Message):
     MOMENTUM_FIELD_NUMBER: _builtins.int
     CENTERED_FIELD_NUMBER: _builtins.int
     CLIP_VALUE_FIELD_NUMBER: _builtins.int
+    CLIP_NORM_FIELD_NUMBER: _builtins.int
+    CLIP_GLOBAL_NORM_FIELD_NUMBER: _builtins.int
     lr: _builtins.float
     alpha: _builtins.float
     eps: _builtins.float
@@ -434,6 +515,8 @@ class RmsProp(_message.Message):
     momentum: _builtins.float
     centered: _builtins.bool
     clip_value: _builtins.float
+    clip_norm: _builtins.float
+    clip_global_norm: _builtins.float
     def __init__(
         self,
         *,
@@ -444,15 +527,21 @@ class RmsProp(_message.Message):
         momentum: _builtins.float | None = ...,
         centered: _builtins.bool | None = ...,
         clip_value: _builtins.float | None = ...,
+        clip_norm: _builtins.float | None = ...,
+        clip_global_norm: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_alpha", b"_alpha", "_centered", b"_centered", "_clip_value", b"_clip_value", "_eps", b"_eps", "_lr", b"_lr", "_momentum", b"_momentum", "_weight_decay", b"_weight_decay", "alpha", b"alpha", "centered", b"centered", "clip_value", b"clip_value", "eps", b"eps", "lr", b"lr", "momentum", b"momentum", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_alpha", b"_alpha", "_centered", b"_centered", "_clip_global_norm", b"_clip_global_norm", "_clip_norm", b"_clip_norm", "_clip_value", b"_clip_value", "_eps", b"_eps", "_lr", b"_lr", "_momentum", b"_momentum", "_weight_decay", b"_weight_decay", "alpha", b"alpha", "centered", b"centered", "clip_global_norm", b"clip_global_norm", "clip_norm", b"clip_norm", "clip_value", b"clip_value", "eps", b"eps", "lr", b"lr", "momentum", b"momentum", "weight_decay", b"weight_decay"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_alpha", b"_alpha", "_centered", b"_centered", "_clip_value", b"_clip_value", "_eps", b"_eps", "_lr", b"_lr", "_momentum", b"_momentum", "_weight_decay", b"_weight_decay", "alpha", b"alpha", "centered", b"centered", "clip_value", b"clip_value", "eps", b"eps", "lr", b"lr", "momentum", b"momentum", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_alpha", b"_alpha", "_centered", b"_centered", "_clip_global_norm", b"_clip_global_norm", "_clip_norm", b"_clip_norm", "_clip_value", b"_clip_value", "_eps", b"_eps", "_lr", b"_lr", "_momentum", b"_momentum", "_weight_decay", b"_weight_decay", "alpha", b"alpha", "centered", b"centered", "clip_global_norm", b"clip_global_norm", "clip_norm", b"clip_norm", "clip_value", b"clip_value", "eps", b"eps", "lr", b"lr", "momentum", b"momentum", "weight_decay", b"weight_decay"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__alpha: _TypeAlias = _typing.Literal["alpha"]  # noqa: Y015
     _WhichOneofArgType__alpha: _TypeAlias = _typing.Literal["_alpha", b"_alpha"]  # noqa: Y015
     _WhichOneofReturnType__centered: _TypeAlias = _typing.Literal["centered"]  # noqa: Y015
     _WhichOneofArgType__centered: _TypeAlias = _typing.Literal["_centered", b"_centered"]  # noqa: Y015
+    _WhichOneofReturnType__clip_global_norm: _TypeAlias = _typing.Literal["clip_global_norm"]  # noqa: Y015
+    _WhichOneofArgType__clip_global_norm: _TypeAlias = _typing.Literal["_clip_global_norm", b"_clip_global_norm"]  # noqa: Y015
+    _WhichOneofReturnType__clip_norm: _TypeAlias = _typing.Literal["clip_norm"]  # noqa: Y015
+    _WhichOneofArgType__clip_norm: _TypeAlias = _typing.Literal["_clip_norm", b"_clip_norm"]  # noqa: Y015
     _WhichOneofReturnType__clip_value: _TypeAlias = _typing.Literal["clip_value"]  # noqa: Y015
     _WhichOneofArgType__clip_value: _TypeAlias = _typing.Literal["_clip_value", b"_clip_value"]  # noqa: Y015
     _WhichOneofReturnType__eps: _TypeAlias = _typing.Literal["eps"]  # noqa: Y015
@@ -467,6 +556,10 @@ class RmsProp(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__alpha) -> _WhichOneofReturnType__alpha | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__centered) -> _WhichOneofReturnType__centered | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__clip_global_norm) -> _WhichOneofReturnType__clip_global_norm | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__clip_norm) -> _WhichOneofReturnType__clip_norm | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__clip_value) -> _WhichOneofReturnType__clip_value | None: ...
     @_typing.overload
@@ -492,6 +585,8 @@ class NAdam(_message.Message):
     MOMENTUM_DECAY_FIELD_NUMBER: _builtins.int
     DECOUPLED_WEIGHT_DECAY_FIELD_NUMBER: _builtins.int
     CLIP_VALUE_FIELD_NUMBER: _builtins.int
+    CLIP_NORM_FIELD_NUMBER: _builtins.int
+    CLIP_GLOBAL_NORM_FIELD_NUMBER: _builtins.int
     lr: _builtins.float
     beta1: _builtins.float
     beta2: _builtins.float
@@ -500,6 +595,8 @@ class NAdam(_message.Message):
     momentum_decay: _builtins.float
     decoupled_weight_decay: _builtins.bool
     clip_value: _builtins.float
+    clip_norm: _builtins.float
+    clip_global_norm: _builtins.float
     def __init__(
         self,
         *,
@@ -511,15 +608,21 @@ class NAdam(_message.Message):
         momentum_decay: _builtins.float | None = ...,
         decoupled_weight_decay: _builtins.bool | None = ...,
         clip_value: _builtins.float | None = ...,
+        clip_norm: _builtins.float | None = ...,
+        clip_global_norm: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_beta1", b"_beta1", "_beta2", b"_beta2", "_clip_value", b"_clip_value", "_decoupled_weight_decay", b"_decoupled_weight_decay", "_eps", b"_eps", "_lr", b"_lr", "_momentum_decay", b"_momentum_decay", "_weight_decay", b"_weight_decay", "beta1", b"beta1", "beta2", b"beta2", "clip_value", b"clip_value", "decoupled_weight_decay", b"decoupled_weight_decay", "eps", b"eps", "lr", b"lr", "momentum_decay", b"momentum_decay", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_beta1", b"_beta1", "_beta2", b"_beta2", "_clip_global_norm", b"_clip_global_norm", "_clip_norm", b"_clip_norm", "_clip_value", b"_clip_value", "_decoupled_weight_decay", b"_decoupled_weight_decay", "_eps", b"_eps", "_lr", b"_lr", "_momentum_decay", b"_momentum_decay", "_weight_decay", b"_weight_decay", "beta1", b"beta1", "beta2", b"beta2", "clip_global_norm", b"clip_global_norm", "clip_norm", b"clip_norm", "clip_value", b"clip_value", "decoupled_weight_decay", b"decoupled_weight_decay", "eps", b"eps", "lr", b"lr", "momentum_decay", b"momentum_decay", "weight_decay", b"weight_decay"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_beta1", b"_beta1", "_beta2", b"_beta2", "_clip_value", b"_clip_value", "_decoupled_weight_decay", b"_decoupled_weight_decay", "_eps", b"_eps", "_lr", b"_lr", "_momentum_decay", b"_momentum_decay", "_weight_decay", b"_weight_decay", "beta1", b"beta1", "beta2", b"beta2", "clip_value", b"clip_value", "decoupled_weight_decay", b"decoupled_weight_decay", "eps", b"eps", "lr", b"lr", "momentum_decay", b"momentum_decay", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_beta1", b"_beta1", "_beta2", b"_beta2", "_clip_global_norm", b"_clip_global_norm", "_clip_norm", b"_clip_norm", "_clip_value", b"_clip_value", "_decoupled_weight_decay", b"_decoupled_weight_decay", "_eps", b"_eps", "_lr", b"_lr", "_momentum_decay", b"_momentum_decay", "_weight_decay", b"_weight_decay", "beta1", b"beta1", "beta2", b"beta2", "clip_global_norm", b"clip_global_norm", "clip_norm", b"clip_norm", "clip_value", b"clip_value", "decoupled_weight_decay", b"decoupled_weight_decay", "eps", b"eps", "lr", b"lr", "momentum_decay", b"momentum_decay", "weight_decay", b"weight_decay"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__beta1: _TypeAlias = _typing.Literal["beta1"]  # noqa: Y015
     _WhichOneofArgType__beta1: _TypeAlias = _typing.Literal["_beta1", b"_beta1"]  # noqa: Y015
     _WhichOneofReturnType__beta2: _TypeAlias = _typing.Literal["beta2"]  # noqa: Y015
     _WhichOneofArgType__beta2: _TypeAlias = _typing.Literal["_beta2", b"_beta2"]  # noqa: Y015
+    _WhichOneofReturnType__clip_global_norm: _TypeAlias = _typing.Literal["clip_global_norm"]  # noqa: Y015
+    _WhichOneofArgType__clip_global_norm: _TypeAlias = _typing.Literal["_clip_global_norm", b"_clip_global_norm"]  # noqa: Y015
+    _WhichOneofReturnType__clip_norm: _TypeAlias = _typing.Literal["clip_norm"]  # noqa: Y015
+    _WhichOneofArgType__clip_norm: _TypeAlias = _typing.Literal["_clip_norm", b"_clip_norm"]  # noqa: Y015
     _WhichOneofReturnType__clip_value: _TypeAlias = _typing.Literal["clip_value"]  # noqa: Y015
     _WhichOneofArgType__clip_value: _TypeAlias = _typing.Literal["_clip_value", b"_clip_value"]  # noqa: Y015
     _WhichOneofReturnType__decoupled_weight_decay: _TypeAlias = _typing.Literal["decoupled_weight_decay"]  # noqa: Y015
@@ -536,6 +639,10 @@ class NAdam(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__beta1) -> _WhichOneofReturnType__beta1 | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__beta2) -> _WhichOneofReturnType__beta2 | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__clip_global_norm) -> _WhichOneofReturnType__clip_global_norm | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__clip_norm) -> _WhichOneofReturnType__clip_norm | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__clip_value) -> _WhichOneofReturnType__clip_value | None: ...
     @_typing.overload
@@ -561,12 +668,16 @@ class Adamax(_message.Message):
     EPS_FIELD_NUMBER: _builtins.int
     WEIGHT_DECAY_FIELD_NUMBER: _builtins.int
     CLIP_VALUE_FIELD_NUMBER: _builtins.int
+    CLIP_NORM_FIELD_NUMBER: _builtins.int
+    CLIP_GLOBAL_NORM_FIELD_NUMBER: _builtins.int
     lr: _builtins.float
     beta1: _builtins.float
     beta2: _builtins.float
     eps: _builtins.float
     weight_decay: _builtins.float
     clip_value: _builtins.float
+    clip_norm: _builtins.float
+    clip_global_norm: _builtins.float
     def __init__(
         self,
         *,
@@ -576,15 +687,21 @@ class Adamax(_message.Message):
         eps: _builtins.float | None = ...,
         weight_decay: _builtins.float | None = ...,
         clip_value: _builtins.float | None = ...,
+        clip_norm: _builtins.float | None = ...,
+        clip_global_norm: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_beta1", b"_beta1", "_beta2", b"_beta2", "_clip_value", b"_clip_value", "_eps", b"_eps", "_lr", b"_lr", "_weight_decay", b"_weight_decay", "beta1", b"beta1", "beta2", b"beta2", "clip_value", b"clip_value", "eps", b"eps", "lr", b"lr", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_beta1", b"_beta1", "_beta2", b"_beta2", "_clip_global_norm", b"_clip_global_norm", "_clip_norm", b"_clip_norm", "_clip_value", b"_clip_value", "_eps", b"_eps", "_lr", b"_lr", "_weight_decay", b"_weight_decay", "beta1", b"beta1", "beta2", b"beta2", "clip_global_norm", b"clip_global_norm", "clip_norm", b"clip_norm", "clip_value", b"clip_value", "eps", b"eps", "lr", b"lr", "weight_decay", b"weight_decay"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_beta1", b"_beta1", "_beta2", b"_beta2", "_clip_value", b"_clip_value", "_eps", b"_eps", "_lr", b"_lr", "_weight_decay", b"_weight_decay", "beta1", b"beta1", "beta2", b"beta2", "clip_value", b"clip_value", "eps", b"eps", "lr", b"lr", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_beta1", b"_beta1", "_beta2", b"_beta2", "_clip_global_norm", b"_clip_global_norm", "_clip_norm", b"_clip_norm", "_clip_value", b"_clip_value", "_eps", b"_eps", "_lr", b"_lr", "_weight_decay", b"_weight_decay", "beta1", b"beta1", "beta2", b"beta2", "clip_global_norm", b"clip_global_norm", "clip_norm", b"clip_norm", "clip_value", b"clip_value", "eps", b"eps", "lr", b"lr", "weight_decay", b"weight_decay"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__beta1: _TypeAlias = _typing.Literal["beta1"]  # noqa: Y015
     _WhichOneofArgType__beta1: _TypeAlias = _typing.Literal["_beta1", b"_beta1"]  # noqa: Y015
     _WhichOneofReturnType__beta2: _TypeAlias = _typing.Literal["beta2"]  # noqa: Y015
     _WhichOneofArgType__beta2: _TypeAlias = _typing.Literal["_beta2", b"_beta2"]  # noqa: Y015
+    _WhichOneofReturnType__clip_global_norm: _TypeAlias = _typing.Literal["clip_global_norm"]  # noqa: Y015
+    _WhichOneofArgType__clip_global_norm: _TypeAlias = _typing.Literal["_clip_global_norm", b"_clip_global_norm"]  # noqa: Y015
+    _WhichOneofReturnType__clip_norm: _TypeAlias = _typing.Literal["clip_norm"]  # noqa: Y015
+    _WhichOneofArgType__clip_norm: _TypeAlias = _typing.Literal["_clip_norm", b"_clip_norm"]  # noqa: Y015
     _WhichOneofReturnType__clip_value: _TypeAlias = _typing.Literal["clip_value"]  # noqa: Y015
     _WhichOneofArgType__clip_value: _TypeAlias = _typing.Literal["_clip_value", b"_clip_value"]  # noqa: Y015
     _WhichOneofReturnType__eps: _TypeAlias = _typing.Literal["eps"]  # noqa: Y015
@@ -597,6 +714,10 @@ class Adamax(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__beta1) -> _WhichOneofReturnType__beta1 | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__beta2) -> _WhichOneofReturnType__beta2 | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__clip_global_norm) -> _WhichOneofReturnType__clip_global_norm | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__clip_norm) -> _WhichOneofReturnType__clip_norm | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__clip_value) -> _WhichOneofReturnType__clip_value | None: ...
     @_typing.overload
@@ -616,10 +737,14 @@ class Signum(_message.Message):
     MOMENTUM_FIELD_NUMBER: _builtins.int
     WEIGHT_DECAY_FIELD_NUMBER: _builtins.int
     CLIP_VALUE_FIELD_NUMBER: _builtins.int
+    CLIP_NORM_FIELD_NUMBER: _builtins.int
+    CLIP_GLOBAL_NORM_FIELD_NUMBER: _builtins.int
     lr: _builtins.float
     momentum: _builtins.float
     weight_decay: _builtins.float
     clip_value: _builtins.float
+    clip_norm: _builtins.float
+    clip_global_norm: _builtins.float
     def __init__(
         self,
         *,
@@ -627,11 +752,17 @@ class Signum(_message.Message):
         momentum: _builtins.float | None = ...,
         weight_decay: _builtins.float | None = ...,
         clip_value: _builtins.float | None = ...,
+        clip_norm: _builtins.float | None = ...,
+        clip_global_norm: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_clip_value", b"_clip_value", "_lr", b"_lr", "_momentum", b"_momentum", "_weight_decay", b"_weight_decay", "clip_value", b"clip_value", "lr", b"lr", "momentum", b"momentum", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_clip_global_norm", b"_clip_global_norm", "_clip_norm", b"_clip_norm", "_clip_value", b"_clip_value", "_lr", b"_lr", "_momentum", b"_momentum", "_weight_decay", b"_weight_decay", "clip_global_norm", b"clip_global_norm", "clip_norm", b"clip_norm", "clip_value", b"clip_value", "lr", b"lr", "momentum", b"momentum", "weight_decay", b"weight_decay"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_clip_value", b"_clip_value", "_lr", b"_lr", "_momentum", b"_momentum", "_weight_decay", b"_weight_decay", "clip_value", b"clip_value", "lr", b"lr", "momentum", b"momentum", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_clip_global_norm", b"_clip_global_norm", "_clip_norm", b"_clip_norm", "_clip_value", b"_clip_value", "_lr", b"_lr", "_momentum", b"_momentum", "_weight_decay", b"_weight_decay", "clip_global_norm", b"clip_global_norm", "clip_norm", b"clip_norm", "clip_value", b"clip_value", "lr", b"lr", "momentum", b"momentum", "weight_decay", b"weight_decay"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__clip_global_norm: _TypeAlias = _typing.Literal["clip_global_norm"]  # noqa: Y015
+    _WhichOneofArgType__clip_global_norm: _TypeAlias = _typing.Literal["_clip_global_norm", b"_clip_global_norm"]  # noqa: Y015
+    _WhichOneofReturnType__clip_norm: _TypeAlias = _typing.Literal["clip_norm"]  # noqa: Y015
+    _WhichOneofArgType__clip_norm: _TypeAlias = _typing.Literal["_clip_norm", b"_clip_norm"]  # noqa: Y015
     _WhichOneofReturnType__clip_value: _TypeAlias = _typing.Literal["clip_value"]  # noqa: Y015
     _WhichOneofArgType__clip_value: _TypeAlias = _typing.Literal["_clip_value", b"_clip_value"]  # noqa: Y015
     _WhichOneofReturnType__lr: _TypeAlias = _typing.Literal["lr"]  # noqa: Y015
@@ -640,6 +771,10 @@ class Signum(_message.Message):
     _WhichOneofArgType__momentum: _TypeAlias = _typing.Literal["_momentum", b"_momentum"]  # noqa: Y015
     _WhichOneofReturnType__weight_decay: _TypeAlias = _typing.Literal["weight_decay"]  # noqa: Y015
     _WhichOneofArgType__weight_decay: _TypeAlias = _typing.Literal["_weight_decay", b"_weight_decay"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__clip_global_norm) -> _WhichOneofReturnType__clip_global_norm | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__clip_norm) -> _WhichOneofReturnType__clip_norm | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__clip_value) -> _WhichOneofReturnType__clip_value | None: ...
     @_typing.overload
@@ -660,11 +795,15 @@ class Lion(_message.Message):
     BETA2_FIELD_NUMBER: _builtins.int
     WEIGHT_DECAY_FIELD_NUMBER: _builtins.int
     CLIP_VALUE_FIELD_NUMBER: _builtins.int
+    CLIP_NORM_FIELD_NUMBER: _builtins.int
+    CLIP_GLOBAL_NORM_FIELD_NUMBER: _builtins.int
     lr: _builtins.float
     beta1: _builtins.float
     beta2: _builtins.float
     weight_decay: _builtins.float
     clip_value: _builtins.float
+    clip_norm: _builtins.float
+    clip_global_norm: _builtins.float
     def __init__(
         self,
         *,
@@ -673,15 +812,21 @@ class Lion(_message.Message):
         beta2: _builtins.float | None = ...,
         weight_decay: _builtins.float | None = ...,
         clip_value: _builtins.float | None = ...,
+        clip_norm: _builtins.float | None = ...,
+        clip_global_norm: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_beta1", b"_beta1", "_beta2", b"_beta2", "_clip_value", b"_clip_value", "_lr", b"_lr", "_weight_decay", b"_weight_decay", "beta1", b"beta1", "beta2", b"beta2", "clip_value", b"clip_value", "lr", b"lr", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_beta1", b"_beta1", "_beta2", b"_beta2", "_clip_global_norm", b"_clip_global_norm", "_clip_norm", b"_clip_norm", "_clip_value", b"_clip_value", "_lr", b"_lr", "_weight_decay", b"_weight_decay", "beta1", b"beta1", "beta2", b"beta2", "clip_global_norm", b"clip_global_norm", "clip_norm", b"clip_norm", "clip_value", b"clip_value", "lr", b"lr", "weight_decay", b"weight_decay"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_beta1", b"_beta1", "_beta2", b"_beta2", "_clip_value", b"_clip_value", "_lr", b"_lr", "_weight_decay", b"_weight_decay", "beta1", b"beta1", "beta2", b"beta2", "clip_value", b"clip_value", "lr", b"lr", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_beta1", b"_beta1", "_beta2", b"_beta2", "_clip_global_norm", b"_clip_global_norm", "_clip_norm", b"_clip_norm", "_clip_value", b"_clip_value", "_lr", b"_lr", "_weight_decay", b"_weight_decay", "beta1", b"beta1", "beta2", b"beta2", "clip_global_norm", b"clip_global_norm", "clip_norm", b"clip_norm", "clip_value", b"clip_value", "lr", b"lr", "weight_decay", b"weight_decay"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__beta1: _TypeAlias = _typing.Literal["beta1"]  # noqa: Y015
     _WhichOneofArgType__beta1: _TypeAlias = _typing.Literal["_beta1", b"_beta1"]  # noqa: Y015
     _WhichOneofReturnType__beta2: _TypeAlias = _typing.Literal["beta2"]  # noqa: Y015
     _WhichOneofArgType__beta2: _TypeAlias = _typing.Literal["_beta2", b"_beta2"]  # noqa: Y015
+    _WhichOneofReturnType__clip_global_norm: _TypeAlias = _typing.Literal["clip_global_norm"]  # noqa: Y015
+    _WhichOneofArgType__clip_global_norm: _TypeAlias = _typing.Literal["_clip_global_norm", b"_clip_global_norm"]  # noqa: Y015
+    _WhichOneofReturnType__clip_norm: _TypeAlias = _typing.Literal["clip_norm"]  # noqa: Y015
+    _WhichOneofArgType__clip_norm: _TypeAlias = _typing.Literal["_clip_norm", b"_clip_norm"]  # noqa: Y015
     _WhichOneofReturnType__clip_value: _TypeAlias = _typing.Literal["clip_value"]  # noqa: Y015
     _WhichOneofArgType__clip_value: _TypeAlias = _typing.Literal["_clip_value", b"_clip_value"]  # noqa: Y015
     _WhichOneofReturnType__lr: _TypeAlias = _typing.Literal["lr"]  # noqa: Y015
@@ -692,6 +837,10 @@ class Lion(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__beta1) -> _WhichOneofReturnType__beta1 | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__beta2) -> _WhichOneofReturnType__beta2 | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__clip_global_norm) -> _WhichOneofReturnType__clip_global_norm | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__clip_norm) -> _WhichOneofReturnType__clip_norm | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__clip_value) -> _WhichOneofReturnType__clip_value | None: ...
     @_typing.overload
@@ -711,12 +860,16 @@ class AdaBelief(_message.Message):
     EPS_FIELD_NUMBER: _builtins.int
     WEIGHT_DECAY_FIELD_NUMBER: _builtins.int
     CLIP_VALUE_FIELD_NUMBER: _builtins.int
+    CLIP_NORM_FIELD_NUMBER: _builtins.int
+    CLIP_GLOBAL_NORM_FIELD_NUMBER: _builtins.int
     lr: _builtins.float
     beta1: _builtins.float
     beta2: _builtins.float
     eps: _builtins.float
     weight_decay: _builtins.float
     clip_value: _builtins.float
+    clip_norm: _builtins.float
+    clip_global_norm: _builtins.float
     def __init__(
         self,
         *,
@@ -726,15 +879,21 @@ class AdaBelief(_message.Message):
         eps: _builtins.float | None = ...,
         weight_decay: _builtins.float | None = ...,
         clip_value: _builtins.float | None = ...,
+        clip_norm: _builtins.float | None = ...,
+        clip_global_norm: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_beta1", b"_beta1", "_beta2", b"_beta2", "_clip_value", b"_clip_value", "_eps", b"_eps", "_lr", b"_lr", "_weight_decay", b"_weight_decay", "beta1", b"beta1", "beta2", b"beta2", "clip_value", b"clip_value", "eps", b"eps", "lr", b"lr", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_beta1", b"_beta1", "_beta2", b"_beta2", "_clip_global_norm", b"_clip_global_norm", "_clip_norm", b"_clip_norm", "_clip_value", b"_clip_value", "_eps", b"_eps", "_lr", b"_lr", "_weight_decay", b"_weight_decay", "beta1", b"beta1", "beta2", b"beta2", "clip_global_norm", b"clip_global_norm", "clip_norm", b"clip_norm", "clip_value", b"clip_value", "eps", b"eps", "lr", b"lr", "weight_decay", b"weight_decay"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_beta1", b"_beta1", "_beta2", b"_beta2", "_clip_value", b"_clip_value", "_eps", b"_eps", "_lr", b"_lr", "_weight_decay", b"_weight_decay", "beta1", b"beta1", "beta2", b"beta2", "clip_value", b"clip_value", "eps", b"eps", "lr", b"lr", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_beta1", b"_beta1", "_beta2", b"_beta2", "_clip_global_norm", b"_clip_global_norm", "_clip_norm", b"_clip_norm", "_clip_value", b"_clip_value", "_eps", b"_eps", "_lr", b"_lr", "_weight_decay", b"_weight_decay", "beta1", b"beta1", "beta2", b"beta2", "clip_global_norm", b"clip_global_norm", "clip_norm", b"clip_norm", "clip_value", b"clip_value", "eps", b"eps", "lr", b"lr", "weight_decay", b"weight_decay"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__beta1: _TypeAlias = _typing.Literal["beta1"]  # noqa: Y015
     _WhichOneofArgType__beta1: _TypeAlias = _typing.Literal["_beta1", b"_beta1"]  # noqa: Y015
     _WhichOneofReturnType__beta2: _TypeAlias = _typing.Literal["beta2"]  # noqa: Y015
     _WhichOneofArgType__beta2: _TypeAlias = _typing.Literal["_beta2", b"_beta2"]  # noqa: Y015
+    _WhichOneofReturnType__clip_global_norm: _TypeAlias = _typing.Literal["clip_global_norm"]  # noqa: Y015
+    _WhichOneofArgType__clip_global_norm: _TypeAlias = _typing.Literal["_clip_global_norm", b"_clip_global_norm"]  # noqa: Y015
+    _WhichOneofReturnType__clip_norm: _TypeAlias = _typing.Literal["clip_norm"]  # noqa: Y015
+    _WhichOneofArgType__clip_norm: _TypeAlias = _typing.Literal["_clip_norm", b"_clip_norm"]  # noqa: Y015
     _WhichOneofReturnType__clip_value: _TypeAlias = _typing.Literal["clip_value"]  # noqa: Y015
     _WhichOneofArgType__clip_value: _TypeAlias = _typing.Literal["_clip_value", b"_clip_value"]  # noqa: Y015
     _WhichOneofReturnType__eps: _TypeAlias = _typing.Literal["eps"]  # noqa: Y015
@@ -747,6 +906,10 @@ class AdaBelief(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__beta1) -> _WhichOneofReturnType__beta1 | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__beta2) -> _WhichOneofReturnType__beta2 | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__clip_global_norm) -> _WhichOneofReturnType__clip_global_norm | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__clip_norm) -> _WhichOneofReturnType__clip_norm | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__clip_value) -> _WhichOneofReturnType__clip_value | None: ...
     @_typing.overload
@@ -767,11 +930,15 @@ class Ftrl(_message.Message):
     L1_FIELD_NUMBER: _builtins.int
     L2_FIELD_NUMBER: _builtins.int
     CLIP_VALUE_FIELD_NUMBER: _builtins.int
+    CLIP_NORM_FIELD_NUMBER: _builtins.int
+    CLIP_GLOBAL_NORM_FIELD_NUMBER: _builtins.int
     lr: _builtins.float
     beta: _builtins.float
     l1: _builtins.float
     l2: _builtins.float
     clip_value: _builtins.float
+    clip_norm: _builtins.float
+    clip_global_norm: _builtins.float
     def __init__(
         self,
         *,
@@ -780,13 +947,19 @@ class Ftrl(_message.Message):
         l1: _builtins.float | None = ...,
         l2: _builtins.float | None = ...,
         clip_value: _builtins.float | None = ...,
+        clip_norm: _builtins.float | None = ...,
+        clip_global_norm: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_beta", b"_beta", "_clip_value", b"_clip_value", "_l1", b"_l1", "_l2", b"_l2", "_lr", b"_lr", "beta", b"beta", "clip_value", b"clip_value", "l1", b"l1", "l2", b"l2", "lr", b"lr"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_beta", b"_beta", "_clip_global_norm", b"_clip_global_norm", "_clip_norm", b"_clip_norm", "_clip_value", b"_clip_value", "_l1", b"_l1", "_l2", b"_l2", "_lr", b"_lr", "beta", b"beta", "clip_global_norm", b"clip_global_norm", "clip_norm", b"clip_norm", "clip_value", b"clip_value", "l1", b"l1", "l2", b"l2", "lr", b"lr"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_beta", b"_beta", "_clip_value", b"_clip_value", "_l1", b"_l1", "_l2", b"_l2", "_lr", b"_lr", "beta", b"beta", "clip_value", b"clip_value", "l1", b"l1", "l2", b"l2", "lr", b"lr"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_beta", b"_beta", "_clip_global_norm", b"_clip_global_norm", "_clip_norm", b"_clip_norm", "_clip_value", b"_clip_value", "_l1", b"_l1", "_l2", b"_l2", "_lr", b"_lr", "beta", b"beta", "clip_global_norm", b"clip_global_norm", "clip_norm", b"clip_norm", "clip_value", b"clip_value", "l1", b"l1", "l2", b"l2", "lr", b"lr"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__beta: _TypeAlias = _typing.Literal["beta"]  # noqa: Y015
     _WhichOneofArgType__beta: _TypeAlias = _typing.Literal["_beta", b"_beta"]  # noqa: Y015
+    _WhichOneofReturnType__clip_global_norm: _TypeAlias = _typing.Literal["clip_global_norm"]  # noqa: Y015
+    _WhichOneofArgType__clip_global_norm: _TypeAlias = _typing.Literal["_clip_global_norm", b"_clip_global_norm"]  # noqa: Y015
+    _WhichOneofReturnType__clip_norm: _TypeAlias = _typing.Literal["clip_norm"]  # noqa: Y015
+    _WhichOneofArgType__clip_norm: _TypeAlias = _typing.Literal["_clip_norm", b"_clip_norm"]  # noqa: Y015
     _WhichOneofReturnType__clip_value: _TypeAlias = _typing.Literal["clip_value"]  # noqa: Y015
     _WhichOneofArgType__clip_value: _TypeAlias = _typing.Literal["_clip_value", b"_clip_value"]  # noqa: Y015
     _WhichOneofReturnType__l1: _TypeAlias = _typing.Literal["l1"]  # noqa: Y015
@@ -797,6 +970,10 @@ class Ftrl(_message.Message):
     _WhichOneofArgType__lr: _TypeAlias = _typing.Literal["_lr", b"_lr"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__beta) -> _WhichOneofReturnType__beta | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__clip_global_norm) -> _WhichOneofReturnType__clip_global_norm | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__clip_norm) -> _WhichOneofReturnType__clip_norm | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__clip_value) -> _WhichOneofReturnType__clip_value | None: ...
     @_typing.overload
@@ -818,12 +995,16 @@ class Ftml(_message.Message):
     EPS_FIELD_NUMBER: _builtins.int
     WEIGHT_DECAY_FIELD_NUMBER: _builtins.int
     CLIP_VALUE_FIELD_NUMBER: _builtins.int
+    CLIP_NORM_FIELD_NUMBER: _builtins.int
+    CLIP_GLOBAL_NORM_FIELD_NUMBER: _builtins.int
     lr: _builtins.float
     beta1: _builtins.float
     beta2: _builtins.float
     eps: _builtins.float
     weight_decay: _builtins.float
     clip_value: _builtins.float
+    clip_norm: _builtins.float
+    clip_global_norm: _builtins.float
     def __init__(
         self,
         *,
@@ -833,15 +1014,21 @@ class Ftml(_message.Message):
         eps: _builtins.float | None = ...,
         weight_decay: _builtins.float | None = ...,
         clip_value: _builtins.float | None = ...,
+        clip_norm: _builtins.float | None = ...,
+        clip_global_norm: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_beta1", b"_beta1", "_beta2", b"_beta2", "_clip_value", b"_clip_value", "_eps", b"_eps", "_lr", b"_lr", "_weight_decay", b"_weight_decay", "beta1", b"beta1", "beta2", b"beta2", "clip_value", b"clip_value", "eps", b"eps", "lr", b"lr", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_beta1", b"_beta1", "_beta2", b"_beta2", "_clip_global_norm", b"_clip_global_norm", "_clip_norm", b"_clip_norm", "_clip_value", b"_clip_value", "_eps", b"_eps", "_lr", b"_lr", "_weight_decay", b"_weight_decay", "beta1", b"beta1", "beta2", b"beta2", "clip_global_norm", b"clip_global_norm", "clip_norm", b"clip_norm", "clip_value", b"clip_value", "eps", b"eps", "lr", b"lr", "weight_decay", b"weight_decay"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_beta1", b"_beta1", "_beta2", b"_beta2", "_clip_value", b"_clip_value", "_eps", b"_eps", "_lr", b"_lr", "_weight_decay", b"_weight_decay", "beta1", b"beta1", "beta2", b"beta2", "clip_value", b"clip_value", "eps", b"eps", "lr", b"lr", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_beta1", b"_beta1", "_beta2", b"_beta2", "_clip_global_norm", b"_clip_global_norm", "_clip_norm", b"_clip_norm", "_clip_value", b"_clip_value", "_eps", b"_eps", "_lr", b"_lr", "_weight_decay", b"_weight_decay", "beta1", b"beta1", "beta2", b"beta2", "clip_global_norm", b"clip_global_norm", "clip_norm", b"clip_norm", "clip_value", b"clip_value", "eps", b"eps", "lr", b"lr", "weight_decay", b"weight_decay"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__beta1: _TypeAlias = _typing.Literal["beta1"]  # noqa: Y015
     _WhichOneofArgType__beta1: _TypeAlias = _typing.Literal["_beta1", b"_beta1"]  # noqa: Y015
     _WhichOneofReturnType__beta2: _TypeAlias = _typing.Literal["beta2"]  # noqa: Y015
     _WhichOneofArgType__beta2: _TypeAlias = _typing.Literal["_beta2", b"_beta2"]  # noqa: Y015
+    _WhichOneofReturnType__clip_global_norm: _TypeAlias = _typing.Literal["clip_global_norm"]  # noqa: Y015
+    _WhichOneofArgType__clip_global_norm: _TypeAlias = _typing.Literal["_clip_global_norm", b"_clip_global_norm"]  # noqa: Y015
+    _WhichOneofReturnType__clip_norm: _TypeAlias = _typing.Literal["clip_norm"]  # noqa: Y015
+    _WhichOneofArgType__clip_norm: _TypeAlias = _typing.Literal["_clip_norm", b"_clip_norm"]  # noqa: Y015
     _WhichOneofReturnType__clip_value: _TypeAlias = _typing.Literal["clip_value"]  # noqa: Y015
     _WhichOneofArgType__clip_value: _TypeAlias = _typing.Literal["_clip_value", b"_clip_value"]  # noqa: Y015
     _WhichOneofReturnType__eps: _TypeAlias = _typing.Literal["eps"]  # noqa: Y015
@@ -854,6 +1041,10 @@ class Ftml(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__beta1) -> _WhichOneofReturnType__beta1 | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__beta2) -> _WhichOneofReturnType__beta2 | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__clip_global_norm) -> _WhichOneofReturnType__clip_global_norm | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__clip_norm) -> _WhichOneofReturnType__clip_norm | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__clip_value) -> _WhichOneofReturnType__clip_value | None: ...
     @_typing.overload
@@ -871,28 +1062,184 @@ class Sum(_message.Message):
 
     SCALE_FIELD_NUMBER: _builtins.int
     CLIP_VALUE_FIELD_NUMBER: _builtins.int
+    CLIP_NORM_FIELD_NUMBER: _builtins.int
+    CLIP_GLOBAL_NORM_FIELD_NUMBER: _builtins.int
     scale: _builtins.float
     clip_value: _builtins.float
+    clip_norm: _builtins.float
+    clip_global_norm: _builtins.float
     def __init__(
         self,
         *,
         scale: _builtins.float | None = ...,
         clip_value: _builtins.float | None = ...,
+        clip_norm: _builtins.float | None = ...,
+        clip_global_norm: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_clip_value", b"_clip_value", "_scale", b"_scale", "clip_value", b"clip_value", "scale", b"scale"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_clip_global_norm", b"_clip_global_norm", "_clip_norm", b"_clip_norm", "_clip_value", b"_clip_value", "_scale", b"_scale", "clip_global_norm", b"clip_global_norm", "clip_norm", b"clip_norm", "clip_value", b"clip_value", "scale", b"scale"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_clip_value", b"_clip_value", "_scale", b"_scale", "clip_value", b"clip_value", "scale", b"scale"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_clip_global_norm", b"_clip_global_norm", "_clip_norm", b"_clip_norm", "_clip_value", b"_clip_value", "_scale", b"_scale", "clip_global_norm", b"clip_global_norm", "clip_norm", b"clip_norm", "clip_value", b"clip_value", "scale", b"scale"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__clip_global_norm: _TypeAlias = _typing.Literal["clip_global_norm"]  # noqa: Y015
+    _WhichOneofArgType__clip_global_norm: _TypeAlias = _typing.Literal["_clip_global_norm", b"_clip_global_norm"]  # noqa: Y015
+    _WhichOneofReturnType__clip_norm: _TypeAlias = _typing.Literal["clip_norm"]  # noqa: Y015
+    _WhichOneofArgType__clip_norm: _TypeAlias = _typing.Literal["_clip_norm", b"_clip_norm"]  # noqa: Y015
     _WhichOneofReturnType__clip_value: _TypeAlias = _typing.Literal["clip_value"]  # noqa: Y015
     _WhichOneofArgType__clip_value: _TypeAlias = _typing.Literal["_clip_value", b"_clip_value"]  # noqa: Y015
     _WhichOneofReturnType__scale: _TypeAlias = _typing.Literal["scale"]  # noqa: Y015
     _WhichOneofArgType__scale: _TypeAlias = _typing.Literal["_scale", b"_scale"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__clip_global_norm) -> _WhichOneofReturnType__clip_global_norm | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__clip_norm) -> _WhichOneofReturnType__clip_norm | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__clip_value) -> _WhichOneofReturnType__clip_value | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__scale) -> _WhichOneofReturnType__scale | None: ...
 
 Global___Sum: _TypeAlias = Sum  # noqa: Y015
+
+@_typing.final
+class Lamb(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LR_FIELD_NUMBER: _builtins.int
+    BETA1_FIELD_NUMBER: _builtins.int
+    BETA2_FIELD_NUMBER: _builtins.int
+    EPS_FIELD_NUMBER: _builtins.int
+    WEIGHT_DECAY_FIELD_NUMBER: _builtins.int
+    CLIP_VALUE_FIELD_NUMBER: _builtins.int
+    CLIP_NORM_FIELD_NUMBER: _builtins.int
+    CLIP_GLOBAL_NORM_FIELD_NUMBER: _builtins.int
+    lr: _builtins.float
+    beta1: _builtins.float
+    beta2: _builtins.float
+    eps: _builtins.float
+    weight_decay: _builtins.float
+    clip_value: _builtins.float
+    clip_norm: _builtins.float
+    clip_global_norm: _builtins.float
+    def __init__(
+        self,
+        *,
+        lr: _builtins.float | None = ...,
+        beta1: _builtins.float | None = ...,
+        beta2: _builtins.float | None = ...,
+        eps: _builtins.float | None = ...,
+        weight_decay: _builtins.float | None = ...,
+        clip_value: _builtins.float | None = ...,
+        clip_norm: _builtins.float | None = ...,
+        clip_global_norm: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_beta1", b"_beta1", "_beta2", b"_beta2", "_clip_global_norm", b"_clip_global_norm", "_clip_norm", b"_clip_norm", "_clip_value", b"_clip_value", "_eps", b"_eps", "_lr", b"_lr", "_weight_decay", b"_weight_decay", "beta1", b"beta1", "beta2", b"beta2", "clip_global_norm", b"clip_global_norm", "clip_norm", b"clip_norm", "clip_value", b"clip_value", "eps", b"eps", "lr", b"lr", "weight_decay", b"weight_decay"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_beta1", b"_beta1", "_beta2", b"_beta2", "_clip_global_norm", b"_clip_global_norm", "_clip_norm", b"_clip_norm", "_clip_value", b"_clip_value", "_eps", b"_eps", "_lr", b"_lr", "_weight_decay", b"_weight_decay", "beta1", b"beta1", "beta2", b"beta2", "clip_global_norm", b"clip_global_norm", "clip_norm", b"clip_norm", "clip_value", b"clip_value", "eps", b"eps", "lr", b"lr", "weight_decay", b"weight_decay"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__beta1: _TypeAlias = _typing.Literal["beta1"]  # noqa: Y015
+    _WhichOneofArgType__beta1: _TypeAlias = _typing.Literal["_beta1", b"_beta1"]  # noqa: Y015
+    _WhichOneofReturnType__beta2: _TypeAlias = _typing.Literal["beta2"]  # noqa: Y015
+    _WhichOneofArgType__beta2: _TypeAlias = _typing.Literal["_beta2", b"_beta2"]  # noqa: Y015
+    _WhichOneofReturnType__clip_global_norm: _TypeAlias = _typing.Literal["clip_global_norm"]  # noqa: Y015
+    _WhichOneofArgType__clip_global_norm: _TypeAlias = _typing.Literal["_clip_global_norm", b"_clip_global_norm"]  # noqa: Y015
+    _WhichOneofReturnType__clip_norm: _TypeAlias = _typing.Literal["clip_norm"]  # noqa: Y015
+    _WhichOneofArgType__clip_norm: _TypeAlias = _typing.Literal["_clip_norm", b"_clip_norm"]  # noqa: Y015
+    _WhichOneofReturnType__clip_value: _TypeAlias = _typing.Literal["clip_value"]  # noqa: Y015
+    _WhichOneofArgType__clip_value: _TypeAlias = _typing.Literal["_clip_value", b"_clip_value"]  # noqa: Y015
+    _WhichOneofReturnType__eps: _TypeAlias = _typing.Literal["eps"]  # noqa: Y015
+    _WhichOneofArgType__eps: _TypeAlias = _typing.Literal["_eps", b"_eps"]  # noqa: Y015
+    _WhichOneofReturnType__lr: _TypeAlias = _typing.Literal["lr"]  # noqa: Y015
+    _WhichOneofArgType__lr: _TypeAlias = _typing.Literal["_lr", b"_lr"]  # noqa: Y015
+    _WhichOneofReturnType__weight_decay: _TypeAlias = _typing.Literal["weight_decay"]  # noqa: Y015
+    _WhichOneofArgType__weight_decay: _TypeAlias = _typing.Literal["_weight_decay", b"_weight_decay"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__beta1) -> _WhichOneofReturnType__beta1 | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__beta2) -> _WhichOneofReturnType__beta2 | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__clip_global_norm) -> _WhichOneofReturnType__clip_global_norm | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__clip_norm) -> _WhichOneofReturnType__clip_norm | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__clip_value) -> _WhichOneofReturnType__clip_value | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__eps) -> _WhichOneofReturnType__eps | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__lr) -> _WhichOneofReturnType__lr | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__weight_decay) -> _WhichOneofReturnType__weight_decay | None: ...
+
+Global___Lamb: _TypeAlias = Lamb  # noqa: Y015
+
+@_typing.final
+class Lars(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LR_FIELD_NUMBER: _builtins.int
+    MOMENTUM_FIELD_NUMBER: _builtins.int
+    WEIGHT_DECAY_FIELD_NUMBER: _builtins.int
+    TRUST_COEFFICIENT_FIELD_NUMBER: _builtins.int
+    EPS_FIELD_NUMBER: _builtins.int
+    CLIP_VALUE_FIELD_NUMBER: _builtins.int
+    CLIP_NORM_FIELD_NUMBER: _builtins.int
+    CLIP_GLOBAL_NORM_FIELD_NUMBER: _builtins.int
+    lr: _builtins.float
+    momentum: _builtins.float
+    weight_decay: _builtins.float
+    trust_coefficient: _builtins.float
+    eps: _builtins.float
+    clip_value: _builtins.float
+    clip_norm: _builtins.float
+    clip_global_norm: _builtins.float
+    def __init__(
+        self,
+        *,
+        lr: _builtins.float | None = ...,
+        momentum: _builtins.float | None = ...,
+        weight_decay: _builtins.float | None = ...,
+        trust_coefficient: _builtins.float | None = ...,
+        eps: _builtins.float | None = ...,
+        clip_value: _builtins.float | None = ...,
+        clip_norm: _builtins.float | None = ...,
+        clip_global_norm: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_clip_global_norm", b"_clip_global_norm", "_clip_norm", b"_clip_norm", "_clip_value", b"_clip_value", "_eps", b"_eps", "_lr", b"_lr", "_momentum", b"_momentum", "_trust_coefficient", b"_trust_coefficient", "_weight_decay", b"_weight_decay", "clip_global_norm", b"clip_global_norm", "clip_norm", b"clip_norm", "clip_value", b"clip_value", "eps", b"eps", "lr", b"lr", "momentum", b"momentum", "trust_coefficient", b"trust_coefficient", "weight_decay", b"weight_decay"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_clip_global_norm", b"_clip_global_norm", "_clip_norm", b"_clip_norm", "_clip_value", b"_clip_value", "_eps", b"_eps", "_lr", b"_lr", "_momentum", b"_momentum", "_trust_coefficient", b"_trust_coefficient", "_weight_decay", b"_weight_decay", "clip_global_norm", b"clip_global_norm", "clip_norm", b"clip_norm", "clip_value", b"clip_value", "eps", b"eps", "lr", b"lr", "momentum", b"momentum", "trust_coefficient", b"trust_coefficient", "weight_decay", b"weight_decay"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__clip_global_norm: _TypeAlias = _typing.Literal["clip_global_norm"]  # noqa: Y015
+    _WhichOneofArgType__clip_global_norm: _TypeAlias = _typing.Literal["_clip_global_norm", b"_clip_global_norm"]  # noqa: Y015
+    _WhichOneofReturnType__clip_norm: _TypeAlias = _typing.Literal["clip_norm"]  # noqa: Y015
+    _WhichOneofArgType__clip_norm: _TypeAlias = _typing.Literal["_clip_norm", b"_clip_norm"]  # noqa: Y015
+    _WhichOneofReturnType__clip_value: _TypeAlias = _typing.Literal["clip_value"]  # noqa: Y015
+    _WhichOneofArgType__clip_value: _TypeAlias = _typing.Literal["_clip_value", b"_clip_value"]  # noqa: Y015
+    _WhichOneofReturnType__eps: _TypeAlias = _typing.Literal["eps"]  # noqa: Y015
+    _WhichOneofArgType__eps: _TypeAlias = _typing.Literal["_eps", b"_eps"]  # noqa: Y015
+    _WhichOneofReturnType__lr: _TypeAlias = _typing.Literal["lr"]  # noqa: Y015
+    _WhichOneofArgType__lr: _TypeAlias = _typing.Literal["_lr", b"_lr"]  # noqa: Y015
+    _WhichOneofReturnType__momentum: _TypeAlias = _typing.Literal["momentum"]  # noqa: Y015
+    _WhichOneofArgType__momentum: _TypeAlias = _typing.Literal["_momentum", b"_momentum"]  # noqa: Y015
+    _WhichOneofReturnType__trust_coefficient: _TypeAlias = _typing.Literal["trust_coefficient"]  # noqa: Y015
+    _WhichOneofArgType__trust_coefficient: _TypeAlias = _typing.Literal["_trust_coefficient", b"_trust_coefficient"]  # noqa: Y015
+    _WhichOneofReturnType__weight_decay: _TypeAlias = _typing.Literal["weight_decay"]  # noqa: Y015
+    _WhichOneofArgType__weight_decay: _TypeAlias = _typing.Literal["_weight_decay", b"_weight_decay"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__clip_global_norm) -> _WhichOneofReturnType__clip_global_norm | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__clip_norm) -> _WhichOneofReturnType__clip_norm | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__clip_value) -> _WhichOneofReturnType__clip_value | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__eps) -> _WhichOneofReturnType__eps | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__lr) -> _WhichOneofReturnType__lr | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__momentum) -> _WhichOneofReturnType__momentum | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__trust_coefficient) -> _WhichOneofReturnType__trust_coefficient | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__weight_decay) -> _WhichOneofReturnType__weight_decay | None: ...
+
+Global___Lars: _TypeAlias = Lars  # noqa: Y015
 
 @_typing.final
 class RowWiseAdagrad(_message.Message):
@@ -1076,6 +1423,8 @@ class DcAsgd(_message.Message):
     EPS_FIELD_NUMBER: _builtins.int
     WEIGHT_DECAY_FIELD_NUMBER: _builtins.int
     CLIP_VALUE_FIELD_NUMBER: _builtins.int
+    CLIP_NORM_FIELD_NUMBER: _builtins.int
+    CLIP_GLOBAL_NORM_FIELD_NUMBER: _builtins.int
     lr: _builtins.float
     compensation: _builtins.float
     adaptive: _builtins.bool
@@ -1083,6 +1432,8 @@ class DcAsgd(_message.Message):
     eps: _builtins.float
     weight_decay: _builtins.float
     clip_value: _builtins.float
+    clip_norm: _builtins.float
+    clip_global_norm: _builtins.float
     def __init__(
         self,
         *,
@@ -1093,15 +1444,21 @@ class DcAsgd(_message.Message):
         eps: _builtins.float | None = ...,
         weight_decay: _builtins.float | None = ...,
         clip_value: _builtins.float | None = ...,
+        clip_norm: _builtins.float | None = ...,
+        clip_global_norm: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_adaptive", b"_adaptive", "_alpha", b"_alpha", "_clip_value", b"_clip_value", "_compensation", b"_compensation", "_eps", b"_eps", "_lr", b"_lr", "_weight_decay", b"_weight_decay", "adaptive", b"adaptive", "alpha", b"alpha", "clip_value", b"clip_value", "compensation", b"compensation", "eps", b"eps", "lr", b"lr", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_adaptive", b"_adaptive", "_alpha", b"_alpha", "_clip_global_norm", b"_clip_global_norm", "_clip_norm", b"_clip_norm", "_clip_value", b"_clip_value", "_compensation", b"_compensation", "_eps", b"_eps", "_lr", b"_lr", "_weight_decay", b"_weight_decay", "adaptive", b"adaptive", "alpha", b"alpha", "clip_global_norm", b"clip_global_norm", "clip_norm", b"clip_norm", "clip_value", b"clip_value", "compensation", b"compensation", "eps", b"eps", "lr", b"lr", "weight_decay", b"weight_decay"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_adaptive", b"_adaptive", "_alpha", b"_alpha", "_clip_value", b"_clip_value", "_compensation", b"_compensation", "_eps", b"_eps", "_lr", b"_lr", "_weight_decay", b"_weight_decay", "adaptive", b"adaptive", "alpha", b"alpha", "clip_value", b"clip_value", "compensation", b"compensation", "eps", b"eps", "lr", b"lr", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_adaptive", b"_adaptive", "_alpha", b"_alpha", "_clip_global_norm", b"_clip_global_norm", "_clip_norm", b"_clip_norm", "_clip_value", b"_clip_value", "_compensation", b"_compensation", "_eps", b"_eps", "_lr", b"_lr", "_weight_decay", b"_weight_decay", "adaptive", b"adaptive", "alpha", b"alpha", "clip_global_norm", b"clip_global_norm", "clip_norm", b"clip_norm", "clip_value", b"clip_value", "compensation", b"compensation", "eps", b"eps", "lr", b"lr", "weight_decay", b"weight_decay"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__adaptive: _TypeAlias = _typing.Literal["adaptive"]  # noqa: Y015
     _WhichOneofArgType__adaptive: _TypeAlias = _typing.Literal["_adaptive", b"_adaptive"]  # noqa: Y015
     _WhichOneofReturnType__alpha: _TypeAlias = _typing.Literal["alpha"]  # noqa: Y015
     _WhichOneofArgType__alpha: _TypeAlias = _typing.Literal["_alpha", b"_alpha"]  # noqa: Y015
+    _WhichOneofReturnType__clip_global_norm: _TypeAlias = _typing.Literal["clip_global_norm"]  # noqa: Y015
+    _WhichOneofArgType__clip_global_norm: _TypeAlias = _typing.Literal["_clip_global_norm", b"_clip_global_norm"]  # noqa: Y015
+    _WhichOneofReturnType__clip_norm: _TypeAlias = _typing.Literal["clip_norm"]  # noqa: Y015
+    _WhichOneofArgType__clip_norm: _TypeAlias = _typing.Literal["_clip_norm", b"_clip_norm"]  # noqa: Y015
     _WhichOneofReturnType__clip_value: _TypeAlias = _typing.Literal["clip_value"]  # noqa: Y015
     _WhichOneofArgType__clip_value: _TypeAlias = _typing.Literal["_clip_value", b"_clip_value"]  # noqa: Y015
     _WhichOneofReturnType__compensation: _TypeAlias = _typing.Literal["compensation"]  # noqa: Y015
@@ -1116,6 +1473,10 @@ class DcAsgd(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__adaptive) -> _WhichOneofReturnType__adaptive | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__alpha) -> _WhichOneofReturnType__alpha | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__clip_global_norm) -> _WhichOneofReturnType__clip_global_norm | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__clip_norm) -> _WhichOneofReturnType__clip_norm | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__clip_value) -> _WhichOneofReturnType__clip_value | None: ...
     @_typing.overload

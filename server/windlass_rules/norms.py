@@ -1,0 +1,127 @@
+"""Norms of tensors: sums of squares in float64, in an order that any cut of the work leaves as it is.
+
+    of each 1,024 values of a segment the squares, in float64: i + 512 is added to i, then i + 256, ... , i + 32; what
+    is left, 32 lanes, is added to those of the segment, and at its end lane k + 16 to lane k, k + 8, + 4, + 2, + 1
+
+A tensor's sum is that of its segments, one block after the other; a group's, that of its segments in order. So a sum
+is a function of the values and of the blocks, not of which server holds which, how many gradients are combined at a
+time, or how wide the machine's vectors are.
+
+Invariant: the products of float32 values are exact, sums are IEEE float64. Padding is not counted.
+
+Why not float32 lanes: they overflow at values of 1e19 and are no faster once the data is beyond the cache (16 Mi
+float32: both 12 to 13 GB/s; 256 Ki: 30 against 13). Lanes that are added to value by value: 6.5 GB/s.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+import threading
+from collections.abc import Callable
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+from numba import types
+from numba.extending import register_jitable
+
+from windlass_proto import kernel_cache
+from windlass_proto.rule_specs import TRUST_RULES, RuleSpec
+from windlass_rules.rule import Vector
+
+LANES: Final = 32
+CHUNK: Final = 1024
+
+Lanes = npt.NDArray[np.float64]
+
+
+class Norm(enum.Enum):
+    """A phase of a rule: which norms it takes, over what."""
+
+    CLIP_TENSOR = "the gradient of each tensor"
+    CLIP_GLOBAL = "the gradients of all tensors"
+    TRUST = "the weights of each tensor, and what they would be moved by"
+
+    @property
+    def is_global(self) -> bool:
+        return self is Norm.CLIP_GLOBAL
+
+    @property
+    def sums(self) -> int:
+        """How many sums of squares it takes."""
+        return 2 if self is Norm.TRUST else 1
+
+
+def phases(spec: RuleSpec) -> tuple[Norm, ...]:
+    """The norms that a step of `spec` needs, in the order in which they are taken."""
+    found = []
+    if getattr(spec, "clip_norm", None) is not None:
+        found.append(Norm.CLIP_TENSOR)
+    if getattr(spec, "clip_global_norm", None) is not None:
+        found.append(Norm.CLIP_GLOBAL)
+    if isinstance(spec, TRUST_RULES):
+        found.append(Norm.TRUST)
+    return tuple(found)
+
+
+def clipping_divisor(spec: RuleSpec, norm: Norm, square_sum: float, divisor: float) -> float:
+    """What a sum of gradients is divided by in place of `divisor`, so that its norm is at most the bound of `spec`.
+
+    `square_sum` is that of the gradient over `divisor`. torch.nn.utils.clip_grad_norm_ adds 1e-6 to the norm; here a
+    gradient that is scaled down has the bound as its norm.
+    """
+    bound: float = getattr(spec, "clip_norm" if norm is Norm.CLIP_TENSOR else "clip_global_norm")
+    length = math.sqrt(square_sum)
+    return divisor * (length / bound) if length > bound else divisor
+
+
+def folded(lanes: Lanes) -> tuple[float, ...]:
+    """The sums that lie in `lanes`, LANES of them for each."""
+    sums = lanes.reshape(-1, LANES)
+    while sums.shape[1] > 1:
+        half = sums.shape[1] // 2
+        sums = sums[:, :half] + sums[:, half:]
+    return tuple(map(float, sums[:, 0]))
+
+
+@register_jitable(error_model="numpy")
+def add_chunk(found: Lanes, lanes: Lanes) -> None:
+    """Add CHUNK squares to `lanes`; `found` is used up."""
+    half = CHUNK // 2
+    while half > LANES:
+        for i in range(half):
+            found[i] += found[half + i]
+        half //= 2
+    for i in range(LANES):
+        lanes[i] += found[i] + found[LANES + i]
+
+
+def squares(g: Vector, gscale: float, lanes: Lanes) -> None:
+    """Add the squares of gscale * g to `lanes`. Calls go on where the last one ended, whole multiples of CHUNK on."""
+    found = np.zeros(CHUNK, np.float64)
+    for begin in range(0, g.size, CHUNK):
+        size = min(CHUNK, g.size - begin)
+        for i in range(size):
+            x = np.float64(gscale * g[begin + i])
+            found[i] = x * x
+        for i in range(size, CHUNK):
+            found[i] = 0.0
+        add_chunk(found, lanes)
+
+
+_BUILDING = threading.Lock()
+_READY: dict[np.dtype[Any], Callable[..., None]] = {}
+
+
+def build_squares(dtype: np.dtype[Any]) -> Callable[..., None]:
+    """`squares` for gradients of `dtype`, compiled at the first call of a process. Thread-safe."""
+    with _BUILDING:
+        if dtype not in _READY:
+            _READY[dtype] = kernel_cache.compiled(squares, [squares_signature(dtype)], dtype)
+        return _READY[dtype]
+
+
+def squares_signature(dtype: np.dtype[Any]) -> Any:
+    readable = kernel_cache.vector_type(dtype, readonly=True)
+    return types.void(readable, kernel_cache.scalar_type(dtype), kernel_cache.vector_type(np.dtype(np.float64)))
