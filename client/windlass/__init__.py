@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from windlass._version import __version__
 
 if TYPE_CHECKING:
-    from windlass import admit, evict, init, optim, schedule
+    from windlass import admit, codec, evict, init, optim, schedule
     from windlass.checkpoints import Resume, load_tensors
     from windlass.cluster import Cluster, connect
     from windlass.hashing import hash64
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 _ERRORS = "windlass_proto.errors"
 _WHERE = {
     "admit": "",
+    "codec": "",
     "evict": "",
     "optim": "",
     "schedule": "",
@@ -82,6 +83,7 @@ __all__ = [
     "WindlassError",
     "__version__",
     "admit",
+    "codec",
     "connect",
     "evict",
     "hash64",

@@ -21,7 +21,16 @@ from windlass.data_link import InFrame
 from windlass.dense_table import DenseTable
 from windlass.ticket import Ticket
 from windlass.window_core import Request
-from windlass_proto import group_specs, init_specs, life_specs, limits, rule_records, rule_specs, table_specs
+from windlass_proto import (
+    group_specs,
+    init_specs,
+    life_specs,
+    limits,
+    rule_records,
+    rule_specs,
+    table_specs,
+    transfer_specs,
+)
 from windlass_proto.consistency import Consistency
 from windlass_proto.errors import UnavailableError, UsageError
 from windlass_proto.frames import Op
@@ -30,6 +39,7 @@ from windlass_proto.layout import dtype_named
 from windlass_proto.life_specs import AdmitSpec, Evictions
 from windlass_proto.rule_specs import RuleSpec
 from windlass_proto.schedules import Plateau, Rate
+from windlass_proto.transfer_specs import PLAIN, Transfer
 
 if TYPE_CHECKING:
     from windlass.sparse_table import Table
@@ -56,6 +66,7 @@ def declare(
     optimizer: RuleSpec,
     groups: Mapping[str, Mapping[str, float]],
     reduce: str,
+    transfer: Transfer = PLAIN,
 ) -> bool:
     """Declare `arrays` in `store` and see that they have values; True if one of their tables is new to this worker."""
     from windlass_proto.gen import control_pb2 as pb
@@ -64,6 +75,9 @@ def declare(
     rule_specs.check_dense(optimizer, Consistency.parse(store.consistency))
     if not arrays:
         raise UsageError("init was given no tensors", store=store.name, next_move="Pass a dict of name -> array.")
+    for dtype in sorted({array.dtype.name for array in arrays.values()}):
+        consistency = Consistency.parse(store.consistency)
+        transfer_specs.check(transfer, dtype=dtype, consistency=consistency, rule=optimizer, sparse=False)
     _check_groups(groups, {*arrays, *store.exchange.where})
     if not store.exchange.where.keys() >= arrays.keys():
         _check_mixture(store, optimizer)
@@ -75,6 +89,7 @@ def declare(
         tensors=[_tensor(name, array, groups) for name, array in arrays.items()],
         rule=rule_specs.to_bytes(optimizer),
         reduce=reduce,
+        transfer=transfer_specs.to_bytes(transfer),
     )
     return _carry_out(store, request, arrays)
 

@@ -25,8 +25,10 @@ from windlass_proto.frames import Op, Status
 from windlass_proto.group_specs import GroupSpec
 from windlass_proto.rule_records import RuleRecord
 from windlass_proto.rule_specs import RuleSpec
+from windlass_proto.transfer_specs import PLAIN, Transfer
 
 if TYPE_CHECKING:
+    from windlass.encoder import Encoder
     from windlass.member import Member
     from windlass.sparse_table import Table
     from windlass.window_core import Stamp
@@ -101,8 +103,11 @@ class Exchange:
         self.sparse: dict[int, Table] = {}
         self.rules: dict[int, RuleSpec] = {}
         self.means: dict[int, bool] = {}
+        self.transfers: dict[int, Transfer] = {}
         self.where: dict[str, tuple[int, int]] = {}  # tensor name -> (table id, tensor number)
         self.params: dict[int, Flat] = {}  # what init returned
+        self.encoders: dict[int, Encoder] = {}
+        self.steps_done: Callable[[], int] = lambda: 0
         self.family: Callable[[Array], Any] = lambda array: array
         self._plans: dict[Any, tuple[Plan, Any]] = {}
         self._servers: tuple[int, tuple[int, ...]] = (-1, ())
@@ -114,6 +119,17 @@ class Exchange:
         self.tables[table.table_id] = table
         self.rules[table.table_id] = spec.rule
         self.means[table.table_id] = spec.mean
+        self.transfers[table.table_id] = spec.transfer
+        if spec.transfer.up is not None:
+            from windlass.encoder import Encoder  # brings Numba, which plain tensors do without
+
+            self.encoders[table.table_id] = Encoder(
+                table,
+                spec.transfer,
+                self.member.heap,
+                rank=self.member.joined.rank,
+                steps_done=lambda: self.steps_done(),  # noqa: PLW0108 - its store says later what that is
+            )
         self.where.update({name: (table.table_id, number) for name, number in names})
         self._changed()
 
@@ -151,7 +167,8 @@ class Exchange:
             del self.sparse[table_id]
         held = {table_id for table_id, _ in self.where.values()}
         for table_id in self.tables.keys() - held:
-            del self.tables[table_id], self.rules[table_id], self.means[table_id]
+            del self.tables[table_id], self.rules[table_id], self.means[table_id], self.transfers[table_id]
+            self.encoders.pop(table_id, None)
             self.params.pop(table_id, None)
         self._changed()
 
@@ -193,6 +210,8 @@ class Exchange:
                 "dtype": layout.dtype_name,
                 "rule": record.rule_of(table_id, name, self.rules[table_id]),
             }
+            if self.transfers[table_id] != PLAIN:
+                found[name] |= self.transfers[table_id].arguments()
         for table_id, table in self.sparse.items():
             found[table.name] = {
                 "shape": (None, table.dim),
@@ -219,7 +238,9 @@ class Exchange:
             return self.table_names(request.share[0])
         place = (table.layout, request.block, request.seg_begin, request.seg_end)
         names: list[str] = []
-        if status is Status.REJECTED:
+        if status is Status.REJECTED and table.table_id in self.encoders:
+            names = self.encoders[table.table_id].not_finite(*place[1:], bytes_of(request.payload, self.member.heap))
+        elif status is Status.REJECTED:
             names = not_finite(*place, bytes_of(request.payload, self.member.heap))
         return _shown(names or tensors_between(*place))
 
@@ -250,8 +271,11 @@ class Exchange:
         spans = []
         for table_id, tensors in sources.items():
             table = self.tables[table_id]
-            source = self._source(table, tensors, settle, borrow=borrow)
             target = self._target(table, targets.get(table_id), flats, after) if op is Op.PUSH_PULL else None
+            if table_id in self.encoders and op in (Op.PUSH, Op.PUSH_PULL):
+                spans.append(self.encoders[table_id].spans(tensors, target, settle))
+                continue
+            source = self._source(table, tensors, settle, borrow=borrow)
             spans.append(table.spans(tuple(tensors), source, target))
         finish = self._finisher(list(arrays), out, flats, after) if op is Op.PUSH_PULL else None
         lasts = len(spans) if op is Op.PUSH_PULL else 0

@@ -29,7 +29,8 @@ from windlass.plateau import PlateauWatch
 from windlass.pump import Mark
 from windlass.ticket import Ticket
 from windlass.window_core import Request, Stamp
-from windlass_proto import life_specs, limits
+from windlass_proto import life_specs, limits, transfer_specs
+from windlass_proto.codec_specs import CodecSpec
 from windlass_proto.errors import UsageError, WindlassError
 from windlass_proto.frames import Op, Status
 from windlass_proto.init_specs import InitSpec, Normal
@@ -59,6 +60,7 @@ class Store:
         self.resumes = 0
         self.resumed_from: Path | None = None  # whoever joins later reads it
         self.exchange = Exchange(member, name)
+        self.exchange.steps_done = lambda: self.steps_done
         self._lock = threading.RLock()
         self.actions: dict[str, tuple[int, int]] = {}  # action -> the step of its last calls, and how many
         self._latest: Ticket | None = None
@@ -92,6 +94,10 @@ class Store:
         optimizer: RuleSpec,
         groups: Mapping[str, Mapping[str, float]] | None = None,
         reduce: str = "mean",
+        *,
+        codec: CodecSpec | None = None,
+        codec_down: CodecSpec | None = None,
+        nonfinite: str = "reject",
     ) -> dict[str, Any]:
         """Declare tensors and give their first values; rank 0's win. Every worker calls it with equal names and shapes.
 
@@ -100,6 +106,9 @@ class Store:
             optimizer: the update rule that the servers run, e.g. `wl.optim.Adam(lr=1e-3)`.
             groups: name pattern (as in fnmatch) -> dict of `lr_mult` and `decay_mult`; the first match counts.
             reduce: "mean" (weighted by `weight=`) or "sum" over workers.
+            codec: one of `windlass.codec`: how gradients are made shorter on their way up (docs/compression.md).
+            codec_down: the same of weights on their way down.
+            nonfinite: what is done with gradients that hold an infinity or a NaN: "reject", "zero", "clip" or "allow".
 
         Returns:
             name -> array of what the cluster holds. They are this worker's to read and write, and the best `out=`.
@@ -111,7 +120,8 @@ class Store:
             self._check_writes("init")
             given = declare.arrays_of("init", arrays)
             self.exchange.family = family_of(next(iter(arrays.values()), None))
-            fresh = declare.declare(self, given, optimizer, groups or {}, reduce)
+            transfer = transfer_specs.of(codec, codec_down, nonfinite)
+            fresh = declare.declare(self, given, optimizer, groups or {}, reduce, transfer)
             declare.watch_plateau(self)
             plan = self.exchange.params_plan(list(given))
             ticket, requests = self.ticket_of(Op.PULL, plan, clock=0 if fresh else self.clock)

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 
 from google.protobuf.message import DecodeError
 
-from windlass_proto import limits, rule_specs, table_specs
+from windlass_proto import limits, rule_specs, table_specs, transfer_specs
 from windlass_proto.consistency import Consistency
 from windlass_proto.errors import ProtocolError, WindlassError
 from windlass_proto.gen import control_pb2
 from windlass_proto.layout import GroupLayout, TensorSpec, dtype_named
 from windlass_proto.rule_specs import RuleSpec
 from windlass_proto.table_specs import TableSpec
+from windlass_proto.transfer_specs import PLAIN, Transfer
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class GroupSpec:
     rule: RuleSpec
     mean: bool
     consistency: Consistency
+    transfer: Transfer = PLAIN
 
     @property
     def table_id(self) -> int:
@@ -54,8 +56,12 @@ def from_message(group: control_pb2.Group) -> GroupSpec:
             rule=rule_specs.from_bytes_untrusted(group.rule),
             mean=group.reduce != "sum",
             consistency=Consistency.parse(group.consistency),
+            transfer=transfer_specs.from_bytes_untrusted(group.transfer),
         )
         rule_specs.check_dense(spec.rule, spec.consistency)
+        transfer_specs.check(
+            spec.transfer, dtype=group.dtype, consistency=spec.consistency, rule=spec.rule, sparse=False
+        )
     except WindlassError as cause:
         raise ProtocolError("a group's declaration cannot be used", reason=str(cause)) from cause
     _check(spec, group)

@@ -41,9 +41,13 @@ class Transfer:
     down: CodecSpec | None = None
     nonfinite: Nonfinite = Nonfinite.REJECT
 
+    def arguments(self) -> dict[str, object]:
+        """What was given to declare it."""
+        return {"codec": self.up, "codec_down": self.down, "nonfinite": self.nonfinite.value}
+
     def in_words(self) -> str:
         """For errors."""
-        return f"codec={self.up}, codec_down={self.down}, nonfinite={self.nonfinite.value}"
+        return ", ".join(f"{name}={value}" for name, value in self.arguments().items())
 
 
 PLAIN: Final = Transfer()

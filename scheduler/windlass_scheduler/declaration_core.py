@@ -28,7 +28,7 @@ from dataclasses import dataclass, replace
 from typing import Final, NoReturn, TypeAlias, cast
 
 from windlass_proto import limits as wire_limits
-from windlass_proto import table_specs
+from windlass_proto import table_specs, transfer_specs
 from windlass_proto.consistency import Consistency
 from windlass_proto.errors import UnavailableError, UsageError
 from windlass_proto.layout import TensorSpec, block_elements_for, dtype_named, padded
@@ -82,6 +82,7 @@ class Declare:
     reduce: str
     block_elements_max: int
     rank_zero_awaited: bool
+    transfer: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -321,6 +322,7 @@ class Declarations:
                     rule=event.rule,
                     reduce=event.reduce,
                     table=table,
+                    transfer=event.transfer,
                 )
             )
         declaration = Declaration(
@@ -469,6 +471,7 @@ def _check_declare(event: Declare, store: Store) -> None:
             block_elements_max=cap,
             allowed=f"{wire_limits.BLOCK_ELEMENTS_FLOOR}..{wire_limits.BLOCK_ELEMENTS_MAX}",
         )
+    transfer_specs.from_bytes_untrusted(event.transfer)
     if len(event.rule) > limits.TEXT_BYTES_MAX:
         raise UsageError("an update rule is too long", bytes=len(event.rule), bytes_max=limits.TEXT_BYTES_MAX)
     seen: set[str] = set()
@@ -494,6 +497,9 @@ def _compare_tensor(declared: Declaration, group: Group, spec: TensorSpec, tenso
     for what, before, now in both:
         if before != now:
             _refuse_tensor(tensor.spec.name, what, declared.rank, before, event.rank, now)
+    if group.transfer != event.transfer:
+        before, now = (transfer_specs.from_bytes_untrusted(raw).in_words() for raw in (group.transfer, event.transfer))
+        _refuse_tensor(tensor.spec.name, "transfer", declared.rank, before, event.rank, now)
     if group.rule != event.rule:
         before, now = declared.rule_text, event.rule_text
         _refuse_tensor(tensor.spec.name, "optimizer", declared.rank, before, event.rank, now)

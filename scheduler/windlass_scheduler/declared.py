@@ -38,6 +38,7 @@ class Group:
     rule: bytes
     reduce: str
     table: bytes = b""
+    transfer: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +139,7 @@ def declaration_record(declaration: Declaration) -> Persist:
                     "rule": group.rule.hex(),
                     "reduce": group.reduce,
                     "table": group.table.hex(),
+                    "transfer": group.transfer.hex(),
                 }
                 for group in declaration.groups
             ],
@@ -160,6 +162,7 @@ def read_declaration(record: Record) -> Declaration:
                 rule=bytes.fromhex(cast("str", group["rule"])),
                 reduce=cast("str", group["reduce"]),
                 table=bytes.fromhex(cast("str", group.get("table", ""))),
+                transfer=bytes.fromhex(cast("str", group.get("transfer", ""))),
             )
         )
     return Declaration(

@@ -263,6 +263,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
             reduce=request.reduce,
             block_elements_max=request.block_elements_max,
             rank_zero_awaited=cluster.membership.rank_zero_awaited(member.job),
+            transfer=request.transfer,
         )
         declared = await self._ask(context, lambda w: cluster.declarations.step(event(waiter=w)))
         reply = cast("declaration_core.Declared", declared)

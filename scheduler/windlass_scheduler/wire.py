@@ -145,6 +145,7 @@ def group(found: Group, consistency: str, vshards: int, deleted: frozenset[str] 
         store_id=found.store_id,
         consistency=consistency,
         vshards=vshards,
+        transfer=found.transfer,
     )
 
 

@@ -37,6 +37,7 @@ from windlass_proto.tensor_file import Written
 from windlass_server.answers import answer_entry, error_record
 from windlass_server.dense import DenseGroup, Origin, Reply, Share
 from windlass_server.dense_memory import Values, Vector
+from windlass_server.group_wire import Gradient
 from windlass_server.node import ServerNode
 from windlass_server.share_events import Push, deleted_error
 from windlass_server.sparse import Rows, SparseTable
@@ -285,7 +286,8 @@ class Connection:
         if op not in _DENSE_WRITES:
             raise ProtocolError("an entry asks for an unknown operation", op=op)
         stamp = self.node.record(group.spec.store_id, entry.stamp) if entry.stamp else DECLARED
-        values, finite = (None, True) if refused else group.memory.receive(self._values(entry, nbytes, dtype, buffer))
+        received = None if refused else self._values(entry, group, share, buffer)
+        values, finite = (None, True) if received is None else group.memory.receive(received)
         event = Push(
             origin,
             self.session,
@@ -299,11 +301,11 @@ class Connection:
             stamp,
             bool(entry.flags & EntryFlag.LAST),
             op == Op.PUSH_PULL,
-            finite,
+            finite or not group.wire.looks,
         )
         counters = self.node.counters
         counters["pushes"] += 1
-        counters["bytes_in"] += nbytes
+        counters["bytes_in"] += entry.nbytes
         with share.lock:
             if values is None:
                 effects = share.core.refuse(event)
@@ -387,17 +389,22 @@ class Connection:
             held.hold()
         return Rows(ids, raw[frames.aligned(ids_bytes) :].view(table.spec.dtype), held)
 
-    def _values(self, entry: Entry, nbytes: int, dtype: np.dtype[np.floating], buffer: Buffer | None) -> Values:
+    def _values(self, entry: Entry, group: DenseGroup, share: Share, buffer: Buffer | None) -> Values | None:
+        """An entry's values, decoded; None where there is no room for that."""
+        block = group.spec.layout.blocks[entry.block]
+        nbytes = group.wire.bytes_up(entry.op, block, entry.seg_begin, entry.seg_end)
         if entry.nbytes != nbytes:
             raise ProtocolError("an entry's values have another length", got=entry.nbytes, expected=nbytes)
         if not (0.0 <= entry.weight <= 1e30):
             raise ProtocolError("an entry's weight is out of range", weight=entry.weight)
+        rank = share.core.clocks.rank(self.session, -1)
+        extends = group.wire.decodes and self._extends(entry)
+        what = Gradient(entry.op, block, entry.seg_begin, entry.seg_end, rank, extends)
         if entry.arena:
-            return Values(self._shared(entry.arena, entry.offset, nbytes).view(dtype), None)
+            return group.wire.values_untrusted(self._shared(entry.arena, entry.offset, nbytes), None, what)
         if buffer is None:
             raise ProtocolError("an entry came without its values", nbytes=nbytes)
-        buffer.hold()
-        return Values(buffer.array[entry.offset : entry.offset + nbytes].view(dtype), buffer)
+        return group.wire.values_untrusted(buffer.array[entry.offset : entry.offset + nbytes], buffer, what)
 
     def _out(self, entry: Entry, nbytes: int, dtype: np.dtype[np.floating]) -> Vector:
         return self._shared(entry.out_arena, entry.out_offset, nbytes).view(dtype)

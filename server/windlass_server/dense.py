@@ -26,6 +26,7 @@ from windlass_rules import RuleKernels, norms
 from windlass_rules.norms import Norm
 from windlass_rules.registry import trust_of
 from windlass_server.dense_memory import DenseMemory, HostMemory, MeasuringMemory, Vector
+from windlass_server.group_wire import GroupWire
 from windlass_server.share_core import ShareCore
 from windlass_server.share_events import Answer, Apply, Effect, Release, Write
 from windlass_server.worker_copies import WorkerCopies
@@ -164,6 +165,7 @@ class DenseGroup:
         self._measuring: MeasuringMemory | None = memory if isinstance(memory, HostMemory) else None
         self.pool = pool
         self.memory = memory
+        self.wire = GroupWire(spec, pool)
         held: dict[int, list[Block]] = {}
         for block in spec.layout.blocks:
             if block.vshard in vshards:
@@ -361,6 +363,11 @@ class DenseGroup:
         return rules
 
     # ---- answering ---------------------------------------------------------------------------------------------------
+
+    def _count_out(self, nbytes: int) -> None:
+        """So many bytes of weights go to a worker."""
+        self.wire.traffic.bytes_out += nbytes
+        self.wire.traffic.raw_out += nbytes
 
     def _answer(
         self,

@@ -35,6 +35,7 @@ Group = DenseGroup | SparseTable
 ENDED_KEPT = 4096
 CLOCK_FIRST_MAX = 1 << 40  # a store may be far along when this server first hears of it; a step takes no microsecond
 RECORDS_KEPT = 128  # a store; 1 KiB each. Pushes hold theirs, and whoever stamps with an older one sends it again
+TRAFFIC_TABLES_MAX = 32  # four figures each, of the 256 that a member may report
 DROPPED_KEPT = 65_536  # 100 B each; a table id is never given again
 
 
@@ -315,9 +316,16 @@ class ServerNode:
     def figures(self) -> dict[str, float]:
         """Counters since start, and what is held now."""
         groups = list(self.groups.values())
+        busiest = sorted((g for g in groups if isinstance(g, DenseGroup)), key=lambda g: -g.wire.traffic.raw_in)
+        traffic = {
+            f"table_{group.spec.table_id}_{name}": float(count)
+            for group in busiest[:TRAFFIC_TABLES_MAX]
+            for name, count in group.wire.traffic.figures().items()
+        }
         cores = [share.core for group in groups for share in group.shares.values()]
         return {
             **{name: float(count) for name, count in self.counters.items()},
+            **traffic,
             "parameter_bytes": float(self._parameter_bytes()),
             "pool_bytes": float(self.pool.bytes_lent),
             "checkpoint_bytes": float(self.checkpoints.pool.bytes_lent + self.checkpoints.pool.bytes_kept),
@@ -380,4 +388,4 @@ def _in_words(spec: GroupSpec | TableSpec) -> str:
         return f"{spec.dtype_name} table {spec.name} of {spec.dim}, {spec.init}, {spec.rule}, {spec.consistency}"
     tensors = ", ".join(f"{t.name}{list(t.shape)}" for t in spec.layout.tensors[:4])
     more = f" and {len(spec.layout.tensors) - 4} more" if len(spec.layout.tensors) > 4 else ""
-    return f"{spec.layout.dtype_name} {tensors}{more}, {spec.rule}, {spec.consistency}"
+    return f"{spec.layout.dtype_name} {tensors}{more}, {spec.rule}, {spec.consistency}, {spec.transfer.in_words()}"

@@ -11,6 +11,7 @@ import pytest
 
 from tests.cluster.team import Team
 from windlass.optim import SGD, Adam
+from windlass_proto.codec_specs import Int8, OneBit
 from windlass_proto.errors import UsageError
 
 pytestmark = pytest.mark.cluster
@@ -62,6 +63,8 @@ DIFFERENCES: dict[str, tuple[dict[str, Any], dict[str, Any] | None, dict[str, An
     "optimizer": ({}, None, {"optimizer": Adam(lr=0.5)}, ["SGD", "Adam"]),
     "rate": ({}, None, {"optimizer": SGD(lr=0.25)}, [r"lr=1\.0", r"lr=0\.25"]),
     "reduce": ({}, None, {"reduce": "sum"}, ["mean", "sum"]),
+    "codec": ({"codec": Int8()}, None, {"codec": OneBit()}, ["codec=Int8", "codec=OneBit"]),
+    "policy": ({}, None, {"nonfinite": "zero"}, ["nonfinite=reject", "nonfinite=zero"]),
     "groups": ({"groups": {"w": {"lr_mult": 2.0}}}, None, {"groups": {"w": {"lr_mult": 3.0}}}, ["2", "3"]),
 }
 

@@ -8,7 +8,7 @@ as long as `values`: then x = values + error is encoded, and error = x - decoded
 spec's, by the module's `arguments`. In `wire` each part starts on 64 bytes.
 
 A block that holds an infinity or a NaN gets the scale NaN and keeps its error: all of it decodes to NaN, so whoever
-decides about gradients that are not finite sees it, and nothing of it stays behind.
+decides about gradients that are not finite sees it, and nothing of it stays behind. Codecs without blocks do the like.
 
 Invariant: kernels are IEEE `+ - * /`, comparisons and integer arithmetic, nothing fused or reordered: equal arguments
 give equal bytes on any CPU. `decode` reads inside `wire` and writes inside `values` whatever the bytes are.

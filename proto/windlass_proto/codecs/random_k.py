@@ -14,7 +14,7 @@ import numpy as np
 from numba.extending import register_jitable
 
 from windlass_proto.codec_specs import RandomK
-from windlass_proto.codecs.kernel import FINE, U32, chance
+from windlass_proto.codecs.kernel import FINE, INFINITY, NAN_SCALE, U32, chance, largest
 from windlass_proto.codecs.top_k import kept_of
 
 _VALUES_AT = 64
@@ -49,7 +49,8 @@ def encode(values: Any, error: Any, wire: Any, count: Any, number: Any, seed: An
     head[0] = seed
     taken = wire[_VALUES_AT:].view(np.float32)
     folded = _folded(seed)
-    if error.size:
+    finite = largest(values) < INFINITY
+    if error.size and finite:
         for i in range(values.size):
             error[i] = np.float32(values[i] + error[i])
         for i in range(count):
@@ -59,6 +60,8 @@ def encode(values: Any, error: Any, wire: Any, count: Any, number: Any, seed: An
     else:
         for i in range(count):
             taken[i] = values[_place(folded, i, count, values.size)]
+        if not finite:  # most values stay behind: one that was not finite must be seen all the same
+            taken[0] = NAN_SCALE
 
 
 def decode(wire: Any, values: Any, count: Any, number: Any) -> int:

@@ -16,7 +16,7 @@ import numpy as np
 from numba.extending import register_jitable
 
 from windlass_proto.codec_specs import TopK
-from windlass_proto.codecs.kernel import BAD_PLACE, FINE, MAGNITUDE, U32, aligned
+from windlass_proto.codecs.kernel import BAD_PLACE, FINE, INFINITY, MAGNITUDE, U32, aligned, largest
 
 _BUCKETS: Final = 2048
 
@@ -91,7 +91,7 @@ def _narrowed(patterns: Any, places: Any, prefix: Any, shift: Any, wanted: Any) 
 
 def encode(values: Any, error: Any, wire: Any, count: Any, number: Any, seed: Any) -> None:
     """See `kernel`."""
-    if error.size:
+    if error.size and largest(values) < INFINITY:
         for i in range(values.size):
             error[i] = np.float32(values[i] + error[i])
         _take(error, wire, count)

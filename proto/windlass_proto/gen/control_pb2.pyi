@@ -880,6 +880,7 @@ class DeclareRequest(_message.Message):
     RULE_FIELD_NUMBER: _builtins.int
     REDUCE_FIELD_NUMBER: _builtins.int
     BLOCK_ELEMENTS_MAX_FIELD_NUMBER: _builtins.int
+    TRANSFER_FIELD_NUMBER: _builtins.int
     session: _builtins.bytes
     store_id: _builtins.int
     step: _builtins.int
@@ -889,6 +890,8 @@ class DeclareRequest(_message.Message):
     """"mean" | "sum" """
     block_elements_max: _builtins.int
     """0: the default"""
+    transfer: _builtins.bytes
+    """windlass.v1.Transfer; empty: values travel as they are"""
     @_builtins.property
     def tensors(self) -> _containers.RepeatedCompositeFieldContainer[Global___Tensor]: ...
     def __init__(
@@ -901,10 +904,11 @@ class DeclareRequest(_message.Message):
         rule: _builtins.bytes = ...,
         reduce: _builtins.str = ...,
         block_elements_max: _builtins.int = ...,
+        transfer: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_elements_max", b"block_elements_max", "reduce", b"reduce", "rule", b"rule", "session", b"session", "step", b"step", "store_id", b"store_id", "tensors", b"tensors"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_elements_max", b"block_elements_max", "reduce", b"reduce", "rule", b"rule", "session", b"session", "step", b"step", "store_id", b"store_id", "tensors", b"tensors", "transfer", b"transfer"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -925,6 +929,7 @@ class Group(_message.Message):
     STORE_ID_FIELD_NUMBER: _builtins.int
     CONSISTENCY_FIELD_NUMBER: _builtins.int
     VSHARDS_FIELD_NUMBER: _builtins.int
+    TRANSFER_FIELD_NUMBER: _builtins.int
     table_id: _builtins.int
     dtype: _builtins.str
     block_elements: _builtins.int
@@ -933,6 +938,8 @@ class Group(_message.Message):
     store_id: _builtins.int
     consistency: _builtins.str
     vshards: _builtins.int
+    transfer: _builtins.bytes
+    """windlass.v1.Transfer; empty: values travel as they are"""
     @_builtins.property
     def tensors(self) -> _containers.RepeatedCompositeFieldContainer[Global___Tensor]: ...
     def __init__(
@@ -947,10 +954,11 @@ class Group(_message.Message):
         store_id: _builtins.int = ...,
         consistency: _builtins.str = ...,
         vshards: _builtins.int = ...,
+        transfer: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_elements", b"block_elements", "consistency", b"consistency", "dtype", b"dtype", "reduce", b"reduce", "rule", b"rule", "store_id", b"store_id", "table_id", b"table_id", "tensors", b"tensors", "vshards", b"vshards"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_elements", b"block_elements", "consistency", b"consistency", "dtype", b"dtype", "reduce", b"reduce", "rule", b"rule", "store_id", b"store_id", "table_id", b"table_id", "tensors", b"tensors", "transfer", b"transfer", "vshards", b"vshards"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
