@@ -210,6 +210,7 @@ class LocalCluster:
         vshards: int = VSHARDS_DEFAULT,
         insecure: bool = False,
         server_devices: str | None = None,
+        allowed_rules: Sequence[str] = (),
         ready_s: float = READY_S,
     ) -> LocalCluster:
         """Start the processes and return when all of them serve.
@@ -220,6 +221,7 @@ class LocalCluster:
             listen: where the scheduler is heard; port 0 takes a free one. Servers listen on the same host.
             server_devices: where each server in turn has its dense tensors, such as "gpu:0,gpu:1,memory"; None: as
                 $WINDLASS_SERVER_DEVICES says, else in memory.
+            allowed_rules: rules of installed packages that servers may run, each as NAME or NAME==VERSION.
             ready_s: how long all of them together may take.
 
         Raises:
@@ -233,7 +235,8 @@ class LocalCluster:
             cluster._open()
             flags = ["--insecure"] if insecure else []
             devices = (server_devices or os.environ.get(SERVER_DEVICES) or "memory").split(",")
-            cluster._start_all(listen, state_dir or cluster.folder / "state", vshards, flags, devices, ready_s)
+            state = state_dir or cluster.folder / "state"
+            cluster._start_all(listen, state, vshards, flags, devices, allowed_rules, ready_s)
         except BaseException:
             cluster.stop()
             raise
@@ -294,6 +297,7 @@ class LocalCluster:
         vshards: int,
         flags: Sequence[str],
         devices: Sequence[str],
+        allowed_rules: Sequence[str],
         ready_s: float,
     ) -> None:
         deadline = time.monotonic() + ready_s
@@ -311,6 +315,7 @@ class LocalCluster:
         if host in _WILDCARDS:
             server += ["--advertise", socket.gethostname()]
         server += ["--socket-dir", str(self.folder / "sockets"), *shared]
+        server += [flag for rule in allowed_rules for flag in ("--allow-rule", rule)]
         for index in range(self.servers):
             name = f"server-{index}"
             device = devices[index % len(devices)].strip()

@@ -1,5 +1,6 @@
 """Update rules that servers run. Those that `torch.optim` has bear its names, arguments and defaults."""
 
+from windlass.own_rule import own
 from windlass_proto.rule_specs import (
     DCASGD,
     FTML,
@@ -46,4 +47,5 @@ __all__ = [
     "Signum",
     "Sum",
     "from_name",
+    "own",
 ]

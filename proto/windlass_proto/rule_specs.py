@@ -15,11 +15,12 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections.abc import Mapping
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
+from windlass_proto import own_rules
 from windlass_proto.adam_specs import FTML, AdaBelief, Adam, Adamax, AdamW, NAdam
 from windlass_proto.adaptive_specs import FTRL, Adadelta, Adagrad, RMSprop
 from windlass_proto.consistency import Consistency, Mode
@@ -27,6 +28,7 @@ from windlass_proto.errors import ProtocolError, UsageError
 from windlass_proto.gen import rules_pb2
 from windlass_proto.hyper_parameters import SCHEDULED
 from windlass_proto.momentum_specs import DCASGD, SGD, Lion, Signum, Sum
+from windlass_proto.own_rules import OwnRule
 from windlass_proto.row_specs import GroupAdagrad, GroupFTRL, RowWiseAdagrad
 from windlass_proto.trust_specs import LAMB, LARS
 
@@ -51,6 +53,7 @@ __all__ = [
     "GroupFTRL",
     "Lion",
     "NAdam",
+    "OwnRule",
     "RMSprop",
     "RowWiseAdagrad",
     "RuleSpec",
@@ -100,6 +103,7 @@ RuleSpec: TypeAlias = (
     | DCASGD
     | LAMB
     | LARS
+    | OwnRule
 )
 
 RULES: Final[Mapping[str, type[RuleSpec]]] = {
@@ -131,7 +135,7 @@ _NAMES: Final = {cls: name for name, cls in RULES.items()}
 
 def rule_name(spec: RuleSpec) -> str:
     """The name of the rule of `spec`, for example "adamw"."""
-    return _NAMES[type(spec)]
+    return spec.name if isinstance(spec, OwnRule) else _NAMES[type(spec)]
 
 
 def from_name(name: str, hyper_parameters: Mapping[str, object]) -> RuleSpec:
@@ -211,6 +215,8 @@ def changed(spec: RuleSpec, values: Mapping[str, object]) -> RuleSpec:
         UsageError: its rule has no such hyper-parameter, a value is not valid, or another kernel would be needed.
     """
     name, known = rule_name(spec), [field.name for field in dataclasses.fields(spec)]
+    if isinstance(spec, OwnRule):  # the others may choose a kernel, which only the rule itself could say
+        known = [each for each in SCHEDULED if getattr(spec, each) is not None]
     for given in values:
         if given not in known:
             raise UsageError(f"{name} has no such hyper-parameter", given=given, next_move=_did_you_mean(given, known))
@@ -233,22 +239,30 @@ def to_bytes(spec: RuleSpec) -> bytes:
         UsageError: its schedules take more than RULE_BYTES_MAX.
     """
     message = rules_pb2.RuleSpec()
-    rule = getattr(message, rule_name(spec))
     for field in dataclasses.fields(spec):
         value = getattr(spec, field.name)
-        if field.name == "betas":
-            rule.beta1, rule.beta2 = value
-        elif isinstance(value, Schedule):
+        if isinstance(value, Schedule):
             getattr(message, f"{field.name}_schedule").CopyFrom(to_message(value))
-        elif value is not None:
-            setattr(rule, field.name, value)
-    rule.SetInParent()
+    if isinstance(spec, OwnRule):
+        own_rules.to_message(spec, message.own)
+    else:
+        _write_rule(spec, getattr(message, rule_name(spec)))
     raw = message.SerializeToString(deterministic=True)
     if len(raw) > RULE_BYTES_MAX:
         raise UsageError(
             "an update rule is too long", bytes=len(raw), bytes_max=RULE_BYTES_MAX, next_move="Shorten its schedules."
         )
     return raw
+
+
+def _write_rule(spec: RuleSpec, rule: Any) -> None:
+    for field in dataclasses.fields(spec):
+        value = getattr(spec, field.name)
+        if field.name == "betas":
+            rule.beta1, rule.beta2 = value
+        elif value is not None and not isinstance(value, Schedule):
+            setattr(rule, field.name, value)
+    rule.SetInParent()
 
 
 def from_bytes_untrusted(raw: bytes) -> RuleSpec:
@@ -274,6 +288,10 @@ def from_bytes_untrusted(raw: bytes) -> RuleSpec:
     rule: Message = getattr(message, name)
     _refuse_unknown_fields(rule, name, known=", ".join(field.name for field in rule.DESCRIPTOR.fields))
     try:
+        if name == "own":
+            for value in message.own.values:
+                _refuse_unknown_fields(value, "a hyper-parameter")
+            return own_rules.from_message(message.own, _scheduled_untrusted(message, rule))
         return _from_rule_message(RULES[name], rule, _scheduled_untrusted(message, rule))
     except UsageError as cause:
         raise ProtocolError("an update rule holds values that no rule may have", reason=cause) from cause

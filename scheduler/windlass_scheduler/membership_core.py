@@ -20,10 +20,11 @@ import itertools
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Final, TypeAlias, cast
+from typing import Any, Final, TypeAlias, cast
 
 from windlass_proto import limits as wire_limits
 from windlass_proto.errors import UnavailableError, UsageError
+from windlass_proto.own_rules import InstalledRule
 from windlass_scheduler import limits
 from windlass_scheduler.counters import Counters
 from windlass_scheduler.effects import Answer, Effect, Persist, Record, Say
@@ -81,6 +82,7 @@ class Member:
     addresses: tuple[Address, ...]
     attempt: bytes
     protocol: int
+    rules: tuple[InstalledRule, ...] = ()  # servers: own rules that they may run
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +141,7 @@ class Join:
     attempt: bytes = b""
     state_intact: bool = False
     ranks_kept: frozenset[int] = frozenset()
+    rules: tuple[InstalledRule, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -379,6 +382,7 @@ class Membership:
             addresses=event.addresses,
             attempt=event.attempt,
             protocol=protocol,
+            rules=event.rules,
         )
         self._members[member.member_id] = member
         self._session_ids[member.session] = member.member_id
@@ -563,6 +567,7 @@ def _record(member: Member) -> dict[str, object]:
     record: dict[str, object] = asdict(member)
     record["session"], record["attempt"] = member.session.hex(), member.attempt.hex()
     record["role"] = int(member.role)
+    record["rules"] = [[rule.name, rule.version, [*rule.fields], rule.by_row] for rule in member.rules]
     record["addresses"] = [[address.kind, address.address] for address in member.addresses]
     return record
 
@@ -581,4 +586,8 @@ def _member(record: Record) -> Member:
         addresses=tuple(Address(kind, address) for kind, address in addresses),
         attempt=bytes.fromhex(str(record["attempt"])),
         protocol=int(str(record["protocol"])),
+        rules=tuple(
+            InstalledRule(name, version, tuple((field, kind) for field, kind in fields), by_row)
+            for name, version, fields, by_row in cast("list[Any]", record.get("rules", []))
+        ),
     )

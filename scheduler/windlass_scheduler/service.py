@@ -19,7 +19,7 @@ from typing import Any, Final, NoReturn, TypeVar, cast
 
 import grpc
 
-from windlass_proto import errors, rule_records
+from windlass_proto import errors, own_rules, rule_records
 from windlass_proto.errors import InvariantError, UnavailableError, UsageError, WindlassError
 from windlass_proto.gen import control_pb2 as pb
 from windlass_proto.gen import control_pb2_grpc
@@ -149,6 +149,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
             addresses=wire.addresses_untrusted(request.addresses),
             attempt=request.attempt[:16],
             state_intact=request.state_intact,
+            rules=own_rules.installed_untrusted(request.rules),
             ranks_kept=frozenset(o.index for o in cluster.routing.owners if o.member_id not in live),
         )
         joined = await self._ask(context, lambda w: cluster.membership.step(replace(event, waiter=w)))
@@ -250,6 +251,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
         if cluster.membership.member(request.session).role is Role.OBSERVER:
             return self._declared_observed(request)
         member = self._worker_of(request.session, request.store_id)
+        wire.check_own_rule(request, cluster.membership.servers())
         event = functools.partial(
             declaration_core.Declare,
             session=request.session,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
-from windlass_proto import rule_records, rule_specs, table_specs
+from windlass_proto import own_rules, rule_records, rule_specs, table_specs
 from windlass_proto.errors import UsageError
 from windlass_proto.gen import control_pb2 as pb
 from windlass_proto.layout import TensorSpec
@@ -50,6 +50,19 @@ def _table_untrusted(tensor: pb.Tensor) -> bytes:
 def rule_text_untrusted(rule: bytes) -> str:
     """The rule in words; raises ProtocolError or UsageError for bytes that are no rule of this release."""
     return repr(rule_specs.from_bytes_untrusted(rule))
+
+
+def check_own_rule(request: pb.DeclareRequest, servers: Iterable[Member]) -> None:
+    """All servers can run the rule that tensors are declared with, if it is one of a package.
+
+    Raises:
+        UsageError: one cannot.
+    """
+    rule = rule_specs.from_bytes_untrusted(request.rule)
+    if isinstance(rule, own_rules.OwnRule):
+        table = any(tensor.HasField("table") for tensor in request.tensors)
+        here = {f"server {member.rank} ({member.host})": member.rules for member in servers}
+        own_rules.check_servers(rule, here, table=table)
 
 
 def logged_steps_untrusted(records: Iterable[pb.LogRecord]) -> tuple[LoggedStep, ...]:

@@ -7,6 +7,7 @@ takes no lock.
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import math
 import threading
@@ -38,6 +39,7 @@ from windlass_proto.rule_specs import (
     GroupFTRL,
     Lion,
     NAdam,
+    OwnRule,
     RMSprop,
     RowWiseAdagrad,
     RuleSpec,
@@ -45,7 +47,7 @@ from windlass_proto.rule_specs import (
     Sum,
     rule_name,
 )
-from windlass_proto.schedules import number_at
+from windlass_proto.schedules import Rate, number_at
 from windlass_rules import (
     accumulation,
     adabelief,
@@ -58,6 +60,7 @@ from windlass_rules import (
     ftrl,
     group_adagrad,
     group_ftrl,
+    installed,
     lamb,
     lars,
     lion,
@@ -165,12 +168,13 @@ def step_scalars(
     """`RuleKernels.scalars` of the variant called `known`."""
     if step < 1:
         raise InvariantError("steps of a rule are counted from 1", step=step)
-    variant: Variant = RULE_MODULES[type(spec)].variant(spec)
+    _, variant, resolved = variant_of(spec)
     if variant.name != known:
         raise InvariantError("kernels of one variant met a rule of another", kernels=known, rule=variant.name)
-    clip = math.inf if spec.clip_value is None else spec.clip_value
-    lr, weight_decay = number_at(spec.lr, clock), number_at(spec.weight_decay, clock)
-    numbers = variant.step_numbers(spec, step, lr * lr_mult, weight_decay * decay_mult)
+    clip_value, lr, weight_decay = _shared_of(spec, resolved)
+    clip = math.inf if clip_value is None else clip_value
+    lr, weight_decay = number_at(lr, clock), number_at(weight_decay, clock)
+    numbers = variant.step_numbers(resolved, step, lr * lr_mult, weight_decay * decay_mult)
     with np.errstate(over="ignore"):  # what float32 cannot hold is an infinity there
         return np.array((clip, *numbers), dtype=dtype)
 
@@ -211,8 +215,36 @@ def build_cuda(spec: RuleSpec, dtype: npt.DTypeLike) -> CudaSource:
     return update_source(_by_element(spec), known_dtype(spec, dtype))
 
 
+def variant_of(spec: RuleSpec) -> tuple[Any, Variant, Any]:
+    """The module of a rule, its variant, and the spec that it understands: an own rule's is its own.
+
+    Raises:
+        UsageError: an own rule is not here, or refuses its hyper-parameters.
+    """
+    if not isinstance(spec, OwnRule):
+        module = RULE_MODULES[type(spec)]
+        return module, module.variant(spec), spec
+    module, resolved = installed.module_of(spec), installed.made(spec)
+    variant: Variant = module.variant(resolved)
+    return module, dataclasses.replace(variant, name=f"own.{spec.name}.{variant.name}"), resolved
+
+
+def _shared_of(spec: RuleSpec, resolved: Any) -> tuple[float | None, Rate, Rate]:
+    """clip_value, lr and weight_decay as given, or as an own rule has them by itself."""
+    if not isinstance(spec, OwnRule):
+        return spec.clip_value, spec.lr, spec.weight_decay
+
+    def of(name: str, without: Any) -> Any:
+        given = getattr(spec, name)
+        return getattr(resolved, name, without) if given is None else given
+
+    return of("clip_value", None), of("lr", 0.0), of("weight_decay", 0.0)
+
+
 def _by_element(spec: RuleSpec) -> Variant:
-    variant: Variant = RULE_MODULES[type(spec)].variant(spec)
+    _, variant, _ = variant_of(spec)
+    if variant.by_row and isinstance(spec, OwnRule):
+        raise UsageError("this update rule steps whole rows, which a dense tensor has not", rule=rule_name(spec))
     if variant.by_row:
         raise InvariantError("kernels for dense tensors were asked of a rule of rows", rule=rule_name(spec))
     return variant

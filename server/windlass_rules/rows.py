@@ -35,7 +35,7 @@ from windlass_proto import kernel_cache, memory
 from windlass_proto.ids import AHEAD, NONE, prefetch
 from windlass_proto.rule_specs import RuleSpec
 from windlass_rules import reduce, row_sums
-from windlass_rules.registry import RULE_MODULES, known_dtype, step_scalars
+from windlass_rules.registry import known_dtype, step_scalars, variant_of
 from windlass_rules.rule import Kernel, RowKernel, Slot, Variant, Vector
 
 _NONE: Final = np.uint32(NONE)
@@ -102,8 +102,7 @@ def build_rows(spec: RuleSpec, dtype: npt.DTypeLike) -> RowRule:
         UsageError: the rule has no kernel for the dtype.
     """
     kind = known_dtype(spec, dtype)
-    module = RULE_MODULES[type(spec)]
-    variant: Variant = module.variant(spec)
+    module, variant, _ = variant_of(spec)
     reduce.build(kind)
     with _BUILDING:
         key = (variant.name, kind)

@@ -21,6 +21,7 @@ from windlass_proto.control_link import ControlLink
 from windlass_proto.errors import UsageError, WindlassError
 from windlass_proto.links import preamble
 from windlass_proto.token_file import read_token
+from windlass_rules import installed
 from windlass_rules.cupy_device import open_device
 from windlass_rules.device import Device
 from windlass_server.device_memory import ParameterDevice
@@ -28,6 +29,7 @@ from windlass_server.ingress import Ingress, listen_tcp, listen_unix
 from windlass_server.membership import Membership, join
 from windlass_server.node import ServerNode
 
+ALLOWED_VARIABLE = "WINDLASS_ALLOW_RULES"
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -43,6 +45,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="memory", metavar="D", help="where dense tensors lie: memory, or gpu:N")
     parser.add_argument("--parent-fd", type=int, metavar="FD", help="stop at the end of this pipe")
     parser.add_argument("--ready-fd", type=int, metavar="FD", help="write one JSON line here when serving")
+    parser.add_argument(
+        "--allow-rule", action="append", default=[], metavar="NAME[==VERSION]", dest="allowed",
+        help=f"run this rule of an installed package; may be given again; else ${ALLOWED_VARIABLE}, by commas",
+    )  # fmt: skip
     parser.add_argument("--insecure", action="store_true", help="allow addresses beyond this host, in clear text")
     return parser
 
@@ -70,6 +76,7 @@ def _serve(arguments: argparse.Namespace, opened: Callable[[str], Device]) -> in
     device = opened(arguments.device) if arguments.device != "memory" else None
     token = read_token(arguments.token_file)
     host, port = _host_port(arguments.listen, insecure=arguments.insecure)
+    rules = installed.install(arguments.allowed or os.environ.get(ALLOWED_VARIABLE, "").replace(",", " ").split())
     tcp = listen_tcp(host, port)
     bound = tcp.getsockname()[1]
     listeners = [tcp]
@@ -84,7 +91,7 @@ def _serve(arguments: argparse.Namespace, opened: Callable[[str], Device]) -> in
         signal.signal(number, lambda *_: os.write(stop_write, b"s"))
     control = ControlLink(arguments.scheduler, token, found_by="--scheduler")
     try:
-        joined = join(control, arguments.name, addresses)
+        joined = join(control, arguments.name, addresses, rules)
         node = _node(_pool_bytes(arguments.pool_bytes), device)
         ingress = Ingress(listeners, preamble.link_key(token, joined.cluster_id), node)
         ended: list[str] = []

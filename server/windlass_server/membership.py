@@ -13,10 +13,11 @@ import socket
 import threading
 from collections.abc import Callable
 
-from windlass_proto import beats, limits
+from windlass_proto import beats, limits, own_rules
 from windlass_proto.control_link import Beater, ControlLink
 from windlass_proto.errors import UnavailableError, WindlassError
 from windlass_proto.gen import control_pb2 as pb
+from windlass_proto.own_rules import InstalledRule
 from windlass_server.ingress import Ingress
 from windlass_server.node import ServerNode
 from windlass_server.share_events import LEFT, Member, Roster
@@ -26,7 +27,9 @@ _LOG = logging.getLogger("windlass.server")
 _REPORT_S = 1.0
 
 
-def join(control: ControlLink, name: str, addresses: list[tuple[str, str]]) -> pb.JoinReply:
+def join(
+    control: ControlLink, name: str, addresses: list[tuple[str, str]], rules: tuple[InstalledRule, ...] = ()
+) -> pb.JoinReply:
     """Become a member of the cluster. A name such as "server-3" asks for index 3."""
     request = pb.JoinRequest(
         role=pb.ROLE_SERVER,
@@ -37,6 +40,7 @@ def join(control: ControlLink, name: str, addresses: list[tuple[str, str]]) -> p
         name=name,
         addresses=[pb.Address(kind=kind, address=address) for kind, address in addresses],
         attempt=secrets.token_bytes(16),
+        rules=[own_rules.installed_message(rule) for rule in rules],
     )
     number = name.rpartition("-")[2]
     if number.isdecimal():

@@ -26,6 +26,7 @@ from windlass_proto.rule_specs import (
     Adagrad,
     Adam,
     AdamW,
+    OwnRule,
     RMSprop,
     RuleSpec,
     Signum,
@@ -274,6 +275,7 @@ def test_an_empty_gradient_changes_nothing(spec: RuleSpec, dtype: str) -> None:
 
 def test_multipliers_are_those_of_a_spec_with_multiplied_values(spec: RuleSpec, dtype: str) -> None:
     kernels = windlass_rules.build(spec, dtype)
+    assert not isinstance(spec, OwnRule)
     rate = "scale" if isinstance(spec, Sum) else "lr"
     penalty = {FTRL: "l2", Sum: None}.get(type(spec), "weight_decay")
     changes = {rate: spec.lr * 2.0} | ({penalty: spec.weight_decay * 0.5} if penalty else {})

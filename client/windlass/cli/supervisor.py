@@ -35,6 +35,7 @@ class ClusterOrder:
     listen: str
     insecure: bool = False
     server_devices: str = "memory"
+    allowed_rules: tuple[str, ...] = ()
 
     @property
     def run_dir(self) -> Path:
@@ -43,6 +44,7 @@ class ClusterOrder:
     def arguments(self) -> list[str]:
         flags = ["--name", self.name, "--servers", str(self.servers), "--listen", self.listen]
         flags += ["--server-devices", self.server_devices]
+        flags += [flag for rule in self.allowed_rules for flag in ("--allow-rule", rule)]
         return [*flags, *(["--insecure"] if self.insecure else [])]
 
 
@@ -64,6 +66,7 @@ def supervise(order: ClusterOrder, on_ready: Callable[[recorded_cluster.Recorded
                     listen=order.listen,
                     insecure=order.insecure,
                     server_devices=order.server_devices,
+                    allowed_rules=order.allowed_rules,
                 )
                 record = recorded_cluster.RecordedCluster(
                     name=order.name,
@@ -97,10 +100,16 @@ def main() -> int:
     parser.add_argument("--listen", required=True)
     parser.add_argument("--insecure", action="store_true")
     parser.add_argument("--server-devices", required=True)
+    parser.add_argument("--allow-rule", action="append", default=[], dest="allowed_rules")
     parser.add_argument("--ready-fd", required=True, type=int)
     arguments = parser.parse_args()
     order = ClusterOrder(
-        arguments.name, arguments.servers, arguments.listen, arguments.insecure, arguments.server_devices
+        arguments.name,
+        arguments.servers,
+        arguments.listen,
+        arguments.insecure,
+        arguments.server_devices,
+        tuple(arguments.allowed_rules),
     )
     ready_fd: list[int] = [arguments.ready_fd]
 

@@ -37,6 +37,10 @@ def up(
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Allow an address beyond this host, in clear text.")
     ] = False,
+    allow_rule: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME[==VERSION]", help="Servers may run this rule of an installed package; repeatable."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the record as one line of JSON.")] = False,
 ) -> None:
     """Start a cluster on this machine; Ctrl-C stops everything."""
@@ -44,7 +48,7 @@ def up(
     from windlass.cli.supervisor import ClusterOrder, supervise
 
     require_free(listen)
-    order = ClusterOrder(name, servers, listen, insecure, server_devices)
+    order = ClusterOrder(name, servers, listen, insecure, server_devices, tuple(allow_rule or ()))
 
     def say(record: RecordedCluster) -> None:
         if as_json:

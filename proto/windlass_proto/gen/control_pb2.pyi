@@ -99,6 +99,7 @@ class JoinRequest(_message.Message):
     ADDRESSES_FIELD_NUMBER: _builtins.int
     ATTEMPT_FIELD_NUMBER: _builtins.int
     STATE_INTACT_FIELD_NUMBER: _builtins.int
+    RULES_FIELD_NUMBER: _builtins.int
     role: Global___Role.ValueType
     protocol_min: _builtins.int
     protocol_max: _builtins.int
@@ -124,6 +125,10 @@ class JoinRequest(_message.Message):
     def addresses(self) -> _containers.RepeatedCompositeFieldContainer[Global___Address]:
         """servers"""
 
+    @_builtins.property
+    def rules(self) -> _containers.RepeatedCompositeFieldContainer[Global___InstalledRule]:
+        """servers: own rules that they may run"""
+
     def __init__(
         self,
         *,
@@ -141,16 +146,68 @@ class JoinRequest(_message.Message):
         addresses: _abc.Iterable[Global___Address] | None = ...,
         attempt: _builtins.bytes = ...,
         state_intact: _builtins.bool = ...,
+        rules: _abc.Iterable[Global___InstalledRule] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_rank", b"_rank", "rank", b"rank"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_rank", b"_rank", "addresses", b"addresses", "attempt", b"attempt", "cluster_id", b"cluster_id", "host", b"host", "job", b"job", "name", b"name", "old_session", b"old_session", "pid", b"pid", "protocol_max", b"protocol_max", "protocol_min", b"protocol_min", "rank", b"rank", "role", b"role", "state_intact", b"state_intact", "workers_declared", b"workers_declared"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_rank", b"_rank", "addresses", b"addresses", "attempt", b"attempt", "cluster_id", b"cluster_id", "host", b"host", "job", b"job", "name", b"name", "old_session", b"old_session", "pid", b"pid", "protocol_max", b"protocol_max", "protocol_min", b"protocol_min", "rank", b"rank", "role", b"role", "rules", b"rules", "state_intact", b"state_intact", "workers_declared", b"workers_declared"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__rank: _TypeAlias = _typing.Literal["rank"]  # noqa: Y015
     _WhichOneofArgType__rank: _TypeAlias = _typing.Literal["_rank", b"_rank"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__rank) -> _WhichOneofReturnType__rank | None: ...
 
 Global___JoinRequest: _TypeAlias = JoinRequest  # noqa: Y015
+
+@_typing.final
+class InstalledRule(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Field(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        NAME_FIELD_NUMBER: _builtins.int
+        KIND_FIELD_NUMBER: _builtins.int
+        name: _builtins.str
+        kind: _builtins.str
+        """number, integer, flag or text"""
+        def __init__(
+            self,
+            *,
+            name: _builtins.str = ...,
+            kind: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "name", b"name"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    NAME_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    FIELDS_FIELD_NUMBER: _builtins.int
+    BY_ROW_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    version: _builtins.str
+    by_row: _builtins.bool
+    """for sparse tables alone"""
+    @_builtins.property
+    def fields(self) -> _containers.RepeatedCompositeFieldContainer[Global___InstalledRule.Field]: ...
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        version: _builtins.str = ...,
+        fields: _abc.Iterable[Global___InstalledRule.Field] | None = ...,
+        by_row: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["by_row", b"by_row", "fields", b"fields", "name", b"name", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InstalledRule: _TypeAlias = InstalledRule  # noqa: Y015
 
 @_typing.final
 class JoinReply(_message.Message):

@@ -49,6 +49,7 @@ class RuleSpec(_message.Message):
     DCASGD_FIELD_NUMBER: _builtins.int
     LAMB_FIELD_NUMBER: _builtins.int
     LARS_FIELD_NUMBER: _builtins.int
+    OWN_FIELD_NUMBER: _builtins.int
     LR_SCHEDULE_FIELD_NUMBER: _builtins.int
     WEIGHT_DECAY_SCHEDULE_FIELD_NUMBER: _builtins.int
     @_builtins.property
@@ -92,6 +93,8 @@ class RuleSpec(_message.Message):
     @_builtins.property
     def lars(self) -> Global___Lars: ...
     @_builtins.property
+    def own(self) -> Global___OwnRule: ...
+    @_builtins.property
     def lr_schedule(self) -> Global___Schedule:
         """A hyper-parameter that follows a schedule is absent in the rule's own message."""
 
@@ -120,14 +123,15 @@ class RuleSpec(_message.Message):
         dcasgd: Global___DcAsgd | None = ...,
         lamb: Global___Lamb | None = ...,
         lars: Global___Lars | None = ...,
+        own: Global___OwnRule | None = ...,
         lr_schedule: Global___Schedule | None = ...,
         weight_decay_schedule: Global___Schedule | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["adabelief", b"adabelief", "adadelta", b"adadelta", "adagrad", b"adagrad", "adam", b"adam", "adamax", b"adamax", "adamw", b"adamw", "dcasgd", b"dcasgd", "ftml", b"ftml", "ftrl", b"ftrl", "group_adagrad", b"group_adagrad", "group_ftrl", b"group_ftrl", "lamb", b"lamb", "lars", b"lars", "lion", b"lion", "lr_schedule", b"lr_schedule", "nadam", b"nadam", "rmsprop", b"rmsprop", "rowwise_adagrad", b"rowwise_adagrad", "rule", b"rule", "sgd", b"sgd", "signum", b"signum", "sum", b"sum", "weight_decay_schedule", b"weight_decay_schedule"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["adabelief", b"adabelief", "adadelta", b"adadelta", "adagrad", b"adagrad", "adam", b"adam", "adamax", b"adamax", "adamw", b"adamw", "dcasgd", b"dcasgd", "ftml", b"ftml", "ftrl", b"ftrl", "group_adagrad", b"group_adagrad", "group_ftrl", b"group_ftrl", "lamb", b"lamb", "lars", b"lars", "lion", b"lion", "lr_schedule", b"lr_schedule", "nadam", b"nadam", "own", b"own", "rmsprop", b"rmsprop", "rowwise_adagrad", b"rowwise_adagrad", "rule", b"rule", "sgd", b"sgd", "signum", b"signum", "sum", b"sum", "weight_decay_schedule", b"weight_decay_schedule"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adabelief", b"adabelief", "adadelta", b"adadelta", "adagrad", b"adagrad", "adam", b"adam", "adamax", b"adamax", "adamw", b"adamw", "dcasgd", b"dcasgd", "ftml", b"ftml", "ftrl", b"ftrl", "group_adagrad", b"group_adagrad", "group_ftrl", b"group_ftrl", "lamb", b"lamb", "lars", b"lars", "lion", b"lion", "lr_schedule", b"lr_schedule", "nadam", b"nadam", "rmsprop", b"rmsprop", "rowwise_adagrad", b"rowwise_adagrad", "rule", b"rule", "sgd", b"sgd", "signum", b"signum", "sum", b"sum", "weight_decay_schedule", b"weight_decay_schedule"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adabelief", b"adabelief", "adadelta", b"adadelta", "adagrad", b"adagrad", "adam", b"adam", "adamax", b"adamax", "adamw", b"adamw", "dcasgd", b"dcasgd", "ftml", b"ftml", "ftrl", b"ftrl", "group_adagrad", b"group_adagrad", "group_ftrl", b"group_ftrl", "lamb", b"lamb", "lars", b"lars", "lion", b"lion", "lr_schedule", b"lr_schedule", "nadam", b"nadam", "own", b"own", "rmsprop", b"rmsprop", "rowwise_adagrad", b"rowwise_adagrad", "rule", b"rule", "sgd", b"sgd", "signum", b"signum", "sum", b"sum", "weight_decay_schedule", b"weight_decay_schedule"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_rule: _TypeAlias = _typing.Literal["sgd", "adagrad", "adam", "adamw", "adadelta", "rmsprop", "nadam", "adamax", "signum", "lion", "adabelief", "ftrl", "ftml", "sum", "rowwise_adagrad", "group_adagrad", "group_ftrl", "dcasgd", "lamb", "lars"]  # noqa: Y015
+    _WhichOneofReturnType_rule: _TypeAlias = _typing.Literal["sgd", "adagrad", "adam", "adamw", "adadelta", "rmsprop", "nadam", "adamax", "signum", "lion", "adabelief", "ftrl", "ftml", "sum", "rowwise_adagrad", "group_adagrad", "group_ftrl", "dcasgd", "lamb", "lars", "own"]  # noqa: Y015
     _WhichOneofArgType_rule: _TypeAlias = _typing.Literal["rule", b"rule"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_rule) -> _WhichOneofReturnType_rule | None: ...
 
@@ -1489,6 +1493,90 @@ class DcAsgd(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__weight_decay) -> _WhichOneofReturnType__weight_decay | None: ...
 
 Global___DcAsgd: _TypeAlias = DcAsgd  # noqa: Y015
+
+@_typing.final
+class OwnRule(_message.Message):
+    """A rule of an installed package: servers have its code, or refuse it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    LR_FIELD_NUMBER: _builtins.int
+    WEIGHT_DECAY_FIELD_NUMBER: _builtins.int
+    VALUES_FIELD_NUMBER: _builtins.int
+    CLIP_VALUE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    version: _builtins.str
+    """empty: any, the same on all servers"""
+    lr: _builtins.float
+    weight_decay: _builtins.float
+    clip_value: _builtins.float
+    @_builtins.property
+    def values(self) -> _containers.RepeatedCompositeFieldContainer[Global___OwnValue]:
+        """by name, sorted"""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        version: _builtins.str = ...,
+        lr: _builtins.float | None = ...,
+        weight_decay: _builtins.float | None = ...,
+        values: _abc.Iterable[Global___OwnValue] | None = ...,
+        clip_value: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_clip_value", b"_clip_value", "_lr", b"_lr", "_weight_decay", b"_weight_decay", "clip_value", b"clip_value", "lr", b"lr", "weight_decay", b"weight_decay"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_clip_value", b"_clip_value", "_lr", b"_lr", "_weight_decay", b"_weight_decay", "clip_value", b"clip_value", "lr", b"lr", "name", b"name", "values", b"values", "version", b"version", "weight_decay", b"weight_decay"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__clip_value: _TypeAlias = _typing.Literal["clip_value"]  # noqa: Y015
+    _WhichOneofArgType__clip_value: _TypeAlias = _typing.Literal["_clip_value", b"_clip_value"]  # noqa: Y015
+    _WhichOneofReturnType__lr: _TypeAlias = _typing.Literal["lr"]  # noqa: Y015
+    _WhichOneofArgType__lr: _TypeAlias = _typing.Literal["_lr", b"_lr"]  # noqa: Y015
+    _WhichOneofReturnType__weight_decay: _TypeAlias = _typing.Literal["weight_decay"]  # noqa: Y015
+    _WhichOneofArgType__weight_decay: _TypeAlias = _typing.Literal["_weight_decay", b"_weight_decay"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__clip_value) -> _WhichOneofReturnType__clip_value | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__lr) -> _WhichOneofReturnType__lr | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__weight_decay) -> _WhichOneofReturnType__weight_decay | None: ...
+
+Global___OwnRule: _TypeAlias = OwnRule  # noqa: Y015
+
+@_typing.final
+class OwnValue(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
+    INTEGER_FIELD_NUMBER: _builtins.int
+    FLAG_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    number: _builtins.float
+    integer: _builtins.int
+    flag: _builtins.bool
+    text: _builtins.str
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        number: _builtins.float = ...,
+        integer: _builtins.int = ...,
+        flag: _builtins.bool = ...,
+        text: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["flag", b"flag", "integer", b"integer", "number", b"number", "text", b"text", "value", b"value"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["flag", b"flag", "integer", b"integer", "name", b"name", "number", b"number", "text", b"text", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_value: _TypeAlias = _typing.Literal["number", "integer", "flag", "text"]  # noqa: Y015
+    _WhichOneofArgType_value: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_value) -> _WhichOneofReturnType_value | None: ...
+
+Global___OwnValue: _TypeAlias = OwnValue  # noqa: Y015
 
 @_typing.final
 class Schedule(_message.Message):
