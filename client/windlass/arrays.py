@@ -1,6 +1,7 @@
 """Arrays of any family at the door: NumPy inside, the caller's family outside.
 
-Invariant: what leaves `as_numpy` shares memory with what came in wherever the family allows it (DLPack, CPU).
+Invariant: what leaves `as_numpy` shares memory with what came in wherever the family allows it (DLPack, CPU). Of arrays
+on a device it is a copy (`device_arrays`).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from windlass.device_arrays import OnDevice, maker_like, on_device
 from windlass_proto.errors import UsageError
 
 Array = npt.NDArray[Any]
@@ -27,6 +29,9 @@ def as_numpy(name: str, value: Any) -> Array:
         if not value.dtype.isnative:
             return value.astype(value.dtype.newbyteorder("="))
         return value if type(value) is np.ndarray else np.asarray(value)
+    device = on_device(name, value)
+    if device is not None:
+        return device.to_host()
     if hasattr(value, "detach"):  # torch refuses DLPack of what requires a gradient
         value = value.detach()
     if hasattr(value, "__dlpack__"):
@@ -58,6 +63,13 @@ def as_target(name: str, value: Any) -> Array:
     """
     if isinstance(value, np.ndarray):
         array = value if type(value) is np.ndarray else np.asarray(value)
+    elif on_device(name, value) is not None:
+        raise UsageError(
+            "an out array of rows lies on a device",
+            name=name,
+            type=type(value).__name__,
+            next_move="Leave out= away: rows come back as arrays of the gradients' family.",
+        )
     elif type(value).__module__.partition(".")[0] == "torch":
         array = value.detach().numpy()
     elif hasattr(value, "__dlpack__"):
@@ -78,7 +90,10 @@ def as_target(name: str, value: Any) -> Array:
 
 
 def family_of(value: Any) -> Callable[[Array], Any]:
-    """How to turn a NumPy array into the family of `value`, sharing memory."""
+    """How to turn a NumPy array into the family of `value`, sharing memory; on a device it is a copy."""
+    on_its_device = maker_like(value)
+    if on_its_device is not None:
+        return on_its_device
     module = type(value).__module__.partition(".")[0]
     if module == "torch":
         return sys.modules["torch"].from_numpy  # type: ignore[no-any-return]
@@ -87,7 +102,7 @@ def family_of(value: Any) -> Callable[[Array], Any]:
     return lambda array: array
 
 
-def check_like(name: str, array: Array, shape: tuple[int, ...], dtype: np.dtype[Any], *, what: str) -> None:
+def check_like(name: str, array: Array | OnDevice, shape: tuple[int, ...], dtype: np.dtype[Any], *, what: str) -> None:
     """Does `array` have the declared shape and dtype?
 
     Raises:

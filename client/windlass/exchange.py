@@ -19,6 +19,7 @@ from windlass.arrays import Array, as_numpy, as_target, check_like
 from windlass.borrow import Borrowed
 from windlass.data_link import InArena, bytes_of
 from windlass.dense_table import DenseTable, Flat, Place, Span, not_finite, tensors_between
+from windlass.device_arrays import OnDevice, on_device
 from windlass.window_core import Request
 from windlass_proto.errors import UsageError
 from windlass_proto.frames import Op, Status
@@ -86,6 +87,10 @@ class Plan(NamedTuple):
             for table, spans in enumerate(self.spans)
             for share, block, begin, end, payload, out in spans
         ]
+
+
+Given = dict[int, Array | OnDevice]
+"""A caller's arrays by tensor number."""
 
 
 class Exchange:
@@ -273,7 +278,7 @@ class Exchange:
             table = self.tables[table_id]
             target = self._target(table, targets.get(table_id), flats, after) if op is Op.PUSH_PULL else None
             if table_id in self.encoders and op in (Op.PUSH, Op.PUSH_PULL):
-                spans.append(self.encoders[table_id].spans(tensors, target, settle))
+                spans.append(self.encoders[table_id].spans(_on_host(tensors), target, settle))
                 continue
             source = self._source(table, tensors, settle, borrow=borrow)
             spans.append(table.spans(tuple(tensors), source, target))
@@ -320,14 +325,14 @@ class Exchange:
             chosen.setdefault(table_id, []).append(number)
         return {table_id: tuple(sorted(numbers)) for table_id, numbers in chosen.items()}
 
-    def by_table(self, arrays: Mapping[str, Any], *, what: str, target: bool = False) -> dict[int, dict[int, Array]]:
+    def by_table(self, arrays: Mapping[str, Any], *, what: str, target: bool = False) -> dict[int, Given]:
         """Arrays by table and tensor number, checked against what is declared."""
         if not arrays:
             raise UsageError("no arrays were given", store=self.store, next_move="Pass a dict of name -> array.")
-        found: dict[int, dict[int, Array]] = {}
+        found: dict[int, Given] = {}
         for name, value in arrays.items():
             table_id, number = self.place(name)
-            array = as_target(name, value) if target else as_numpy(name, value)
+            array = on_device(name, value) or (as_target(name, value) if target else as_numpy(name, value))
             layout = self.tables[table_id].layout
             shape, dtype = layout.tensors[number].shape, layout.dtype
             if array.shape != shape or array.dtype != dtype:
@@ -345,23 +350,25 @@ class Exchange:
                 next_move="Pass the same names, or pull the others.",
             )
 
-    def _source(self, table: DenseTable, tensors: dict[int, Array], settle: list[Action], *, borrow: bool) -> Place:
+    def _source(self, table: DenseTable, tensors: Given, settle: list[Action], *, borrow: bool) -> Place:
         """Where gradients are read: in place if they are lent, else from one copy."""
-        lent = borrow or all(self.member.lends(table, number, array) for number, array in tensors.items())
-        if lent and all(array.flags.c_contiguous for array in tensors.values()):
-            borrowed = Borrowed.check(tensors)
+        here = _here(tensors)
+        lent = here is not None and (borrow or all(self.member.lends(table, n, array) for n, array in here.items()))
+        if here is not None and lent and all(array.flags.c_contiguous for array in here.values()):
+            borrowed = Borrowed.check(here)
             if borrowed is not None:
                 settle.append(borrowed.verify)
-            return tensors
+            return here
         flat = table.take_flat()
         for number, array in tensors.items():
-            np.copyto(flat.tensors[number], array)
+            if isinstance(array, OnDevice):
+                array.copy_to(flat.tensors[number])
+            else:
+                np.copyto(flat.tensors[number], array)
         settle.append(lambda: table.give_flat(flat))
         return flat
 
-    def _target(
-        self, table: DenseTable, tensors: dict[int, Array] | None, flats: dict[int, Flat], after: list[Action]
-    ) -> Place:
+    def _target(self, table: DenseTable, tensors: Given | None, flats: dict[int, Flat], after: list[Action]) -> Place:
         """Where values are written: in place if possible, else into a flat array that `finish` copies from."""
         if tensors is None:
             flat = flats[table.table_id] = Flat(table.layout, self.member.heap)
@@ -369,21 +376,27 @@ class Exchange:
         known = self.params.get(table.table_id)
         if known is not None and all(known.tensors[number] is array for number, array in tensors.items()):
             return known
-        if self.member.heap is None:
-            in_place = all(array.flags.c_contiguous and array.flags.writeable for array in tensors.values())
-        else:
-            in_place = all(table.lies_in_arena(number, array) for number, array in tensors.items())
-        if in_place:
-            return tensors
+        here = _here(tensors)
+        if here is not None and self._in_place(table, here):
+            return here
         flat = table.take_flat()
 
         def copy_out() -> None:
             for number, array in tensors.items():
-                np.copyto(array, flat.tensors[number])
+                if isinstance(array, OnDevice):
+                    array.copy_from(flat.tensors[number])
+                else:
+                    np.copyto(array, flat.tensors[number])
             table.give_flat(flat)
 
         after.append(copy_out)
         return flat
+
+    def _in_place(self, table: DenseTable, tensors: dict[int, Array]) -> bool:
+        """May values be written where they are to be?"""
+        if self.member.heap is None:
+            return all(array.flags.c_contiguous and array.flags.writeable for array in tensors.values())
+        return all(table.lies_in_arena(number, array) for number, array in tensors.items())
 
     def _finisher(
         self, names: list[str], out: Mapping[str, Any] | None, flats: dict[int, Flat], after: list[Action]
@@ -414,6 +427,17 @@ def _not_declared(exchange: Exchange, name: str, known: list[str], what: str, ca
         nearest=close[0] if close else "none",
         next_move=f"Use {close[0]!r}." if close else f"Call {call} with it first, on every worker.",
     )
+
+
+def _here(tensors: Given) -> dict[int, Array] | None:
+    """The same, if all of them are in host memory."""
+    here = {number: array for number, array in tensors.items() if not isinstance(array, OnDevice)}
+    return here if len(here) == len(tensors) else None
+
+
+def _on_host(tensors: Given) -> dict[int, Array]:
+    """The same in host memory; copies of what is not."""
+    return {number: array.to_host() if isinstance(array, OnDevice) else array for number, array in tensors.items()}
 
 
 def _identity(arrays: Mapping[str, Any] | None) -> Any:
