@@ -40,6 +40,13 @@ a push_pull answers, segment by segment; a first push before any pull is not com
 over servers*: a tensor may be cut anywhere, and the pieces lie on any servers, with the bits of one piece. *Same
 bits on any CPU*: kernels are IEEE `+ - * / sqrt`, comparisons and selections alone, nothing fused or reordered, and no
 number of a step comes from libm. Both are tested for every row (`tests/rules`).
+
+*Norms*: LAMB and LARS, and every rule of dense tensors with `clip_norm` (each tensor's gradient) or `clip_global_norm`
+(all tensors of one `init` and dtype together, as `torch.nn.utils.clip_grad_norm_`), take norms of the aggregated
+gradient and the weights before a step is applied. Sums of squares are float64, made and added in an order that depends
+on values and layout alone: the same bits on 1, 2 or 5 servers. A tensor that nobody pushed in a step counts as 0. Under
+`asp` and `ssp` there is no step to take a norm of over several blocks: refused there for tensors that are cut, and
+`clip_global_norm` altogether. So they are on servers with a device, and for rows of tables.
 """
 
 
@@ -88,7 +95,7 @@ def table() -> str:
             dense = "no" if variant.by_row else "yes"
             alone = variant.measure is not None or any(slot.per is Per.WORKER for slot in variant.slots)
             of_rows = "no" if alone else "yes"
-            cut = "not yet" if variant.measure is not None else "yes"
+            cut = "bsp" if variant.measure is not None else "yes"
             rows.append([f"`{cls.__name__}`", words, *(dense for _ in dtypes), of_rows, state, cut, "yes"])
     return HEAD + "".join(f"| {' | '.join(row)} |\n".replace("|  |", "| |") for row in rows) + FOOT
 

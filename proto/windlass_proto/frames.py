@@ -74,6 +74,7 @@ class Op(IntEnum):
     CHECKPOINT = 10  # the payload is an order (checkpoint_orders)
     ERASE = 11  # rows of a sparse table
     SCAN = 12  # rows of a sparse table by their numbers
+    REDUCE = 13  # from a server: a block's partial norm, or without values, how far steps have gone by without one
 
 
 class Status(IntEnum):
@@ -122,6 +123,9 @@ class Entry(NamedTuple):
     ids (u64), zeros up to a multiple of 64, and for a push their rows. A scan's segments are row numbers.
     stamp: with which version of the store's hyper-parameters a gradient is to be applied; 0: as declared.
     aux: the expected seq of a gap; the version of an answer.
+
+    REDUCE: seg_end is the scope (a tensor's number, or the number of tensors for the group), stamp the phase; the
+    values are sums of squares, float64, and so are those of the answer, whose aux says how many.
 
     SET_RULE holds a rule record, ahead of what is stamped with it: `table` is its store, `clock` the sender's first
     step with that stamp. It is not answered.

@@ -28,6 +28,7 @@ from windlass_server.device_memory import ParameterDevice
 from windlass_server.ingress import Ingress, listen_tcp, listen_unix
 from windlass_server.membership import Membership, join
 from windlass_server.node import ServerNode
+from windlass_server.peers import Peers
 
 ALLOWED_VARIABLE = "WINDLASS_ALLOW_RULES"
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -93,7 +94,10 @@ def _serve(arguments: argparse.Namespace, opened: Callable[[str], Device]) -> in
     try:
         joined = join(control, arguments.name, addresses, rules)
         node = _node(_pool_bytes(arguments.pool_bytes), device)
-        ingress = Ingress(listeners, preamble.link_key(token, joined.cluster_id), node)
+        key = preamble.link_key(token, joined.cluster_id)
+        ingress = Ingress(listeners, key, node)
+        peers = Peers(key, joined.session, lambda said, totals: node.reductions.told(said, totals, ingress.deliver))
+        node.reductions.peers = peers
         ended: list[str] = []
 
         def on_ended(reason: str) -> None:
@@ -107,6 +111,7 @@ def _serve(arguments: argparse.Namespace, opened: Callable[[str], Device]) -> in
             os.close(arguments.ready_fd)
         _wait(stop_read, arguments.parent_fd)
         membership.close()
+        peers.close()
         ingress.close()
     finally:
         control.close()

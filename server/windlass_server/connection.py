@@ -192,8 +192,8 @@ class Connection:
         return self.node.pool.full or self._answers_bytes > self._answers_bytes_max
 
     def _extends(self, entry: Entry) -> bool:
-        if entry.op == Op.SET_RULE:
-            return True  # a step may complete by this frame's mark, and by no other version than this one
+        if entry.op in (Op.SET_RULE, Op.REDUCE):
+            return True  # a step may complete by this frame's mark, and by no other version than this one; or by a norm
         group = self.node.groups.get(entry.table)
         share = group.share_of_block.get(entry.block) if group is not None else None
         if share is None or entry.op not in _WRITES:
@@ -220,6 +220,7 @@ class Connection:
             if header.flags & Flag.MARK:
                 leaves = bool(header.flags & Flag.LEAVE)
                 self.node.mark(header.store, self.session, header.clock, self._deliver, leaves=leaves)
+            self.node.reductions.carry_out(self._deliver)
             self._wake_others()
         elif header.kind == Kind.ARENA:
             self._attach(frame)
@@ -231,6 +232,9 @@ class Connection:
     def _take_entry(self, entry: Entry, buffer: Buffer | None, refused: bool) -> None:
         if entry.op == Op.CHECKPOINT:
             self._carry_out(entry, buffer)
+            return
+        if entry.op == Op.REDUCE:
+            self._reduce(entry, buffer)
             return
         if not Op.PUSH <= entry.op <= Op.SCAN:
             raise ProtocolError("an entry asks for an unknown operation", op=entry.op)
@@ -458,6 +462,18 @@ class Connection:
             self.wake()
 
         self.builder.submit(build)
+
+    def _reduce(self, entry: Entry, buffer: Buffer | None) -> None:
+        """Another server speaks of a norm that is added here; its total answers it, whoever brings the last partial."""
+        if entry.arena or (entry.nbytes and buffer is None):
+            raise ProtocolError("a partial norm came without its bytes")
+        if entry.table not in self.node.groups:
+            self._reply_unknown(entry)
+            return
+        raw = b"" if buffer is None else buffer.array[entry.offset : entry.offset + entry.nbytes].tobytes()
+        origin = Origin(self, entry.tag, entry.table, Op.REDUCE, None)
+        if self.node.reductions.hear_untrusted(entry, raw, origin):
+            self._reply_plain(entry, Status.OK)
 
     def _carry_out(self, entry: Entry, buffer: Buffer | None) -> None:
         """An order for a checkpoint: answered when its phase is reached, by whatever thread reaches it."""

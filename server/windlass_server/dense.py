@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from windlass_proto import rule_specs
+from windlass_proto.consistency import Mode
 from windlass_proto.errors import ProtocolError, UsageError
 from windlass_proto.frames import Op, Status
 from windlass_proto.group_specs import GroupSpec
@@ -25,10 +26,12 @@ from windlass_proto.rule_specs import RuleSpec
 from windlass_rules import RuleKernels, norms
 from windlass_rules.norms import Norm
 from windlass_rules.registry import trust_of
+from windlass_server import norm_scopes
 from windlass_server.dense_memory import DenseMemory, HostMemory, MeasuringMemory, Vector
 from windlass_server.group_wire import GroupWire
+from windlass_server.reductions import Reductions
 from windlass_server.share_core import ShareCore
-from windlass_server.share_events import Answer, Apply, Effect, Release, Write
+from windlass_server.share_events import Answer, Apply, Effect, Measure, Release, Settled, Write
 from windlass_server.worker_copies import WorkerCopies
 
 # Versions of hyper-parameters whose settings are at hand: those of workers a few steps apart.
@@ -154,10 +157,17 @@ class DenseGroup:
         vshards: those this server owns.
         pool: where snapshots of weights come from.
         memory: where its arrays lie.
+        reductions: where norms over several blocks are added.
     """
 
     def __init__(
-        self, spec: GroupSpec, kernels: RuleKernels, vshards: range, pool: BufferPool, memory: DenseMemory
+        self,
+        spec: GroupSpec,
+        kernels: RuleKernels,
+        vshards: range,
+        pool: BufferPool,
+        memory: DenseMemory,
+        reductions: Reductions,
     ) -> None:
         self.spec = spec
         self.kernels = kernels
@@ -166,6 +176,9 @@ class DenseGroup:
         self.pool = pool
         self.memory = memory
         self.wire = GroupWire(spec, pool)
+        scopes = norm_scopes.scopes_of(spec.layout, self.norms) if spec.consistency.mode is Mode.BSP else {}
+        phases = norm_scopes.phases_of(spec.layout, self.norms) if scopes else {}
+        self._reductions = reductions.join(self, scopes, vshards) if scopes else None
         held: dict[int, list[Block]] = {}
         for block in spec.layout.blocks:
             if block.vshard in vshards:
@@ -173,7 +186,12 @@ class DenseGroup:
         self.shares = {
             vshard: Share(
                 vshard,
-                ShareCore(spec.consistency, blocks, mean=spec.mean),
+                ShareCore(
+                    spec.consistency,
+                    blocks,
+                    mean=spec.mean,
+                    phases={block.index: phases[block.index] for block in blocks if block.index in phases},
+                ),
                 {block.index: BlockArrays(block, kernels, memory) for block in blocks},
             )
             for vshard, blocks in sorted(held.items())
@@ -225,6 +243,10 @@ class DenseGroup:
                 self._make_way(effect, replies, deliver)
                 _forget(snapshots, effect.block)
                 self._write(share, effect)
+            elif type(effect) is Measure:
+                self._take_partial(share, effect)
+            elif type(effect) is Settled and self._reductions is not None:
+                self._reductions.settled(effect)
         self.memory.finish()
         for reply in replies:
             deliver(reply)
@@ -320,6 +342,24 @@ class DenseGroup:
                     divisor = norms.clipping_divisor(setting.rule, norm, sums[0], divisor)
             yield at, stop, divisor, scalars
             at = stop
+
+    def _take_partial(self, share: Share, effect: Measure) -> None:
+        """The sums of a block's part of a scope, over its segments in order."""
+        arrays, norm = share.arrays[effect.block], self.norms[effect.phase]
+        sums = (0.0,) * norm.sums
+        for part in effect.parts:
+            settings = arrays.settings.get(part.stamp.version) or self._settings(arrays, part.stamp)
+            for seg in range(part.seg_begin, part.seg_end):
+                scalars = settings[seg].at(self.kernels, part.update, max(0, part.clock + self.steps_before))
+                divisor = part.divisor
+                for before, total in zip(self.norms, part.totals, strict=False):
+                    if before is not Norm.TRUST:
+                        given = total or self._measure(arrays, part, seg, before, divisor, scalars)
+                        divisor = norms.clipping_divisor(settings[seg].rule, before, given[0], divisor)
+                found = self._measure(arrays, part, seg, norm, divisor, scalars)
+                sums = tuple(a + b for a, b in zip(sums, found, strict=True))
+        assert self._reductions is not None
+        self._reductions.measured(effect, sums)
 
     def _measure(
         self, arrays: BlockArrays, effect: Apply, seg: int, norm: Norm, divisor: float, scalars: Vector

@@ -20,6 +20,7 @@ from windlass_proto.gen import control_pb2 as pb
 from windlass_proto.own_rules import InstalledRule
 from windlass_server.ingress import Ingress
 from windlass_server.node import ServerNode
+from windlass_server.peers import PeerAddress
 from windlass_server.share_events import LEFT, Member, Roster
 from windlass_server.store_figures import StoreFigures
 
@@ -115,6 +116,9 @@ class Membership:
                 self.ingress.end_session(update.ended.session, update.ended.reason)
 
     def _take_routing(self, routing: pb.Routing) -> None:
+        peers = self.node.reductions.peers
+        if peers is not None:
+            peers.know(tuple(_peer(server) for server in routing.servers if server.runs))
         for server in routing.servers:
             if server.member_id == self.joined.member_id and server.runs:
                 vshards = range(server.runs[0].begin, server.runs[-1].end)
@@ -157,6 +161,11 @@ class Membership:
                 self.control.report(report, timeout_s=_REPORT_S)
             except WindlassError as error:
                 _LOG.debug("report_not_said reason=%r", str(error))
+
+
+def _peer(server: pb.ServerRoute) -> PeerAddress:
+    runs = range(server.runs[0].begin, server.runs[-1].end)
+    return PeerAddress(f"server-{server.index}", runs, tuple((a.kind, a.address) for a in server.addresses))
 
 
 def _ends(vshards: range) -> tuple[int, int]:

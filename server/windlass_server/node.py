@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from windlass_proto import limits
+from windlass_proto.consistency import Mode
 from windlass_proto.errors import ClosedError, ProtocolError, UnavailableError, UsageError
 from windlass_proto.group_specs import GroupSpec
 from windlass_proto.memory import BufferPool
@@ -24,6 +25,7 @@ from windlass_server.checkpoints import Checkpoints
 from windlass_server.dense import DenseGroup, Reply, Share
 from windlass_server.dense_memory import HostMemory
 from windlass_server.device_memory import ParameterDevice
+from windlass_server.reductions import Reductions
 from windlass_server.share_events import LEFT, Effect, Roster, deleted_error
 from windlass_server.sparse import SparseTable
 from windlass_server.step_stamps import ANNOUNCED_MAX
@@ -59,6 +61,7 @@ class ServerNode:
         self.counters = {"frames": 0, "pushes": 0, "pulls": 0, "bytes_in": 0, "bytes_out": 0}
         self.generation = 0
         self.checkpoints = Checkpoints(self.groups, self.memory_bytes, self._host_bytes)
+        self.reductions = Reductions()
         self._ended: dict[bytes, str] = {}
         self._dropped: dict[int, None] = {}
         self._marks: dict[int, dict[bytes, tuple[int, bool]]] = {}  # store -> session -> its newest mark, does it leave
@@ -93,6 +96,7 @@ class ServerNode:
             waits.change(roster.members, self._bound(store_id), time.monotonic())
         for group, share in shares:
             self._run(group, share, lambda core=share.core: core.set_roster(roster), deliver)  # type: ignore[misc]
+        self.reductions.carry_out(deliver)
 
     def prepare(self, store_id: int, clock: int, proposal: int) -> tuple[bool, int]:
         """May the roster of a store change from `clock` on? Returns the vote and the highest clock begun here."""
@@ -119,6 +123,7 @@ class ServerNode:
         self.checkpoints.end_session(session)
         for group, share in shares:
             self._run(group, share, lambda share=share: share.end_session(session), deliver)  # type: ignore[misc]
+        self.reductions.carry_out(deliver)
 
     def check_session(self, session: bytes) -> None:
         """May this session talk to us?
@@ -178,7 +183,7 @@ class ServerNode:
 
         def make(owned: range) -> Group:
             self._check_room(spec, 1 + len(kernels.slots))
-            return DenseGroup(spec, kernels, owned, self.pool, memory)
+            return DenseGroup(spec, kernels, owned, self.pool, memory, self.reductions)
 
         return make
 
@@ -243,6 +248,7 @@ class ServerNode:
         blocks = [state for share in group.shares.values() for state in share.core.blocks.values()]
         if any(steps < LEFT for state in blocks for steps in state.applied):
             return
+        self.reductions.leave(group.spec.table_id)
         with self._lock:
             self.groups.pop(group.spec.table_id, None)
             self._dropped[group.spec.table_id] = None
@@ -373,13 +379,15 @@ def _check_norms(spec: GroupSpec, *, on_device: bool) -> None:
             rule=spec.rule,
             next_move="Start the servers without --device, or take clip_value.",
         )
+    if spec.consistency.mode is Mode.BSP or not taken:
+        return
     cut = [t.name for t, places in zip(spec.layout.tensors, spec.layout.segments_of, strict=True) if len(places) > 1]
-    if taken and (cut or any(norm.is_global for norm in taken)):
+    if cut or any(norm.is_global for norm in taken):
         raise UsageError(
-            "this update rule takes a norm over tensors that are cut over blocks",
+            f"{spec.consistency} applies a push on arrival, which has no norm over several blocks",
             rule=spec.rule,
-            tensors=", ".join(cut[:4]),
-            next_move="Take clip_value, or declare smaller tensors.",
+            tensors=", ".join(cut[:4]) or "all",
+            next_move='Take consistency="bsp", or clip_value.',
         )
 
 

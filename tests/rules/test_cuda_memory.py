@@ -24,6 +24,7 @@ from windlass_rules.device import Device, DeviceVector
 from windlass_server.dense import DenseGroup, Origin, Reply
 from windlass_server.dense_memory import DenseMemory, HostMemory, Values
 from windlass_server.device_memory import DeviceMemory, ParameterDevice
+from windlass_server.reductions import Reductions
 from windlass_server.share_events import Answer, Apply, Effect, Release, Source, Write
 
 TENSORS = (
@@ -44,7 +45,7 @@ class Held:
         kernels = windlass_rules.build(rule, dtype)
         self.pool = BufferPool(POOL_BYTES)
         self.memory = memory or HostMemory(kernels)
-        self.group = DenseGroup(spec, kernels, range(keys.VSHARDS_DEFAULT), self.pool, self.memory)
+        self.group = DenseGroup(spec, kernels, range(keys.VSHARDS_DEFAULT), self.pool, self.memory, Reductions())
         (self.share,) = self.group.shares.values()
         self.arrays = self.share.arrays[0]
         self.block = self.arrays.block

@@ -1,0 +1,97 @@
+"""Norms of whole tensors on real servers: the same numbers on 1, 2 and 5 of them, whoever brings what when."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.cluster.team import Team
+from tests.rules.whole_step import Wide, clipped_by_norm
+from windlass.cluster import Cluster
+from windlass.local_cluster import LocalCluster
+from windlass.store import Store
+from windlass_proto import limits
+from windlass_proto.rule_specs import LAMB, LARS, SGD, Adam, RuleSpec
+from windlass_rules.registry import RULE_MODULES
+
+pytestmark = pytest.mark.cluster
+
+# One tensor over five blocks, so over five servers, and two that share a block with its end.
+SHAPES = {"wide": (4 * limits.BLOCK_ELEMENTS_MIN + 500,), "b": (33,), "tail": (limits.BLOCK_ELEMENTS_MIN // 2,)}
+SPECS: list[RuleSpec] = [
+    LAMB(lr=0.02, weight_decay=0.1, clip_global_norm=5.0),
+    LARS(lr=2.0, weight_decay=0.1, clip_norm=2.0),
+    Adam(lr=0.01, clip_norm=1.0),
+    SGD(lr=0.1, momentum=0.9, clip_global_norm=1.0),
+]
+WORKERS = 4
+STEPS = 3
+
+
+def values(seed: int) -> dict[str, Any]:
+    random = np.random.default_rng(seed)
+    return {name: random.standard_normal(shape).astype(np.float32) for name, shape in SHAPES.items()}
+
+
+@pytest.fixture(scope="module", params=[1, 2, 5])
+def sized(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
+    with LocalCluster.start(servers=request.param, run_dir=tmp_path_factory.mktemp("norms")) as cluster:
+        yield cluster
+
+
+FOUND: dict[str, list[bytes]] = {}
+"""What the first size of cluster made of each rule."""
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+def test_tensors_cut_over_any_number_of_servers_get_the_same_bits(
+    sized: LocalCluster, spec: RuleSpec, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WINDLASS_TOKEN_FILE", str(sized.token_file))
+    monkeypatch.chdir(tmp_path)
+    with Team(sized, f"norms {spec}", workers=WORKERS) as team:
+        stores = team.stores(values(0), spec)
+        found = train(team, stores)
+    assert len({tuple(each) for each in found}) == 1, "workers read different weights"
+    assert found[0] == FOUND.setdefault(str(spec), found[0])
+    for name, raw, due in zip(SHAPES, found[0], expected(spec), strict=True):
+        np.testing.assert_allclose(np.frombuffer(raw, np.float32), due, rtol=2e-4, atol=2e-5, err_msg=name)
+
+
+def train(team: Team, stores: list[Store]) -> list[list[bytes]]:
+    """Each worker pushes what its rank says; nobody pushes "b" in the second step, and "tail" comes from rank 0."""
+
+    def act(_: Cluster, rank: int) -> list[bytes]:
+        store, params = stores[rank], {}
+        for step in range(STEPS):
+            grads = values(100 * step + rank + 1)
+            pushed = [n for n in SHAPES if (n != "b" or step != 1) and (n != "tail" or rank == 0)]
+            params = store.update({name: grads[name] for name in pushed}, weight=rank + 1)
+            params = store.pull().result()
+        return [params[name].tobytes() for name in SHAPES]
+
+    return team.each(act)
+
+
+def expected(spec: RuleSpec) -> list[Wide]:
+    """The same in float64 by the oracles."""
+    weights = {name: array.astype(np.float64) for name, array in values(0).items()}
+    slots = {name: tuple(np.zeros(shape) for _ in range(3)) for name, shape in SHAPES.items()}
+    kept = {name: slots[name][: len(RULE_MODULES[type(spec)].variant(spec).slots)] for name in SHAPES}
+    updates = dict.fromkeys(SHAPES, 0)
+    for step in range(STEPS):
+        means = {}
+        for name in SHAPES:
+            ranks = [0] if name == "tail" else range(WORKERS)
+            if name != "b" or step != 1:
+                pushed = [(rank + 1, values(100 * step + rank + 1)[name].astype(np.float64)) for rank in ranks]
+                means[name] = sum(w * g for w, g in pushed) / sum(w for w, _ in pushed)
+        for name, g in zip(means, clipped_by_norm(spec, list(means.values())), strict=True):
+            updates[name] += 1
+            weights[name], kept[name] = RULE_MODULES[type(spec)].oracle(
+                spec, weights[name], kept[name], g, updates[name]
+            )
+    return [weights[name].reshape(-1) for name in SHAPES]
