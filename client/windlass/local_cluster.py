@@ -59,6 +59,9 @@ LAUNCHER_VARIABLES: Final = (
     "WINDLASS_RUN_DIR",
 )
 _WILDCARDS: Final = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}  # noqa: S104 - compared with, not bound
+KEEP_JOB_S: Final = 600.0
+"""A restart, a resumed run or the next cell of a notebook comes sooner; memory is given back after it."""
+
 _SWEEP: Final = 'trap "" HUP INT TERM; while read -r _; do :; done; rm -rf -- "$1"'
 
 
@@ -211,6 +214,7 @@ class LocalCluster:
         insecure: bool = False,
         server_devices: str | None = None,
         allowed_rules: Sequence[str] = (),
+        keep_job_s: float = KEEP_JOB_S,
         ready_s: float = READY_S,
     ) -> LocalCluster:
         """Start the processes and return when all of them serve.
@@ -222,6 +226,7 @@ class LocalCluster:
             server_devices: where each server in turn has its dense tensors, such as "gpu:0,gpu:1,memory"; None: as
                 $WINDLASS_SERVER_DEVICES says, else in memory.
             allowed_rules: rules of installed packages that servers may run, each as NAME or NAME==VERSION.
+            keep_job_s: how long a job's tensors are kept after its last worker has gone.
             ready_s: how long all of them together may take.
 
         Raises:
@@ -236,7 +241,7 @@ class LocalCluster:
             flags = ["--insecure"] if insecure else []
             devices = (server_devices or os.environ.get(SERVER_DEVICES) or "memory").split(",")
             state = state_dir or cluster.folder / "state"
-            cluster._start_all(listen, state, vshards, flags, devices, allowed_rules, ready_s)
+            cluster._start_all(listen, state, vshards, flags, devices, allowed_rules, keep_job_s, ready_s)
         except BaseException:
             cluster.stop()
             raise
@@ -298,6 +303,7 @@ class LocalCluster:
         flags: Sequence[str],
         devices: Sequence[str],
         allowed_rules: Sequence[str],
+        keep_job_s: float,
         ready_s: float,
     ) -> None:
         deadline = time.monotonic() + ready_s
@@ -305,7 +311,7 @@ class LocalCluster:
         shared = ["--token-file", str(self.token_file), *flags]
         state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         scheduler = ["--listen", listen, "--state", str(state_dir), "--servers", str(self.servers)]
-        scheduler += ["--vshards", str(vshards)]
+        scheduler += ["--vshards", str(vshards), "--keep-job-s", str(keep_job_s)]
         child = self._spawn("windlass_scheduler", "scheduler-0", [*scheduler, *shared], environment)
         fields = child.await_ready(deadline)
         host, _, port = str(fields["address"]).rpartition(":")

@@ -29,6 +29,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--vshards", type=int, default=VSHARDS_DEFAULT, help="parts of the key space, a power of two")
     parser.add_argument("--worker-lease", type=float, default=_TIMING.worker_lease_s, metavar="S", help="seconds")
     parser.add_argument("--server-lease", type=float, default=_TIMING.server_lease_s, metavar="S", help="seconds")
+    parser.add_argument(
+        "--keep-job-s", type=float, default=600.0, metavar="S", help="keep a job's stores so long without workers"
+    )
     parser.add_argument("--parent-fd", type=int, metavar="FD", help="stop at the end of this pipe")
     parser.add_argument("--ready-fd", type=int, metavar="FD", help="write one JSON line here when serving")
     parser.add_argument("--insecure", action="store_true", help="allow addresses beyond this host, in clear text")
@@ -52,6 +55,7 @@ def _config(arguments: argparse.Namespace) -> SchedulerConfig:
         servers_declared=arguments.servers,
         vshards=arguments.vshards,
         insecure=arguments.insecure,
+        keep_job_s=arguments.keep_job_s,
         timing=Timing(worker_lease_s=arguments.worker_lease, server_lease_s=arguments.server_lease),
     )
 

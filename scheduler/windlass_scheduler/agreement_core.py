@@ -103,6 +103,13 @@ class Agreements:
         action = self._actions[key] if key is not None else None
         return action.asked if action is not None and action.grantee == session else None
 
+    def forget(self, store_id: int) -> list[Effect]:
+        """The store is gone, its job over."""
+        gone = [self._actions.pop(key) for key in list(self._actions) if key[0] == store_id]
+        for action in gone:
+            del self._keys[action.action_id]
+        return [Persist(f"{_PREFIX}{action.action_id}", None) for action in gone]
+
     def step(self, event: Event) -> list[Effect]:
         match event:
             case Agree():

@@ -24,6 +24,7 @@ from windlass_proto.gen import control_pb2 as pb
 from windlass_scheduler import (
     agreement_core,
     declaration_core,
+    jobs_core,
     limits,
     live_core,
     membership_core,
@@ -94,6 +95,7 @@ class Cluster:
         self.rendezvous = rendezvous_core.Rendezvous()
         self.shards = shards_core.Shards(counters)
         self.metrics = metrics_core.MergedMetrics()
+        self.jobs = jobs_core.Jobs(config.keep_job_s)
         self._waiters = itertools.count(1)
         self._futures: dict[int, asyncio.Future[object]] = {}
         self._outbox: deque[tuple[asyncio.Future[bool] | None, _Batch]] = deque()
@@ -203,6 +205,8 @@ class Cluster:
                 batch.pushes.append((pb.Update(roster=roster), Audience(job=effect.roster.job)))
             case roster_core.PrepareSent():
                 batch.pushes.append((_prepare(effect), Audience(others=False)))
+            case jobs_core.JobOver():
+                return self._job_over(effect.job, batch)
             case live_core.RuleChanged():
                 changed = wire.rule_changed(effect.store_id, effect.record)
                 batch.pushes.append((pb.Update(rule=changed), Audience(servers=False, job=effect.job)))
@@ -268,9 +272,27 @@ class Cluster:
         batch.pushes.append((pb.Update(job=wire.job_state(job, workers)), Audience(servers=False, job=name)))
         live = frozenset(worker.session for worker in workers)
         return [
+            *self.jobs.step(jobs_core.WorkersChanged(self.now_s(), name, len(workers))),
             *self.rendezvous.step(rendezvous_core.WorkersChanged(name, live, job.complete)),
             *self.metrics.step(metrics_core.WorkersChanged(name, live)),
         ]
+
+    def _job_over(self, job: str, batch: _Batch) -> list[Effect]:
+        """Forget all that is the job's; servers give its memory back."""
+        stores, effects = self.declarations.forget_job(job)
+        for store_id in stores:
+            effects += self.rosters.forget(store_id)
+            effects += self.agreements.forget(store_id)
+            effects += self.live.forget(store_id)
+        effects += self.rendezvous.forget_job(job)
+        effects += self.shards.step(shards_core.JobOver(job))
+        effects += self.membership.forget_job(job)
+        self.jobs.freed.extend(stores)
+        if stores:
+            batch.pushes.append((pb.Update(freed=pb.StoresFreed(store_ids=stores)), Audience(others=False)))
+            text = f"nobody came back within {self.config.keep_job_s:g} s: {len(stores)} stores given back"
+            effects.append(Say("job_freed", text, job))
+        return effects
 
     def _release(self, batch: _Batch) -> None:
         if not batch.changes and not self._outbox:
@@ -336,6 +358,7 @@ class Cluster:
         while True:
             self.feed(self.membership.step(membership_core.Tick(self.now_s())))
             self.feed(self.rosters.step(roster_core.Tick(self.now_s())))
+            self.feed(self.jobs.step(jobs_core.Tick(self.now_s())))
             await asyncio.sleep(tick_s)
 
     # Snapshots
@@ -351,6 +374,7 @@ class Cluster:
                 updates.append(pb.Update(roster=wire.roster(roster, self._consistency(roster.store_id))))
         if is_server:
             updates += [_prepare(prepared) for prepared in self.rosters.prepared()]
+            updates.append(pb.Update(freed=pb.StoresFreed(store_ids=self.jobs.freed)))
         else:
             workers = self.membership.workers(member.job)
             updates.append(pb.Update(job=wire.job_state(self.membership.job(member.job), workers)))
@@ -376,6 +400,8 @@ class Cluster:
         settled = self.rosters.restore(of("roster/"))
         for member in self.membership.members():
             self.figures[member.member_id] = MemberFigures()
+        kept = {store.job for store in self.declarations.stores()} | {job.name for job in self.membership.jobs()}
+        self.jobs.restore(self.now_s(), sorted(job for job in kept if not self.membership.workers(job)))
         self.feed([*settled, *self._voters()])
         self.validate()
 
@@ -390,6 +416,7 @@ class Cluster:
             self.rendezvous,
             self.shards,
             self.metrics,
+            self.jobs,
         ):
             core.validate()
 

@@ -40,6 +40,8 @@ class SchedulerConfig:
     """How members show that they live."""
     vote_s: float = 3.0
     """How long servers have to vote on a newcomer."""
+    keep_job_s: float = 600.0
+    """How long a job's stores are kept after its last worker has gone."""
 
     def __post_init__(self) -> None:
         if not self.token:
@@ -57,6 +59,12 @@ class SchedulerConfig:
                 "vshards is not a power of two in range",
                 vshards=self.vshards,
                 allowed=f"1..{limits.VSHARDS_MAX}",
+            )
+        if not 0 <= self.keep_job_s <= limits.KEEP_JOB_S_MAX:
+            raise UsageError(
+                "a job without workers is kept for no such time",
+                keep_job_s=self.keep_job_s,
+                allowed=f"0..{limits.KEEP_JOB_S_MAX:g}",
             )
         if self.servers_declared > self.vshards:
             raise UsageError("there are more servers than vshards", servers=self.servers_declared, vshards=self.vshards)

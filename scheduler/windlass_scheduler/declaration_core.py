@@ -267,6 +267,20 @@ class Declarations:
         text = f"{len(known)} tensors of store {store.name} deleted"
         return [*effects, store_record(store), Say("deleted", text, store.job)] if known else []
 
+    def forget_job(self, job: str) -> tuple[list[int], list[Effect]]:
+        """The job is over: its stores, by number, and what is in them are gone."""
+        gone = [store.store_id for store in self._stores.values() if store.job == job]
+        effects: list[Effect] = []
+        for store_id in gone:
+            store = self._stores.pop(store_id)
+            del self._store_ids[job, store.name]
+            effects.append(Persist(f"{STORE_PREFIX}{store_id}", None))
+            effects += [Persist(f"{_MADE}{store_id}/{session.hex()}", None) for session in store.calls_made]
+            for declaration in self.declarations(store_id):
+                del self._declarations[declaration.declaration_id]
+                effects.append(Persist(f"{DECLARATION_PREFIX}{declaration.declaration_id}", None))
+        return gone, effects
+
     def deleted(self, table_id: int) -> frozenset[str]:
         """The names in a table that are deleted."""
         for declaration in self._declarations.values():

@@ -11,6 +11,10 @@ from typing import Final
 MEMBERS_MAX: Final = 4096
 # Every member may hold a watch, a waiting call and two short ones.
 RPCS_MAX: Final = 4 * MEMBERS_MAX
+# A year; longer is for ever, and a number that was meant for something else.
+KEEP_JOB_S_MAX: Final = 366 * 86_400.0
+# Stores that were freed, told again to servers whose stream breaks; 8 B each.
+STORES_FREED_KEPT: Final = 4096
 # Ended sessions kept so that a restart can show one and keep its rank; 200 B each.
 ENDED_SESSIONS_MAX: Final = 1024
 RANK_MAX: Final = 65_535

@@ -81,6 +81,10 @@ class LiveRules:
             Say("set", text, event.job),
         ]
 
+    def forget(self, store_id: int) -> list[Effect]:
+        """The store is gone, its job over."""
+        return [Persist(f"{_PREFIX}{store_id}", None)] if self._records.pop(store_id, None) is not None else []
+
     def restore(self, records: Mapping[str, Record]) -> None:
         for key, record in records.items():
             raw = bytes.fromhex(cast("str", record["record"]))

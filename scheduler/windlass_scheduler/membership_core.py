@@ -280,6 +280,10 @@ class Membership:
 
     # Changing
 
+    def forget_job(self, name: str) -> list[Effect]:
+        """Its last worker left long ago; another of this name begins anew."""
+        return [Persist(_JOB + name, None)] if self._jobs.pop(name, None) is not None else []
+
     def step(self, event: Event) -> list[Effect]:
         match event:
             case Join():

@@ -216,6 +216,11 @@ class Rendezvous:
             job.values.clear()
         return effects
 
+    def forget_job(self, job: str) -> list[Effect]:
+        """The job is over; its broadcast values went with its last worker."""
+        found = self._jobs.pop(job, _Job())
+        return [Persist(f"{_BARRIER}{job}/{name}", None) for name in found.gates]
+
     def restore(self, records: Mapping[str, Record]) -> None:
         for key, record in records.items():
             job = self._jobs.setdefault(cast("str", record["job"]), _Job())

@@ -209,6 +209,10 @@ class Rosters:
         proposal = self._store(store_id).proposal
         return frozenset(proposal.awaited) if proposal else frozenset()
 
+    def forget(self, store_id: int) -> list[Effect]:
+        """The store is gone, its job over."""
+        return [Persist(f"{_PREFIX}{store_id}", None)] if self._stores.pop(store_id, None) is not None else []
+
     def _store(self, store_id: int) -> _Store:
         try:
             return self._stores[store_id]

@@ -108,6 +108,8 @@ class Membership:
             self.node.set_roster(update.roster.store_id, _roster(update.roster), self.ingress.deliver)
         elif what == "prepare":
             self._vote(update.prepare)
+        elif what == "freed":
+            self.node.free_stores(frozenset(update.freed.store_ids))
         elif what == "ended":
             if update.ended.session == self.joined.session:
                 if not self._closed.is_set():  # else it is our own leaving

@@ -251,9 +251,26 @@ class ServerNode:
         self.reductions.leave(group.spec.table_id)
         with self._lock:
             self.groups.pop(group.spec.table_id, None)
-            self._dropped[group.spec.table_id] = None
-            while len(self._dropped) > DROPPED_KEPT:
-                del self._dropped[next(iter(self._dropped))]
+            self._remember_dropped(group.spec.table_id)
+
+    def free_stores(self, store_ids: frozenset[int]) -> None:
+        """Their job is over: what is held of these stores goes, with its memory. Who asks for it is told so."""
+        with self._lock:
+            for table_id in [t for t, group in self.groups.items() if group.spec.store_id in store_ids]:
+                del self.groups[table_id]
+                self._remember_dropped(table_id)
+            for store_id in store_ids:
+                self.rosters.pop(store_id, None)
+                self._marks.pop(store_id, None)
+                self._records.pop(store_id, None)
+                self._announced.pop(store_id, None)
+                self._clocks.pop(store_id, None)
+                self._waits.pop(store_id, None)
+
+    def _remember_dropped(self, table_id: int) -> None:
+        self._dropped[table_id] = None
+        while len(self._dropped) > DROPPED_KEPT:
+            del self._dropped[next(iter(self._dropped))]
 
     def is_dropped(self, table_id: int) -> bool:
         """Were all tensors of this table deleted?"""

@@ -20,7 +20,7 @@ from typing import Final
 
 from windlass import recorded_cluster
 from windlass.cli.interrupts import Interrupted, Interrupts
-from windlass.local_cluster import LocalCluster
+from windlass.local_cluster import KEEP_JOB_S, LocalCluster
 from windlass_proto.errors import WindlassError, to_wire
 
 _LOOK_S: Final = 0.2
@@ -36,6 +36,7 @@ class ClusterOrder:
     insecure: bool = False
     server_devices: str = "memory"
     allowed_rules: tuple[str, ...] = ()
+    keep_job_s: float = KEEP_JOB_S
 
     @property
     def run_dir(self) -> Path:
@@ -43,7 +44,7 @@ class ClusterOrder:
 
     def arguments(self) -> list[str]:
         flags = ["--name", self.name, "--servers", str(self.servers), "--listen", self.listen]
-        flags += ["--server-devices", self.server_devices]
+        flags += ["--server-devices", self.server_devices, "--keep-job-s", str(self.keep_job_s)]
         flags += [flag for rule in self.allowed_rules for flag in ("--allow-rule", rule)]
         return [*flags, *(["--insecure"] if self.insecure else [])]
 
@@ -67,6 +68,7 @@ def supervise(order: ClusterOrder, on_ready: Callable[[recorded_cluster.Recorded
                     insecure=order.insecure,
                     server_devices=order.server_devices,
                     allowed_rules=order.allowed_rules,
+                    keep_job_s=order.keep_job_s,
                 )
                 record = recorded_cluster.RecordedCluster(
                     name=order.name,
@@ -100,6 +102,7 @@ def main() -> int:
     parser.add_argument("--listen", required=True)
     parser.add_argument("--insecure", action="store_true")
     parser.add_argument("--server-devices", required=True)
+    parser.add_argument("--keep-job-s", required=True, type=float)
     parser.add_argument("--allow-rule", action="append", default=[], dest="allowed_rules")
     parser.add_argument("--ready-fd", required=True, type=int)
     arguments = parser.parse_args()
@@ -110,6 +113,7 @@ def main() -> int:
         arguments.insecure,
         arguments.server_devices,
         tuple(arguments.allowed_rules),
+        arguments.keep_job_s,
     )
     ready_fd: list[int] = [arguments.ready_fd]
 

@@ -41,6 +41,9 @@ def up(
         list[str] | None,
         typer.Option(metavar="NAME[==VERSION]", help="Servers may run this rule of an installed package; repeatable."),
     ] = None,
+    keep_job_s: Annotated[
+        float, typer.Option(min=0, metavar="S", help="Keep a job's tensors so long after its last worker has gone.")
+    ] = 600.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the record as one line of JSON.")] = False,
 ) -> None:
     """Start a cluster on this machine; Ctrl-C stops everything."""
@@ -48,7 +51,7 @@ def up(
     from windlass.cli.supervisor import ClusterOrder, supervise
 
     require_free(listen)
-    order = ClusterOrder(name, servers, listen, insecure, server_devices, tuple(allow_rule or ()))
+    order = ClusterOrder(name, servers, listen, insecure, server_devices, tuple(allow_rule or ()), keep_job_s)
 
     def say(record: RecordedCluster) -> None:
         if as_json:

@@ -352,6 +352,7 @@ class Update(_message.Message):
     ENDED_FIELD_NUMBER: _builtins.int
     JOB_FIELD_NUMBER: _builtins.int
     RULE_FIELD_NUMBER: _builtins.int
+    FREED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def routing(self) -> Global___Routing: ...
     @_builtins.property
@@ -372,6 +373,10 @@ class Update(_message.Message):
     def job(self) -> Global___JobState: ...
     @_builtins.property
     def rule(self) -> Global___RuleChanged: ...
+    @_builtins.property
+    def freed(self) -> Global___StoresFreed:
+        """to servers: a job is over"""
+
     def __init__(
         self,
         *,
@@ -384,16 +389,37 @@ class Update(_message.Message):
         ended: Global___SessionEnded | None = ...,
         job: Global___JobState | None = ...,
         rule: Global___RuleChanged | None = ...,
+        freed: Global___StoresFreed | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["ended", b"ended", "event", b"event", "job", b"job", "metrics", b"metrics", "prepare", b"prepare", "roster", b"roster", "routing", b"routing", "rule", b"rule", "snapshotted", b"snapshotted", "what", b"what"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ended", b"ended", "event", b"event", "freed", b"freed", "job", b"job", "metrics", b"metrics", "prepare", b"prepare", "roster", b"roster", "routing", b"routing", "rule", b"rule", "snapshotted", b"snapshotted", "what", b"what"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ended", b"ended", "event", b"event", "job", b"job", "metrics", b"metrics", "prepare", b"prepare", "roster", b"roster", "routing", b"routing", "rule", b"rule", "snapshotted", b"snapshotted", "what", b"what"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ended", b"ended", "event", b"event", "freed", b"freed", "job", b"job", "metrics", b"metrics", "prepare", b"prepare", "roster", b"roster", "routing", b"routing", "rule", b"rule", "snapshotted", b"snapshotted", "what", b"what"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_what: _TypeAlias = _typing.Literal["routing", "roster", "prepare", "metrics", "event", "snapshotted", "ended", "job", "rule"]  # noqa: Y015
+    _WhichOneofReturnType_what: _TypeAlias = _typing.Literal["routing", "roster", "prepare", "metrics", "event", "snapshotted", "ended", "job", "rule", "freed"]  # noqa: Y015
     _WhichOneofArgType_what: _TypeAlias = _typing.Literal["what", b"what"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_what) -> _WhichOneofReturnType_what | None: ...
 
 Global___Update: _TypeAlias = Update  # noqa: Y015
+
+@_typing.final
+class StoresFreed(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STORE_IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def store_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        store_ids: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["store_ids", b"store_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StoresFreed: _TypeAlias = StoresFreed  # noqa: Y015
 
 @_typing.final
 class RuleChanged(_message.Message):

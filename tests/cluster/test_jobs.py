@@ -1,0 +1,97 @@
+"""Several jobs on one cluster: beside each other, and what is left of them when nobody comes back."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import windlass as wl
+from tests.cluster.team import Team
+from windlass.local_cluster import LocalCluster
+from windlass.optim import SGD, Adam
+from windlass_proto.errors import UsageError
+
+pytestmark = pytest.mark.cluster
+ELEMENTS = 300_000
+
+
+@pytest.fixture
+def forgetful(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A cluster that keeps nothing of a job without workers."""
+    with LocalCluster.start(servers=2, run_dir=tmp_path, keep_job_s=0.0) as started:
+        monkeypatch.setenv("WINDLASS_TOKEN_FILE", str(started.token_file))
+        yield started
+
+
+def held_bytes(worker: wl.Cluster) -> float:
+    """What all servers hold, by their latest reports."""
+    return float(sum(member["figures"].get("parameter_bytes", 0.0) for member in worker.status()["members"]))
+
+
+def await_held(worker: wl.Cluster, wanted: Callable[[float], bool]) -> None:
+    deadline = time.monotonic() + 30.0
+    while not wanted(held_bytes(worker)):
+        assert time.monotonic() < deadline, f"servers hold {held_bytes(worker)} bytes"
+        worker.barrier("a look")
+
+
+def test_two_jobs_train_at_once_and_neither_waits_for_the_other(local: LocalCluster, token: None) -> None:
+    def train(name: str, steps: int, rate: float) -> list[float]:
+        with Team(local, f"beside {name}".replace(" ", "-")) as team:
+            stores = team.stores({"w": np.zeros(ELEMENTS, np.float32)}, SGD(lr=rate))
+
+            def act(_: wl.Cluster, rank: int) -> float:
+                for _step in range(steps):
+                    found = stores[rank].update({"w": np.ones(ELEMENTS, np.float32)})["w"]
+                return float(found[0])
+
+            return team.each(act)
+
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.submit(train, "one", 20, 1.0), pool.submit(train, "two", 7, 0.5)
+        assert first.result(60) == [-20.0] * 2
+        assert second.result(60) == [-3.5] * 2
+
+
+def test_a_job_that_nobody_comes_back_to_gives_its_memory_back_and_its_name(forgetful: LocalCluster) -> None:
+    with Team(forgetful, "watcher", workers=1) as team:
+        watcher = team[0]
+        with Team(forgetful, "gone") as gone:
+            stores = gone.stores({"w": np.full(ELEMENTS, 5.0, np.float32)}, Adam())
+            for store in stores:
+                store.table("user", 4, SGD(lr=1.0), init=wl.init.Zeros())
+            gone.each(lambda _, rank: stores[rank].update({"w": np.ones(ELEMENTS, np.float32)}))
+            await_held(watcher, lambda held: held >= 3 * 4 * ELEMENTS)
+        await_held(watcher, lambda held: held == 0)
+        assert [event["kind"] for event in watcher.status()["events"]].count("job_freed") == 1
+        assert "gone" not in [store["job"] for store in watcher.status()["stores"]]
+        with Team(forgetful, "gone", workers=1) as anew:  # with another number of workers, tensors and rule
+            (store,) = anew.stores({"w": np.zeros(8, np.float32)}, SGD(lr=1.0), "asp")
+            assert store.pull().result()["w"].tolist() == [0.0] * 8
+
+
+def test_what_a_job_left_is_there_for_who_comes_back_in_time(local: LocalCluster, token: None) -> None:
+    for step, found in enumerate([-1.0, -2.0]):
+        with Team(local, "a-notebook", workers=1) as team:
+            (store,) = team.stores({"w": np.zeros(8, np.float32)}, SGD(lr=1.0))
+            assert store.update({"w": np.ones(8, np.float32)})["w"][0] == found, step
+
+
+def test_an_observer_of_a_job_that_is_over_is_told_so(forgetful: LocalCluster) -> None:
+    with Team(forgetful, "watcher", workers=1) as team:
+        with Team(forgetful, "over", workers=1) as over:
+            over.stores({"w": np.zeros(ELEMENTS, np.float32)}, SGD(lr=1.0), "asp")
+            await_held(team[0], lambda held: held > 0)
+            observer = wl.connect(forgetful.address, job="over", observe=True)
+            seen = observer.store("model", consistency="asp")
+            assert seen.pull().result()["w"].shape == (ELEMENTS,)
+        await_held(team[0], lambda held: held == 0)
+        with pytest.raises(UsageError, match="deleted"):
+            seen.pull().result()
+        observer.close()
