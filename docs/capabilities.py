@@ -9,16 +9,20 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from windlass_proto.errors import UsageError
 from windlass_proto.rule_specs import RULES, SGD, RuleSpec
+from windlass_rules.cuda_source import update_source
 from windlass_rules.registry import DTYPES, RULE_MODULES
 from windlass_rules.rule import Per, Variant
 
 PAGE = Path(__file__).with_suffix(".md")
+RECORD = PAGE.with_name("device_tests.json")
+Run = dict[str, Any]
 
 HEAD = """\
 # What each update rule can do
@@ -47,6 +51,11 @@ gradient and the weights before a step is applied. Sums of squares are float64, 
 on values and layout alone: the same bits on 1, 2 or 5 servers. A tensor that nobody pushed in a step counts as 0. Under
 `asp` and `ssp` there is no step to take a norm of over several blocks: refused there for tensors that are cut, and
 `clip_global_norm` altogether. So they are on servers with a device, and for rows of tables.
+
+*GPU*: on servers with a device ([gpu.md](gpu.md)), for float32 and float64 and without norms. *tested* names the
+device on which the tests of this very kernel passed, by `device_tests.json`, and the day; *compiled only*: the kernel's
+CUDA source has been compiled by NVRTC, and compared with the compiled rule bit for bit on a CPU, but not run on a
+device.
 """
 
 
@@ -76,6 +85,23 @@ def variants(cls: Any) -> dict[str, tuple[str, Variant]]:
     return found
 
 
+def device_runs() -> list[Run]:
+    """What `python -m tests.rules.record_device` recorded, oldest first."""
+    runs: list[Run] = json.loads(RECORD.read_text(encoding="utf-8"))["runs"]
+    return runs
+
+
+def on_device(variant: Variant, runs: list[Run]) -> str:
+    """The cell of a kernel: where its CUDA twin, as it is today, has been tested."""
+    if variant.by_row or variant.measure is not None:
+        return "no"
+    programs = [update_source(variant, dtype) for dtype in DTYPES]
+    for run in reversed(runs):
+        if all(run["programs"].get(program.entry) == program.digest for program in programs):
+            return f"tested ({run['date']}, {run['model']})"
+    return "compiled only"
+
+
 def table() -> str:
     """The page."""
     dtypes = [dtype.name for dtype in DTYPES]
@@ -87,8 +113,10 @@ def table() -> str:
         "state",
         "cut over servers",
         "same bits on any CPU",
+        "GPU",
     ]
     rows = [columns, ["---"] * len(columns)]
+    runs = device_runs()
     for cls in RULES.values():
         for words, variant in variants(cls).values():
             state = ", ".join(f"{slot.name}{A_ROW[slot.per]}" for slot in variant.slots) or "none"
@@ -96,7 +124,18 @@ def table() -> str:
             alone = variant.measure is not None or any(slot.per is Per.WORKER for slot in variant.slots)
             of_rows = "no" if alone else "yes"
             cut = "bsp" if variant.measure is not None else "yes"
-            rows.append([f"`{cls.__name__}`", words, *(dense for _ in dtypes), of_rows, state, cut, "yes"])
+            rows.append(
+                [
+                    f"`{cls.__name__}`",
+                    words,
+                    *(dense for _ in dtypes),
+                    of_rows,
+                    state,
+                    cut,
+                    "yes",
+                    on_device(variant, runs),
+                ]
+            )
     return HEAD + "".join(f"| {' | '.join(row)} |\n".replace("|  |", "| |") for row in rows) + FOOT
 
 

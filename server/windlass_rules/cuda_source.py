@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import hashlib
 import inspect
 import textwrap
 from dataclasses import dataclass
@@ -108,6 +109,11 @@ class CudaSource:
     text: str
     run: np.dtype[Any]
     source: np.dtype[Any]
+
+    @property
+    def digest(self) -> str:
+        """Of the text, so that a record of a test can say which text was tested."""
+        return hashlib.sha256(self.text.encode()).hexdigest()[:16]
 
 
 @functools.cache

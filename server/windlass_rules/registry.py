@@ -212,7 +212,14 @@ def build_cuda(spec: RuleSpec, dtype: npt.DTypeLike) -> CudaSource:
     Raises:
         UsageError: the rule has no twin.
     """
-    return update_source(_by_element(spec), known_dtype(spec, dtype))
+    variant = _by_element(spec)
+    if variant.measure is not None:
+        raise UsageError(
+            "an update rule takes norms, which devices cannot yet",
+            rule=rule_name(spec),
+            next_move="Serve its tensors from memory: start servers without --device.",
+        )
+    return update_source(variant, known_dtype(spec, dtype))
 
 
 def variant_of(spec: RuleSpec) -> tuple[Any, Variant, Any]:
