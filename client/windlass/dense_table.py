@@ -52,7 +52,10 @@ class Flat:
 
 
 class Span(NamedTuple):
-    """One entry to be: segments [seg_begin, seg_end) of a block, where its values lie, where its answer goes."""
+    """One entry to be: segments [seg_begin, seg_end) of a block, where its values lie, where its answer goes.
+
+    `rows`: how many rows of a dense tensor it is about; None: it is about whole segments, or of a sparse table.
+    """
 
     share: tuple[int, int]
     block: int
@@ -60,6 +63,7 @@ class Span(NamedTuple):
     seg_end: int
     payload: InFrame | InArena | None
     out: InFrame | InArena | None
+    rows: int | None = None
 
 
 Place = Flat | dict[int, Vector] | None

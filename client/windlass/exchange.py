@@ -20,6 +20,7 @@ from windlass.borrow import Borrowed
 from windlass.data_link import InArena, bytes_of
 from windlass.dense_table import DenseTable, Flat, Place, Span, not_finite, tensors_between
 from windlass.device_arrays import OnDevice, on_device
+from windlass.rooms import Rooms
 from windlass.window_core import Request
 from windlass_proto.errors import UsageError
 from windlass_proto.frames import Op, Status
@@ -83,9 +84,10 @@ class Plan(NamedTuple):
                 last=table < self.lasts,
                 nowait=nowait,
                 priority=priority,
+                rows=rows,
             )
             for table, spans in enumerate(self.spans)
-            for share, block, begin, end, payload, out in spans
+            for share, block, begin, end, payload, out, rows in spans
         ]
 
 
@@ -114,6 +116,7 @@ class Exchange:
         self.encoders: dict[int, Encoder] = {}
         self.steps_done: Callable[[], int] = lambda: 0
         self.family: Callable[[Array], Any] = lambda array: array
+        self.rooms = Rooms(member.heap)
         self._plans: dict[Any, tuple[Plan, Any]] = {}
         self._servers: tuple[int, tuple[int, ...]] = (-1, ())
 
@@ -196,7 +199,7 @@ class Exchange:
         found = self.where.get(name)
         if found is None and self.sparse_named(name) is not None:
             raise UsageError(
-                "a sparse table was named like a tensor",
+                "a sparse table was named like a whole tensor",
                 store=self.store,
                 name=name,
                 next_move="Push windlass.Rows(ids, gradients) to it, and pull it by its ids: pull({name: ids}).",
@@ -243,9 +246,9 @@ class Exchange:
             return self.table_names(request.share[0])
         place = (table.layout, request.block, request.seg_begin, request.seg_end)
         names: list[str] = []
-        if status is Status.REJECTED and table.table_id in self.encoders:
+        if status is Status.REJECTED and request.rows is None and table.table_id in self.encoders:
             names = self.encoders[table.table_id].not_finite(*place[1:], bytes_of(request.payload, self.member.heap))
-        elif status is Status.REJECTED:
+        elif status is Status.REJECTED and request.rows is None:
             names = not_finite(*place, bytes_of(request.payload, self.member.heap))
         return _shown(names or tensors_between(*place))
 

@@ -3,8 +3,9 @@
     store.push({"w": gradient, "user": wl.Rows(ids, gradients)})     one ticket, one entry list, one step
     store.pull({"w": None, "user": ids})                             None: the whole tensor
 
-Each part is planned by what it is part of, a dense group or a table; a mixture is their plans in one: their entries
-travel in the same frames, so that a call makes one round trip to each server, and its ticket ends with the last answer.
+"user" is a sparse table, or a dense tensor of which some rows are meant. Each part is planned by what it is part of; a
+mixture is their plans in one: their entries travel in the same frames, so that a call makes one round trip to each
+server, and its ticket ends with the last answer.
 
 Invariant: every part is checked and planned before anything is sent, so a wrong argument leaves nothing half done.
 Tensors come first, so that entries which say that they are the last of a step are the leading ones.
@@ -21,10 +22,10 @@ from windlass_proto.frames import Op
 
 
 class Rows(NamedTuple):
-    """Some rows of a table, as `push`, `push_pull` and `update` take them.
+    """Some rows of a table, or of a tensor along its first axis, as `push`, `push_pull` and `update` take them.
 
     ids: of any shape and integer dtype, not negative; those of one id are summed.
-    values: a gradient for each, of the shape ids.shape + (dim,).
+    values: a gradient for each, of the shape ids.shape + the shape of a row.
     """
 
     ids: Any
@@ -44,7 +45,7 @@ def push_plan(
         return exchange.push_plan(op, grads, out, borrow=borrow)
     dense = {name: value for name, value in grads.items() if name not in rows}
     own = None if out is None else _own(exchange, out, dense, rows)
-    plans = {name: exchange.table(name).push_plan(op, *value, _target(out, name)) for name, value in rows.items()}
+    plans = {name: _rows_push(exchange, op, name, value, _target(out, name)) for name, value in rows.items()}
     first = exchange.push_plan(op, dense, own, borrow=borrow) if dense else None
     return _joined(first, plans, list(grads), answered=op is Op.PUSH_PULL)
 
@@ -73,9 +74,25 @@ def pull_plan(
         )
     if not ids:
         return exchange.pull_plan(chosen, out)
-    plans = {name: exchange.table(name).pull_plan(given, _target(out, name)) for name, given in ids.items()}
+    plans = {name: _rows_pull(exchange, name, given, _target(out, name)) for name, given in ids.items()}
     first = exchange.pull_plan(chosen, out) if chosen else None
     return _joined(first, plans, list(names or ()), answered=True)
+
+
+def _rows_push(exchange: Exchange, op: Op, name: str, rows: Rows, target: Any) -> Plan:
+    if name in exchange.where:
+        from windlass import dense_rows  # brings Numba, as tables do
+
+        return dense_rows.push_plan(exchange, op, name, *rows, target)
+    return exchange.table(name).push_plan(op, *rows, target)
+
+
+def _rows_pull(exchange: Exchange, name: str, ids: Any, target: Any) -> Plan:
+    if name in exchange.where:
+        from windlass import dense_rows
+
+        return dense_rows.pull_plan(exchange, name, ids, target)
+    return exchange.table(name).pull_plan(ids, target)
 
 
 def _own(
@@ -98,8 +115,9 @@ def _target(out: Mapping[str, Any] | None, name: str) -> Any:
 
 
 def _joined(first: Plan | None, plans: Mapping[str, Plan], names: list[str], *, answered: bool) -> Plan:
-    """One plan of the tensors' and of each table's; its result is by name, in the order of the call."""
-    parts = [*([first] if first is not None else []), *plans.values()]
+    """One plan of the tensors' and of each rows'; its result is by name, in the order of the call."""
+    rows = sorted(plans.values(), key=lambda plan: -plan.lasts)
+    parts = [*([first] if first is not None else []), *rows]
 
     def finish() -> dict[str, Any]:
         found: dict[str, Any] = dict(first.finish()) if first is not None and first.finish is not None else {}
@@ -111,5 +129,5 @@ def _joined(first: Plan | None, plans: Mapping[str, Plan], names: list[str], *, 
         tuple(action for part in parts for action in part.settle),
         finish if answered else None,
         sum(part.entries for part in parts),
-        first.lasts if first is not None else 0,
+        sum(part.lasts for part in parts),
     )

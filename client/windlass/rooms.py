@@ -6,11 +6,14 @@ Sizes are powers of two, so that what one call gives back the next of its size f
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import numpy.typing as npt
 
 from windlass.data_link import InArena, InFrame
 from windlass_proto import memory
+from windlass_proto.frames import aligned
 from windlass_proto.links.arena import ArenaHeap
 
 _SIZE_MIN = 4096
@@ -54,6 +57,11 @@ class Rooms:
             return Room(memory.aligned_zeros(size, np.uint8).view(np.uint8), None)
         piece = self._heap.take(size)
         return Room(piece.array, (piece.segment_id, piece.offset))
+
+    def lay_out(self, sizes: list[int]) -> tuple[Room, list[int]]:
+        """Room for parts of these bytes, and where each begins: on multiples of 64, as entries' values must."""
+        begins = [0, *itertools.accumulate(map(aligned, sizes))]
+        return self.take(begins[-1]), begins[:-1]
 
     def give(self, room: Room) -> None:
         """Done with it."""

@@ -14,56 +14,30 @@ than a frame is cut into several entries a band, none of which says that it is t
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from windlass.arrays import Array, as_numpy, as_target, check_like, family_of
+from windlass import row_values
+from windlass.arrays import Array
 from windlass.data_link import InArena, InFrame
 from windlass.dense_table import Span
 from windlass.exchange import Plan
+from windlass.rooms import Room, Rooms
+from windlass.row_values import Target
 from windlass.ticket import Ticket
 from windlass_proto import ids as id_kernels
-from windlass_proto import limits, memory, table_specs
+from windlass_proto import limits, table_specs
 from windlass_proto.consistency import Mode
-from windlass_proto.errors import UsageError
 from windlass_proto.frames import Op, aligned
 from windlass_proto.table_specs import TableSpec
 
 if TYPE_CHECKING:
     from windlass.store import Store
 
-Bytes = npt.NDArray[np.uint8]
-
 _STATS_BYTES: Final = 64
-_FREE_MAX: Final = 8
-
-
-class _Room:
-    """Bytes on 64, in shared memory where there is some."""
-
-    __slots__ = ("array", "place")
-
-    def __init__(self, array: Bytes, place: tuple[int, int] | None) -> None:
-        self.array = array
-        self.place = place
-
-    def values(self, offset: int, nbytes: int) -> InFrame | InArena | None:
-        if not nbytes:
-            return None
-        if self.place is not None:
-            return InArena(self.place[0], self.place[1] + offset, nbytes)
-        return InFrame((self.array[offset : offset + nbytes].data,), nbytes)
-
-
-class _Target(NamedTuple):
-    """Where rows arrive in the order asked, and what makes the caller's array of them."""
-
-    flat: Array
-    finish: Callable[[], Any]
 
 
 class Table:
@@ -78,7 +52,7 @@ class Table:
         self._row_bytes = spec.dim * spec.dtype.itemsize
         self._entry_rows = max(1, limits.FRAME_PAYLOAD_BYTES_TARGET // (self._row_bytes + 8))
         self._bands: tuple[int, list[range]] = (-1, [])
-        self._free: dict[int, list[_Room]] = {}
+        self._rooms = Rooms(store.member.heap)
 
     def __repr__(self) -> str:
         return f"<windlass table {self.name!r} of {self.dim} x {self.dtype.name}>"
@@ -118,7 +92,7 @@ class Table:
 
         Who pulls such an id is given the initialiser's row; who pushes to it makes it anew.
         """
-        wanted, _ = self._ids(ids)
+        wanted, _ = row_values.ids_of(self.name, ids)
         self._store.send(Op.ERASE, functools.partial(self._erase_plan, wanted)).result()
 
     def __len__(self) -> int:
@@ -158,58 +132,10 @@ class Table:
 
     # ---- arguments ---------------------------------------------------------------------------------------------------
 
-    def _ids(self, ids: Any) -> tuple[id_kernels.Ids, tuple[int, ...]]:
-        array = as_numpy("ids", ids)
-        if array.dtype.kind not in "ui" and array.size:
-            raise UsageError(
-                "ids are not integers",
-                table=self.name,
-                dtype=array.dtype,
-                next_move="Pass integers; windlass.hash64 turns strings and others into ids.",
-            )
-        if array.dtype.kind == "i" and array.size and array.min() < 0:
-            raise UsageError(
-                "an id is negative",
-                table=self.name,
-                id=int(array.min()),
-                next_move="Ids are 0 to 2**64 - 1; windlass.hash64 turns any integers into such.",
-            )
-        return np.ascontiguousarray(array, np.uint64).reshape(-1), array.shape
-
     def _gradients(self, ids: Any, grads: Any) -> tuple[id_kernels.Ids, tuple[int, ...], Array]:
-        wanted, shape = self._ids(ids)
-        array = as_numpy("grads", grads)
-        check_like(self.name, array, (*shape, self.dim), self.dtype, what="a gradient of rows")
-        # The sum of finite values is finite unless it overflows, and costs half of looking at each.
-        with np.errstate(over="ignore", invalid="ignore"):
-            finite = bool(np.isfinite(array.sum()) or np.isfinite(array).all())
-        if not finite:
-            raise UsageError(
-                "a gradient of rows holds values that are not finite",
-                table=self.name,
-                worker=self._store.member.joined.rank,
-                next_move="Nothing was sent. Look for an overflow or a division by 0.",
-            )
-        return wanted, shape, np.ascontiguousarray(array).reshape(-1)
-
-    def _target(self, shape: tuple[int, ...], out: Any, like: Any) -> _Target:
-        """Where the rows of ids of `shape` go: into `out`, or into a fresh array of the family of `like`."""
-        full = (*shape, self.dim)
-        if out is None:
-            fresh: Array = np.empty(full, self.dtype)
-            family = family_of(like)
-            return _Target(fresh.reshape(-1), lambda: family(fresh))
-        array = as_target(self.name, out)
-        check_like(self.name, array, full, self.dtype, what="an out array of rows")
-        if array.flags.c_contiguous:
-            return _Target(array.reshape(-1), lambda: out)
-        flat: Array = np.empty(array.size, self.dtype)
-
-        def copy() -> Any:
-            np.copyto(array, flat.reshape(full))
-            return out
-
-        return _Target(flat, copy)
+        wanted, shape = row_values.ids_of(self.name, ids)
+        worker = self._store.member.joined.rank
+        return wanted, shape, row_values.gradients_of(self.name, grads, (*shape, self.dim), self.dtype, worker)
 
     # ---- plans -------------------------------------------------------------------------------------------------------
 
@@ -229,28 +155,30 @@ class Table:
         wanted, shape, array = self._gradients(ids, grads)
         plan = id_kernels.plan(wanted, self.spec.seed, self.spec.vshards)
         runs = self._cut(plan, every_band=self.spec.mean and self.spec.consistency.mode is Mode.BSP)
-        target = self._target(shape, out, grads) if op is Op.PUSH_PULL else None
+        target = (
+            row_values.target(self.name, (*shape, self.dim), self.dtype, out, grads) if op is Op.PUSH_PULL else None
+        )
         room, sent = self._staged(plan, runs, array)
-        settle = [lambda: self._give(room)]
+        settle = [lambda: self._rooms.give(room)]
         if target is None:
             return self._planned(runs, sent, [None] * len(runs), settle, None)
         return self._planned(runs, sent, *self._received(plan, runs, target, settle))
 
     def pull_plan(self, ids: Any, out: Any = None) -> Plan:
         """Ask for rows, into `out` where it is given."""
-        wanted, shape = self._ids(ids)
+        wanted, shape = row_values.ids_of(self.name, ids)
         plan = id_kernels.plan(wanted, self.spec.seed, self.spec.vshards)
         runs = self._cut(plan)
-        target = self._target(shape, out, ids)
+        target = row_values.target(self.name, (*shape, self.dim), self.dtype, out, ids)
         room, sent = self._staged(plan, runs, None)
-        settle = [lambda: self._give(room)]
+        settle = [lambda: self._rooms.give(room)]
         return self._planned(runs, sent, *self._received(plan, runs, target, settle))
 
     def _erase_plan(self, ids: id_kernels.Ids) -> Plan:
         plan = id_kernels.plan(ids, self.spec.seed, self.spec.vshards)
         runs = self._cut(plan)
         room, sent = self._staged(plan, runs, None)
-        return self._planned(runs, sent, [None] * len(runs), [lambda: self._give(room)], None)
+        return self._planned(runs, sent, [None] * len(runs), [lambda: self._rooms.give(room)], None)
 
     def _planned(
         self,
@@ -268,14 +196,14 @@ class Table:
 
     def _staged(
         self, plan: id_kernels.IdPlan, runs: list[tuple[range, int, int]], grads: Array | None
-    ) -> tuple[_Room, list[InFrame | InArena | None]]:
+    ) -> tuple[Room, list[InFrame | InArena | None]]:
         """Each run's ids, and behind them the sums of its gradients, where they are sent from."""
         ids_bytes = [8 * (end - begin) if grads is None else aligned(8 * (end - begin)) for _, begin, end in runs]
         sizes = [
             nbytes + (0 if grads is None else (end - begin) * self._row_bytes)
             for nbytes, (_, begin, end) in zip(ids_bytes, runs, strict=True)
         ]
-        room, begins = self._laid_out(sizes)
+        room, begins = self._rooms.lay_out(sizes)
         for (_, begin, end), at in zip(runs, begins, strict=True):
             room.array[at : at + 8 * (end - begin)].view(np.uint64)[:] = plan.ids[begin:end]
         if grads is not None:
@@ -289,26 +217,21 @@ class Table:
         self,
         plan: id_kernels.IdPlan,
         runs: list[tuple[range, int, int]],
-        target: _Target,
+        target: Target,
         settle: list[Callable[[], None]],
     ) -> tuple[list[Any], list[Callable[[], None]], Callable[[], Any]]:
         """Where each run's rows arrive, and what makes the caller's array of them."""
         sizes = [(end - begin) * self._row_bytes for _, begin, end in runs]
-        room, begins = self._laid_out(sizes)
+        room, begins = self._rooms.lay_out(sizes)
 
         def finish() -> Any:
             places = self._places(runs, begins)
             rows = room.array.view(self.dtype)
             id_kernels.moves(self.dtype).take_rows(rows, plan.inverse, places, self.dim, target.flat)
-            self._give(room)
+            self._rooms.give(room)
             return target.finish()
 
         return [room.values(at, nbytes) for at, nbytes in zip(begins, sizes, strict=True)], settle, finish
-
-    def _laid_out(self, sizes: list[int]) -> tuple[_Room, list[int]]:
-        """Room for parts of these bytes, and where each begins: on multiples of 64."""
-        begins = [0, *itertools.accumulate(map(aligned, sizes))]
-        return self._take(begins[-1]), begins[:-1]
 
     def _places(self, runs: list[tuple[range, int, int]], begins: list[int]) -> npt.NDArray[np.int64]:
         """The element at which each row of the plan begins, in room where the rows of run i begin at byte begins[i]."""
@@ -350,22 +273,3 @@ class Table:
 
         span = Span((self.spec.table_id, band.start), band.start, begin, end, None, InFrame((raw.data,), raw.nbytes))
         return Plan([[span]], (), finish, 1)
-
-    # ---- memory ------------------------------------------------------------------------------------------------------
-
-    def _take(self, nbytes: int) -> _Room:
-        """Room for `nbytes`, warm where a call of its size has been settled."""
-        size = max(4096, 1 << (max(nbytes, 1) - 1).bit_length())
-        free = self._free.get(size)
-        if free:
-            return free.pop()
-        heap = self._store.member.heap
-        if heap is None:
-            return _Room(memory.aligned_zeros(size, np.uint8).view(np.uint8), None)
-        piece = heap.take(size)
-        return _Room(piece.array, (piece.segment_id, piece.offset))
-
-    def _give(self, room: _Room) -> None:
-        free = self._free.setdefault(room.array.nbytes, [])
-        if len(free) < _FREE_MAX:
-            free.append(room)

@@ -51,7 +51,8 @@ class Stamp(NamedTuple):
 class Request:
     """One entry's worth of wish. `owner` is told when it is finished; payload and out are the driver's own.
 
-    `nbytes` counts the values that travel in the frame. `share` is (table, vshard), the unit of ordering.
+    `nbytes` counts the values that travel in the frame. `share` is (table, vshard), the unit of ordering. `rows`: how
+    many rows of a dense tensor it names, None if it is about whole segments.
     """
 
     __slots__ = (
@@ -66,6 +67,7 @@ class Request:
         "owner",
         "payload",
         "priority",
+        "rows",
         "seg_begin",
         "seg_end",
         "seq",
@@ -97,6 +99,7 @@ class Request:
         last: bool = True,
         nowait: bool = False,
         priority: int = 0,
+        rows: int | None = None,
     ) -> None:
         self.op = op
         self.store = store
@@ -112,6 +115,8 @@ class Request:
         self.weight = weight
         self.stamp = stamp
         self.flags = (EntryFlag.LAST if last else 0) | (EntryFlag.NOWAIT if nowait else 0)
+        self.flags |= EntryFlag.ROWS if rows is not None else 0
+        self.rows = rows
         self.priority = priority
         self.seq = 0
         self.tag = 0

@@ -98,6 +98,7 @@ class EntryFlag(IntEnum):
     LAST = 1  # the session's last piece for these segments in this step
     NOWAIT = 2  # a pull that reads what is there
     FIRST = 4  # an answer's values follow in pieces
+    ROWS = 8  # of a dense tensor: about some rows of one segment (`row_pieces`)
 
 
 class Header(NamedTuple):
@@ -122,7 +123,8 @@ class Entry(NamedTuple):
     Of a sparse table: block is the first vshard of the band, seg_begin 0, seg_end the number of ids; the values are the
     ids (u64), zeros up to a multiple of 64, and for a push their rows. A scan's segments are row numbers.
     stamp: with which version of the store's hyper-parameters a gradient is to be applied; 0: as declared.
-    aux: the expected seq of a gap; the version of an answer.
+    aux: the expected seq of a gap; the version of an answer. With ROWS the number of rows: the values begin with them
+    (u64), and for a push zeros up to a multiple of 64 and their pieces follow; those of an answer are the pieces.
 
     REDUCE: seg_end is the scope (a tensor's number, or the number of tensors for the group), stamp the phase; the
     values are sums of squares, float64, and so are those of the answer, whose aux says how many.

@@ -28,15 +28,18 @@ from windlass_proto import checkpoint_orders, frames, group_specs, limits, rule_
 from windlass_proto.consistency import Mode
 from windlass_proto.errors import ProtocolError, UnavailableError, WindlassError
 from windlass_proto.frames import Entry, EntryFlag, Flag, Header, Kind, Op, Status
+from windlass_proto.layout import Block, GroupLayout
 from windlass_proto.links import arena, preamble
 from windlass_proto.links.bell import Bell
 from windlass_proto.links.stream import Frame, FrameReader, FrameWriter, Place
 from windlass_proto.memory import Buffer
 from windlass_proto.rule_records import DECLARED
 from windlass_proto.tensor_file import Written
-from windlass_server.answers import answer_entry, error_record
+from windlass_server import dense_rows
+from windlass_server.answers import lay_out
 from windlass_server.dense import DenseGroup, Origin, Reply, Share
 from windlass_server.dense_memory import Values, Vector
+from windlass_server.dense_rows import NamedRows
 from windlass_server.group_wire import Gradient
 from windlass_server.node import ServerNode
 from windlass_server.share_events import Push, deleted_error
@@ -50,6 +53,7 @@ _DENSE_WRITES = frozenset({Op.PUSH, Op.PUSH_PULL, Op.INIT, Op.ASSIGN})
 _ROW_WRITES = frozenset({Op.PUSH, Op.PUSH_PULL, Op.ERASE})
 _ROW_READS = frozenset({Op.PULL, Op.STATS, Op.SCAN})
 _WRITES = _DENSE_WRITES | _ROW_WRITES
+_NO_BYTES = np.empty(0, np.uint8)
 _NO_IDS = np.empty(0, np.uint64)
 _NO_ROWS = np.empty(0, np.float32)
 
@@ -255,7 +259,7 @@ class Connection:
                 raise ProtocolError("an entry names a block that its table lacks", block=entry.block)
             self._reply_plain(entry, Status.FENCED)
             return
-        if entry.op not in _WRITES and self._crowded():
+        if entry.op not in _WRITES and (refused or self._crowded()):
             self._reply_plain(entry, Status.RETRY)
             return
         if isinstance(group, SparseTable):
@@ -269,19 +273,19 @@ class Connection:
         if not entry.seg_begin < entry.seg_end <= len(block.segments):
             raise ProtocolError("an entry names segments that its block lacks", end=entry.seg_end)
         begin, end = block.span(entry.seg_begin, entry.seg_end)
-        dtype = group.spec.layout.dtype
+        layout = group.spec.layout
+        dtype = layout.dtype
         nbytes = (end - begin) * dtype.itemsize
         if entry.clock > share.core.clocks.begun + limits.CLOCK_AHEAD_MAX:
             raise ProtocolError("an entry's step is out of reach", clock=entry.clock)
         op = entry.op
-        out = self._out(entry, nbytes, dtype) if entry.out_arena else None
-        origin = Origin(self, entry.tag, entry.table, op, out)
+        named, raw = self._named(entry, block, layout, buffer) if not refused else (None, _NO_BYTES)
+        out = None
+        if entry.out_arena and (named is not None or not entry.flags & EntryFlag.ROWS):
+            out = self._out(entry, nbytes if named is None else named.elements * dtype.itemsize, dtype)
+        origin = Origin(self, entry.tag, entry.table, op, out, named)
         if op == Op.PULL:
-            self.node.counters["pulls"] += 1
-            clock = 0 if entry.flags & EntryFlag.NOWAIT else entry.clock
-            with share.lock:
-                effects = share.core.pull(origin, clock, entry.block, entry.seg_begin, entry.seg_end)
-                group.execute(share, effects, self._deliver)
+            self._read(entry, group, share, origin)
             return
         if op == Op.DROP:
             self.node.drop(group, entry.block, entry.seg_begin, entry.seg_end, self._deliver)
@@ -290,23 +294,17 @@ class Connection:
         if op not in _DENSE_WRITES:
             raise ProtocolError("an entry asks for an unknown operation", op=op)
         stamp = self.node.record(group.spec.store_id, entry.stamp) if entry.stamp else DECLARED
-        received = None if refused else self._values(entry, group, share, buffer)
+        received = None
+        if not refused:
+            received = (
+                self._values(entry, group, share, buffer) if named is None else self._spread(entry, group, named, raw)
+            )
         values, finite = (None, True) if received is None else group.memory.receive(received)
         event = Push(
-            origin,
-            self.session,
-            entry.seq,
-            entry.clock,
-            entry.block,
-            entry.seg_begin,
-            entry.seg_end,
-            values,
-            entry.weight,
-            stamp,
-            bool(entry.flags & EntryFlag.LAST),
-            op == Op.PUSH_PULL,
+            origin, self.session, entry.seq, entry.clock, entry.block, entry.seg_begin, entry.seg_end, values,
+            entry.weight, stamp, bool(entry.flags & EntryFlag.LAST), op == Op.PUSH_PULL,
             finite or not group.wire.looks,
-        )
+        )  # fmt: skip
         counters = self.node.counters
         counters["pushes"] += 1
         counters["bytes_in"] += entry.nbytes
@@ -323,6 +321,24 @@ class Connection:
                 effects = share.core.push(event)
             group.execute(share, effects, self._deliver)
 
+    def _named(
+        self, entry: Entry, block: Block, layout: GroupLayout, buffer: Buffer | None
+    ) -> tuple[NamedRows | None, npt.NDArray[np.uint8]]:
+        """The rows that an entry names, and the bytes of its values; None if it is about whole segments."""
+        raw = _NO_BYTES
+        if not entry.flags & EntryFlag.ROWS:
+            return None, raw
+        if dense_rows.numbers_bytes_untrusted(entry, block, layout):
+            raw, _ = self._raw(entry, entry.nbytes, buffer)
+        return dense_rows.named_untrusted(raw, entry, block, layout), raw
+
+    def _read(self, entry: Entry, group: DenseGroup, share: Share, origin: Origin) -> None:
+        self.node.counters["pulls"] += 1
+        clock = 0 if entry.flags & EntryFlag.NOWAIT else entry.clock
+        with share.lock:
+            effects = share.core.pull(origin, clock, entry.block, entry.seg_begin, entry.seg_end)
+            group.execute(share, effects, self._deliver)
+
     def _run_rows(self, entry: Entry, table: SparseTable, share: Share, buffer: Buffer | None, refused: bool) -> None:
         """One entry of a sparse table through its band's core: `_run` for ids and rows."""
         if entry.clock > share.core.clocks.begun + limits.CLOCK_AHEAD_MAX:
@@ -335,9 +351,6 @@ class Connection:
         writes = op in _ROW_WRITES
         if not writes and op not in _ROW_READS:
             raise ProtocolError("an entry asks a sparse table for what dense tensors do", op=op)
-        if refused and not writes:
-            self._reply_plain(entry, Status.RETRY)
-            return
         nbytes = table.answer_bytes_untrusted(entry)
         out = self._out(entry, nbytes, table.spec.dtype) if entry.out_arena and nbytes else None
         rows = None if refused else self._rows(entry, table, buffer)
@@ -371,20 +384,13 @@ class Connection:
 
     def _rows(self, entry: Entry, table: SparseTable, buffer: Buffer | None) -> Rows:
         """An entry's ids, copied out of what the peer may still change, and its rows where they are."""
-        if not (0.0 <= entry.weight <= 1e30):
-            raise ProtocolError("an entry's weight is out of range", weight=entry.weight)
+        _check_weight(entry)
         if entry.op in (Op.STATS, Op.SCAN):
             return Rows(_NO_IDS, _NO_ROWS, None)
         ids_bytes, nbytes = table.ids_bytes_untrusted(entry)
         if not nbytes:
             return Rows(_NO_IDS, _NO_ROWS, None)
-        raw: npt.NDArray[np.uint8]
-        if entry.arena:
-            raw, held = self._shared(entry.arena, entry.offset, nbytes), None
-        else:
-            if buffer is None:
-                raise ProtocolError("an entry came without its values", nbytes=nbytes)
-            raw, held = buffer.array[entry.offset : entry.offset + nbytes], buffer
+        raw, held = self._raw(entry, nbytes, buffer)
         ids = raw[:ids_bytes].view(np.uint64).copy()
         table.check_untrusted(entry.block, ids)
         if nbytes == ids_bytes:
@@ -399,16 +405,32 @@ class Connection:
         nbytes = group.wire.bytes_up(entry.op, block, entry.seg_begin, entry.seg_end)
         if entry.nbytes != nbytes:
             raise ProtocolError("an entry's values have another length", got=entry.nbytes, expected=nbytes)
-        if not (0.0 <= entry.weight <= 1e30):
-            raise ProtocolError("an entry's weight is out of range", weight=entry.weight)
+        _check_weight(entry)
         rank = share.core.clocks.rank(self.session, -1)
         extends = group.wire.decodes and self._extends(entry)
         what = Gradient(entry.op, block, entry.seg_begin, entry.seg_end, rank, extends)
+        raw, held = self._raw(entry, nbytes, buffer)
+        return group.wire.values_untrusted(raw, held, what)
+
+    def _spread(self, entry: Entry, group: DenseGroup, named: NamedRows, raw: npt.NDArray[np.uint8]) -> Values | None:
+        """The gradient that rows stand for; None where there is no room for it."""
+        _check_weight(entry)
+        nbytes = named.segment_elements * group.spec.layout.dtype.itemsize
+        group.wire.traffic.bytes_in += entry.nbytes
+        group.wire.traffic.raw_in += nbytes
+        try:
+            run = self.node.pool.take(nbytes, beyond=self._extends(entry))
+        except UnavailableError:
+            return None
+        return dense_rows.as_dense(named, raw, group.spec.layout.dtype, run)
+
+    def _raw(self, entry: Entry, nbytes: int, buffer: Buffer | None) -> tuple[npt.NDArray[np.uint8], Buffer | None]:
+        """The bytes of an entry's values where they are, and what must be held to keep them (None: shared memory)."""
         if entry.arena:
-            return group.wire.values_untrusted(self._shared(entry.arena, entry.offset, nbytes), None, what)
+            return self._shared(entry.arena, entry.offset, nbytes), None
         if buffer is None:
             raise ProtocolError("an entry came without its values", nbytes=nbytes)
-        return group.wire.values_untrusted(buffer.array[entry.offset : entry.offset + nbytes], buffer, what)
+        return buffer.array[entry.offset : entry.offset + nbytes], buffer
 
     def _out(self, entry: Entry, nbytes: int, dtype: np.dtype[np.floating]) -> Vector:
         return self._shared(entry.out_arena, entry.out_offset, nbytes).view(dtype)
@@ -559,28 +581,10 @@ class Connection:
         return batch
 
     def _put(self, replies: list[Reply]) -> None:
-        entries: list[Entry] = []
-        payload: list[memoryview] = []
-        snapshots: list[Buffer] = []
-        at = sent = 0
-        for reply in replies:
-            size, view = 0, None
-            if reply.snapshot is not None:
-                snapshots.append(reply.snapshot)
-                view = reply.snapshot.array.data
-                size = view.nbytes
-                sent += size
-            elif reply.origin.out is not None and reply.status == Status.OK:
-                sent += reply.origin.out.nbytes  # they lie in the worker's memory already
-            elif reply.error is not None:
-                view, size = error_record(reply.error)
-            entries.append(answer_entry(reply, at, size))
-            if view is not None:
-                payload.append(view)
-                at += view.nbytes
-        header = Header(Kind.ANSWER, 0, len(entries), 0, at, self.node.generation, 0, 0, 0)
-        self.node.counters["bytes_out"] += sent
-        self._writer.put(header, frames.pack_entries(entries), payload, self._releasing(snapshots))
+        batch = lay_out(replies)
+        header = Header(Kind.ANSWER, 0, len(replies), 0, batch.payload_bytes, self.node.generation, 0, 0, 0)
+        self.node.counters["bytes_out"] += batch.values_bytes
+        self._writer.put(header, frames.pack_entries(batch.entries), batch.payload, self._releasing(batch.snapshots))
 
     def _releasing(self, snapshots: list[Buffer]) -> Callable[[], None] | None:
         """What gives the snapshots of a frame back once it has left."""
@@ -594,3 +598,8 @@ class Connection:
                 snapshot.release()
 
         return release
+
+
+def _check_weight(entry: Entry) -> None:
+    if not (0.0 <= entry.weight <= 1e30):
+        raise ProtocolError("an entry's weight is out of range", weight=entry.weight)

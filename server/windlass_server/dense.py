@@ -28,6 +28,7 @@ from windlass_rules.norms import Norm
 from windlass_rules.registry import trust_of
 from windlass_server import norm_scopes
 from windlass_server.dense_memory import DenseMemory, HostMemory, MeasuringMemory, Vector
+from windlass_server.dense_rows import NamedRows
 from windlass_server.group_wire import GroupWire
 from windlass_server.reductions import Reductions
 from windlass_server.share_core import ShareCore
@@ -41,7 +42,7 @@ VERSIONS_KEPT = 8
 class Origin(NamedTuple):
     """Who asked, and where values go (`out`: in the worker's shared memory; None: in the answer's frame).
 
-    `asked`: of a sparse table, the ids or the row numbers whose rows go along.
+    `asked`: of a sparse table, the ids or the row numbers whose rows go along; of a dense tensor the rows, None: all.
     """
 
     connection: Any
@@ -292,7 +293,8 @@ class DenseGroup:
         out: Vector | None = None
         snapshot: Buffer | None = None
         answer = effect.answer
-        if answer is not None and answer.origin is not None:
+        whole = answer is not None and answer.origin is not None and answer.origin.asked is None
+        if answer is not None and whole:
             out = answer.origin.out
             if out is None:
                 snapshot = self.pool.take((end - begin) * arrays.weights.itemsize, beyond=True)
@@ -316,9 +318,11 @@ class DenseGroup:
                 scalars,
                 out_run,
             )
-        if answer is not None and answer.origin is not None:
+        if answer is not None and whole:
             self._see(share, arrays, answer)
             replies.append(_reply(answer, snapshot))
+        elif answer is not None:
+            self._answer(share, answer, replies, snapshots)
 
     def _pieces(self, arrays: BlockArrays, effect: Apply) -> Iterator[tuple[int, int, float, Vector]]:
         """Segments [begin, end) that one call of the kernel updates, with the divisor and the numbers it gets."""
@@ -425,6 +429,9 @@ class DenseGroup:
         self._see(share, arrays, answer)
         begin, end = arrays.block.span(answer.seg_begin, answer.seg_end)
         present = arrays.weights[begin:end]
+        if answer.origin.asked is not None:
+            replies.append(self._rows_reply(answer, present))
+            return
         if answer.origin.out is not None:
             self.memory.read(present, answer.origin.out)
             replies.append(_reply(answer, None))
@@ -435,6 +442,20 @@ class DenseGroup:
             snapshot = snapshots[key] = self.pool.take(present.nbytes, beyond=True)
             self.memory.read(present, snapshot.array.view(present.dtype))
         replies.append(_reply(answer, snapshot))
+
+    def _rows_reply(self, answer: Answer, present: Vector) -> Reply:
+        """The reply to who asked for some rows of one segment, `present`."""
+        named: NamedRows = answer.origin.asked
+        out, snapshot = answer.origin.out, None
+        if out is None and named.elements:
+            snapshot = self.pool.take(named.elements * present.itemsize, beyond=True)
+            out = snapshot.array.view(present.dtype)
+        if out is not None:
+            self.memory.read_rows(present, named, out)
+        reply = _reply(answer, snapshot)
+        if snapshot is not None:
+            snapshot.release()  # it is the reply's alone
+        return reply
 
     def _see(self, share: Share, arrays: BlockArrays, answer: Answer) -> None:
         """Weights go to a worker: where the rule compares, its copy of them is made."""

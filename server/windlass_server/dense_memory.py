@@ -11,7 +11,7 @@ names, from the first call to `finish`; `receive` needs no lock.
 from __future__ import annotations
 
 import threading
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,9 @@ from windlass_proto import memory
 from windlass_proto.memory import Buffer
 from windlass_rules import RuleKernels, norms, reduce
 from windlass_server.share_events import Source
+
+if TYPE_CHECKING:
+    from windlass_server.dense_rows import NamedRows
 
 Vector = npt.NDArray[np.floating]
 
@@ -67,6 +70,9 @@ class DenseMemory(Protocol):
 
     def read(self, vector: Vector, out: Vector) -> None:
         """Copy to host memory of the same size."""
+
+    def read_rows(self, vector: Vector, named: NamedRows, out: Vector) -> None:
+        """Copy the rows that are named, of the segment `vector`, to host memory."""
 
     def write(self, vector: Vector, values: Vector) -> None:
         """Store what was received, or other host memory."""
@@ -176,6 +182,9 @@ class HostMemory:
 
     def read(self, vector: Vector, out: Vector) -> None:
         np.copyto(out, vector)
+
+    def read_rows(self, vector: Vector, named: NamedRows, out: Vector) -> None:
+        named.read(vector, out)
 
     def write(self, vector: Vector, values: Vector) -> None:
         np.copyto(vector, values)

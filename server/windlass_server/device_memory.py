@@ -27,6 +27,7 @@ from windlass_rules.cuda_source import CudaSource, fill_source, finite_source
 from windlass_rules.device import Device, DeviceVector, Lane
 from windlass_rules.registry import build_cuda
 from windlass_server.dense_memory import Values, Vector
+from windlass_server.dense_rows import NamedRows
 from windlass_server.share_events import Source
 
 # Eighths of a device's memory. The last one is for programs, lists of runs, and what is lent beyond the pool.
@@ -162,6 +163,13 @@ class DeviceMemory:
         queue = self._queue()
         self._launch(queue)
         queue.lane.download(vector.address, out)
+
+    def read_rows(self, vector: Any, named: NamedRows, out: Vector) -> None:
+        """The segment comes whole: rows are brought together on the host."""
+        whole = np.empty(vector.size, self.kernels.dtype)
+        self.read(vector, whole)
+        self.finish()
+        named.read(whole, out)
 
     def write(self, vector: Any, values: Any) -> None:
         queue = self._queue()

@@ -128,7 +128,7 @@ def test_a_wrong_part_leaves_nothing_done(team: MakeTeam) -> None:
         ({"user": wl.Rows([-1], rows)}, "negative"),
         ({"user": wl.Rows([1.5], rows)}, "not integers"),
         ({"user": wl.Rows([1, 2], rows)}, "another shape"),
-        ({"user": np.ones((1, 4), np.float32)}, r"named like a tensor.*Rows"),
+        ({"user": np.ones((1, 4), np.float32)}, r"named like a whole tensor.*Rows"),
         ({"usr": wl.Rows([1], rows)}, "Use 'user'"),
         ({"w": np.ones(3, np.float32)}, "another shape"),
     ):
@@ -136,7 +136,7 @@ def test_a_wrong_part_leaves_nothing_done(team: MakeTeam) -> None:
             store.update(good | grads)
     with pytest.raises(UsageError, match="other names"):
         store.update(good, out={"w": FIRST["w"].copy()})
-    for names, said in (({"user": None}, "named like a tensor"), ({"w": None, "itm": [1]}, "Use 'item'")):
+    for names, said in (({"user": None}, "named like a whole tensor"), ({"w": None, "itm": [1]}, "Use 'item'")):
         with pytest.raises(UsageError, match=said):
             store.pull(names)
     with pytest.raises(UsageError, match="lacks tensors"):
