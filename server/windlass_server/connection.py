@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import select
 import socket
 import threading
@@ -29,7 +28,7 @@ from windlass_proto.consistency import Mode
 from windlass_proto.errors import ProtocolError, UnavailableError, WindlassError
 from windlass_proto.frames import Entry, EntryFlag, Flag, Header, Kind, Op, Status
 from windlass_proto.layout import Block, GroupLayout
-from windlass_proto.links import arena, preamble
+from windlass_proto.links import preamble
 from windlass_proto.links.bell import Bell
 from windlass_proto.links.stream import Frame, FrameReader, FrameWriter, Place
 from windlass_proto.memory import Buffer
@@ -42,6 +41,7 @@ from windlass_server.dense_memory import Values, Vector
 from windlass_server.dense_rows import NamedRows
 from windlass_server.group_wire import Gradient
 from windlass_server.node import ServerNode
+from windlass_server.peer_segments import PeerSegments
 from windlass_server.share_events import Push, deleted_error
 from windlass_server.sparse import Rows, SparseTable
 
@@ -75,8 +75,7 @@ class Connection:
         self.frame_began_s = 0.0
         self._reader = FrameReader(sock, self._place, checksum=not local, descriptors=local)
         self._writer = FrameWriter(sock, checksum=not local)
-        self._segments: dict[int, arena.SharedSegment] = {}
-        self._segment_bytes = 0
+        self._segments = PeerSegments()
         self._outbox: deque[Reply] = deque()
         self._outbox_lock = threading.Lock()
         self._answers_bytes = 0  # of values, queued or under way
@@ -169,8 +168,7 @@ class Connection:
             unfinished.release()
         self.sock.close()
         self._bell.close()
-        for segment in self._segments.values():
-            segment.close()
+        self._segments.close()
         self.ended.set()
 
     # ---- receiving ---------------------------------------------------------------------------------------------------
@@ -227,7 +225,7 @@ class Connection:
             self.node.reductions.carry_out(self._deliver)
             self._wake_others()
         elif header.kind == Kind.ARENA:
-            self._attach(frame)
+            self._segments.attach_untrusted(frame)
         elif header.kind == Kind.GOODBYE:
             self._stopping = True
         else:
@@ -427,34 +425,13 @@ class Connection:
     def _raw(self, entry: Entry, nbytes: int, buffer: Buffer | None) -> tuple[npt.NDArray[np.uint8], Buffer | None]:
         """The bytes of an entry's values where they are, and what must be held to keep them (None: shared memory)."""
         if entry.arena:
-            return self._shared(entry.arena, entry.offset, nbytes), None
+            return self._segments.part_untrusted(entry.arena, entry.offset, nbytes), None
         if buffer is None:
             raise ProtocolError("an entry came without its values", nbytes=nbytes)
         return buffer.array[entry.offset : entry.offset + nbytes], buffer
 
     def _out(self, entry: Entry, nbytes: int, dtype: np.dtype[np.floating]) -> Vector:
-        return self._shared(entry.out_arena, entry.out_offset, nbytes).view(dtype)
-
-    def _shared(self, segment_id: int, offset: int, nbytes: int) -> npt.NDArray[np.uint8]:
-        segment = self._segments.get(segment_id)
-        if segment is None:
-            raise ProtocolError("an entry names a shared segment that was not attached", segment=segment_id)
-        if offset & 63 or offset + nbytes > segment.size_bytes:
-            raise ProtocolError("an entry leaves its shared segment", offset=offset, nbytes=nbytes)
-        return segment.array[offset : offset + nbytes]
-
-    def _attach(self, frame: Frame) -> None:
-        """Map a shared segment; the frame's clock is its size, its store its id."""
-        header = frame.header
-        assert frame.descriptor is not None
-        full = len(self._segments) >= limits.ARENA_SEGMENTS_MAX
-        if full or self._segment_bytes + header.clock > limits.ARENA_BYTES_MAX or header.store in self._segments:
-            os.close(frame.descriptor)
-            raise ProtocolError("a worker attached more shared memory than allowed", segments=len(self._segments))
-        segment = arena.attach_untrusted(frame.descriptor, header.clock)
-        segment.close()  # the mapping stays
-        self._segments[header.store] = segment
-        self._segment_bytes += segment.size_bytes
+        return self._segments.part_untrusted(entry.out_arena, entry.out_offset, nbytes).view(dtype)
 
     def _set_rule(self, entry: Entry, buffer: Buffer | None) -> None:
         """A version of a store's hyper-parameters comes ahead of what is stamped with it; there is no answer."""
