@@ -71,7 +71,9 @@ def open_descriptors() -> frozenset[tuple[int, str]]:
     for entry in os.listdir(FD_FOLDER):
         # The descriptor that listed the folder is closed by now; another thread may have closed one as well.
         with contextlib.suppress(OSError):
-            found.add((int(entry), os.readlink(FD_FOLDER / entry)))
+            what = os.readlink(FD_FOLDER / entry)
+            if not what.startswith("/dev/nvidia"):  # the driver's own, opened when it likes
+                found.add((int(entry), what))
     return frozenset(found)
 
 
