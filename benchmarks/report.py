@@ -106,6 +106,8 @@ def _figure(name: str, value: float) -> str:
 
 UNITS = {
     "gb_per_s": "GB/s",
+    "new_mrows_per_s": "M rows/s made",
+    "bytes_a_row": "B a row",
     "push_mrows_per_s": "M rows/s pushed",
     "pull_mrows_per_s": "M rows/s pulled",
     "push_pull_mrows_per_s": "M rows/s both",

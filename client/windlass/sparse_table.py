@@ -31,6 +31,7 @@ from windlass.ticket import Ticket
 from windlass_proto import ids as id_kernels
 from windlass_proto import limits, table_specs
 from windlass_proto.consistency import Mode
+from windlass_proto.errors import UsageError
 from windlass_proto.frames import Op, aligned
 from windlass_proto.table_specs import TableSpec
 
@@ -107,6 +108,20 @@ class Table:
         """
         totals = [sum(counts) for counts in zip(*self._stats(), strict=True)]
         return dict(zip(("rows", "bytes", "rows_evicted", "pushes_not_admitted"), totals[:1] + totals[2:], strict=True))
+
+    def hot(self, n: int = 10) -> list[tuple[int, int]]:
+        """The ids that are named most often, and about how many pushes and pulls named each; it asks the servers.
+
+        From one id in 512, so what was named seldom is not among them; older calls count less.
+
+        Args:
+            n: how many, 1 to 128.
+        """
+        if type(n) is not int or not 1 <= n <= limits.HOT_ROWS_MAX:
+            raise UsageError("hot was asked for a wrong number of rows", n=n, allowed=f"1..{limits.HOT_ROWS_MAX}")
+        found: list[list[int]] = self._store.ask(Op.STATS, functools.partial(self.stats_plan, n)).result()
+        pairs = [pair for said in found for pair in zip(said[8::2], said[9::2], strict=True) if pair[1]]
+        return sorted(pairs, key=lambda pair: -pair[1])[:n]
 
     def items(self) -> Iterator[tuple[Array, Array]]:
         """Every row, in runs: (ids, rows) of shapes (n,) and (n, dim). Under "asp" others may push meanwhile."""
@@ -246,20 +261,20 @@ class Table:
     def _stats(self) -> list[list[int]]:
         """Of each band: rows it holds, row numbers it has used, bytes, rows evicted, pushes not admitted."""
         found: list[list[int]] = self._store.ask(Op.STATS, self.stats_plan).result()
-        return found
+        return [said[:5] for said in found]
 
     def drop_plan(self) -> Plan:
         """Delete the table on the servers."""
         bands = self.bands()
         return self._planned([(band, 0, 0) for band in bands], [None] * len(bands), [None] * len(bands), [], None)
 
-    def stats_plan(self) -> Plan:
-        """Ask each band for its figures."""
+    def stats_plan(self, hot: int = 0) -> Plan:
+        """Ask each band for its figures, and for so many of its hot rows."""
         bands = self.bands()
-        counts = np.zeros((len(bands), _STATS_BYTES // 8), np.uint64)
-        outs = [InFrame((row.view(np.uint8).data,), _STATS_BYTES) for row in counts]
-        runs = [(band, 0, 0) for band in bands]
-        return self._planned(runs, [None] * len(bands), outs, [], lambda: [row[:5].tolist() for row in counts])
+        counts = np.zeros((len(bands), _STATS_BYTES // 8 + 2 * hot), np.uint64)
+        outs = [InFrame((row.view(np.uint8).data,), row.nbytes) for row in counts]
+        runs = [(band, 0, hot) for band in bands]
+        return self._planned(runs, [None] * len(bands), outs, [], lambda: [said.tolist() for said in counts])
 
     def _scan_plan(self, band: range, begin: int, end: int) -> Plan:
         count = end - begin

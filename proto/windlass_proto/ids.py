@@ -123,7 +123,10 @@ def _sum_rows(grads: Vector, inverse: Positions, begins: Any, dim: int, weight: 
 
     `seen` says which rows hold a sum already.
     """
-    for i in range(inverse.size):
+    n = inverse.size
+    for i in range(n):
+        if i + AHEAD < n:
+            prefetch(out, begins[np.int64(inverse[i + AHEAD])])
         place = np.int64(inverse[i])
         source = grads[i * dim : (i + 1) * dim]
         at = begins[place]
@@ -139,7 +142,10 @@ def _sum_rows(grads: Vector, inverse: Positions, begins: Any, dim: int, weight: 
 
 def _take_rows(rows: Vector, inverse: Positions, begins: Any, dim: int, out: Vector) -> None:
     """Row i of `out` = the row of `rows` at begins[inverse[i]]."""
-    for i in range(inverse.size):
+    n = inverse.size
+    for i in range(n):
+        if i + AHEAD < n:
+            prefetch(rows, begins[np.int64(inverse[i + AHEAD])])
         at = begins[np.int64(inverse[i])]
         source = rows[at : at + dim]
         row = out[i * dim : (i + 1) * dim]

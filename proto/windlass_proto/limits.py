@@ -90,6 +90,8 @@ ADMISSION_COUNT_MAX: Final = (1 << 16) - 1
 EVICT_ROWS_MIN: Final = 1 << 14
 # What a row's policies keep of it at most: a step and a score.
 ROW_LIFE_BYTES: Final = 8
+# Hot rows that one band is asked for at a time, of the 256 it counts.
+HOT_ROWS_MAX: Final = 128
 # What a row costs beside its values and slots: 8 of id, up to 14 of index.
 ROW_OVERHEAD_BYTES: Final = 24
 

@@ -10,12 +10,14 @@ and every freed buffer fits the next frame of its kind.
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import mmap
 import sys
 import threading
 from collections import defaultdict
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +28,7 @@ from windlass_proto.errors import UnavailableError
 _SIZE_MIN = 64 * limits.KIB
 _COLOUR_BYTES = 12 * limits.KIB
 _HUGE_FROM = 2 * limits.MIB
+_POPULATE_WRITE = 23  # Linux 5.14; Python does not name it
 # Python names it from 3.13 on; 0x4000 is Linux's, where it matters: else a table's addresses would count as memory.
 _NORESERVE = 0x4000 if sys.platform == "linux" else 0
 
@@ -58,6 +61,26 @@ def reserve(nbytes: int) -> tuple[mmap.mmap, npt.NDArray[np.uint8]]:
         # The first bytes stay on small pages: a table of a few rows would else hold 2 MiB an array.
         pages.madvise(mmap.MADV_HUGEPAGE, _HUGE_FROM, size - _HUGE_FROM)
     return pages, np.frombuffer(pages, dtype=np.uint8)
+
+
+def populate(array: npt.NDArray[Any]) -> None:
+    """Take memory for the whole pages of `array` now; their contents stay what they are, others may write to them.
+
+    It holds no interpreter lock. Where the system does not know how (Linux before 5.14, others) nothing happens: pages
+    are then taken when they are first touched.
+    """
+    begin = -(-array.ctypes.data // mmap.PAGESIZE) * mmap.PAGESIZE
+    end = (array.ctypes.data + array.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+    for at in range(begin, end, _HUGE_FROM):
+        if _madvise(at, min(_HUGE_FROM, end - at), _POPULATE_WRITE):
+            return
+
+
+def _madvise(begin: int, nbytes: int, advice: int) -> int:
+    if sys.platform != "linux":
+        return -1
+    result: int = ctypes.CDLL(None).madvise(ctypes.c_void_p(begin), ctypes.c_size_t(nbytes), advice)
+    return result
 
 
 _colours = itertools.cycle(range(0, 16 * _COLOUR_BYTES, _COLOUR_BYTES))

@@ -352,7 +352,8 @@ class Connection:
         nbytes = table.answer_bytes_untrusted(entry)
         out = self._out(entry, nbytes, table.spec.dtype) if entry.out_arena and nbytes else None
         rows = None if refused else self._rows(entry, table, buffer)
-        asked = range(entry.seg_begin, entry.seg_end) if op == Op.SCAN else rows.ids if rows is not None else None
+        counted = op in (Op.SCAN, Op.STATS)
+        asked = range(entry.seg_begin, entry.seg_end) if counted else rows.ids if rows is not None else None
         origin = Origin(self, entry.tag, entry.table, op, out if op in (Op.PULL, Op.PUSH_PULL) else None, asked)
         if not writes:
             counters["pulls"] += 1

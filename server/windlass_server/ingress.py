@@ -136,7 +136,7 @@ class Ingress:
         for thread in threads:
             thread.join()
         self._builder.shutdown()
-        self.node.checkpoints.close()
+        self.node.close()
         self._stopping.close()
 
     def _accept(self) -> None:

@@ -11,8 +11,12 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
-from windlass_proto import limits
+import numpy.typing as npt
+
+from windlass_proto import limits, memory
 from windlass_proto.consistency import Mode
 from windlass_proto.errors import ClosedError, ProtocolError, UnavailableError, UsageError
 from windlass_proto.group_specs import GroupSpec
@@ -62,6 +66,7 @@ class ServerNode:
         self.generation = 0
         self.checkpoints = Checkpoints(self.groups, self.memory_bytes, self._host_bytes)
         self.reductions = Reductions()
+        self._pages = ThreadPoolExecutor(1, thread_name_prefix="pages")  # begins with the first table that grows
         self._ended: dict[bytes, str] = {}
         self._dropped: dict[int, None] = {}
         self._marks: dict[int, dict[bytes, tuple[int, bool]]] = {}  # store -> session -> its newest mark, does it leave
@@ -179,17 +184,26 @@ class ServerNode:
     def _dense(self, spec: GroupSpec) -> Callable[[range], Group]:
         kernels = build(spec.rule, spec.layout.dtype)
         _check_norms(spec, on_device=self.device is not None)
-        memory = HostMemory(kernels) if self.device is None else self.device.memory_for(spec.rule, kernels)
+        lies_in = HostMemory(kernels) if self.device is None else self.device.memory_for(spec.rule, kernels)
 
         def make(owned: range) -> Group:
             self._check_room(spec, 1 + len(kernels.slots))
-            return DenseGroup(spec, kernels, owned, self.pool, memory, self.reductions)
+            return DenseGroup(spec, kernels, owned, self.pool, lies_in, self.reductions)
 
         return make
 
     def _sparse(self, spec: TableSpec) -> Callable[[range], Group]:
         rule = build_rows(spec.rule, spec.dtype)
-        return lambda owned: SparseTable(spec, rule, owned, self.pool)
+        return lambda owned: SparseTable(spec, rule, owned, self.pool, self._take_ahead)
+
+    def _take_ahead(self, array: npt.NDArray[Any]) -> None:
+        """Take memory for a table soon. A band asks again once half of what it asked for is used, so few ever wait."""
+        self._pages.submit(memory.populate, array)
+
+    def close(self) -> None:
+        """No connection is left: finish what is being written, join the threads."""
+        self.checkpoints.close()
+        self._pages.shutdown()
 
     def _check_room(self, spec: GroupSpec, vectors: int) -> None:
         """Refuse in words what would end the process by want of memory: so many vectors as long as the group."""
@@ -352,6 +366,7 @@ class ServerNode:
             "parameter_bytes": float(self._parameter_bytes()),
             "pool_bytes": float(self.pool.bytes_lent),
             "checkpoint_bytes": float(self.checkpoints.pool.bytes_lent + self.checkpoints.pool.bytes_kept),
+            **_table_figures([group for group in groups if isinstance(group, SparseTable)]),
             "duplicates": float(sum(core.tallies.duplicates for core in cores)),
             "late": float(sum(core.tallies.late for core in cores)),
             "rejected": float(sum(core.tallies.rejected for core in cores)),
@@ -406,6 +421,20 @@ def _check_norms(spec: GroupSpec, *, on_device: bool) -> None:
             tensors=", ".join(cut[:4]) or "all",
             next_move='Take consistency="bsp", or clip_value.',
         )
+
+
+def _table_figures(tables: list[SparseTable]) -> dict[str, float]:
+    """Of all tables together, if there are any; the share of its calls is the hottest row's of any table."""
+    if not tables:
+        return {}
+    rows = [rows for table in tables for rows in table.tables.values()]
+    lives = [held.life for held in rows if held.life is not None]
+    return {
+        "table_rows": float(sum(map(len, rows))),
+        "rows_evicted": float(sum(life.evicted for life in lives)),
+        "pushes_not_admitted": float(sum(life.refused for life in lives)),
+        "hottest_row_share": max(table.hottest_share() for table in tables),
+    }
 
 
 def _in_words(spec: GroupSpec | TableSpec) -> str:

@@ -123,7 +123,12 @@ def _insert(
 
     Row numbers come from the end of `free`, then from `used` on. Returns what both are now; numbers[i] is set.
     """
-    for i in range(asked.size):
+    n = asked.size
+    for i in range(n):
+        if i + AHEAD < n and numbers[i + AHEAD] == _NONE:
+            soon = mix64(asked[i + AHEAD] ^ seed)
+            coming = vshard_of(soon, shift) - first
+            prefetch(index, begins[coming] + np.int64(soon & masks[coming]))
         if numbers[i] != _NONE:
             continue
         item = asked[i]

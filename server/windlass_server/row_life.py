@@ -10,7 +10,7 @@ expired follows from `now` at once; the sweep, whose turn depends on where rows 
 be read. Which rows a full vshard gives up depends on their scores and, where these are equal, on their keys.
 
 Invariant: whoever calls holds the share's lock. A call of `sweep` looks at `SWEEP_ROWS` rows; one of `make_way` at each
-row of a vshard that is over its part: 10 ns a row, once in an eighth of that part's new rows.
+row of a vshard that is over its part: 20 ns a row, once in an eighth of that part's new rows.
 
 Per row a `touched` step (u32) and a `score` (float32) are kept, where the policies need them.
 """
@@ -26,6 +26,7 @@ from windlass_proto import ids as id_kernels
 from windlass_proto import memory
 from windlass_proto.ids import NONE, Ids
 from windlass_proto.life_specs import LFU, LRU, TTL, AdmitSpec, Count, Evictions, Score
+from windlass_server import eviction_kernels
 from windlass_server.admission_counts import AdmissionCounts
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class RowLife:
         self.refused = 0
         self._rows = rows
         self._seed = np.uint64(seed)
+        self._skip = np.uint64(vshards.bit_length() - 1)  # bits of a key that are its vshard's number
         self._admit = admit
         self.counts = AdmissionCounts(rows.held, vshards, seed, admit.n) if isinstance(admit, Count) else None
         self._ttl = next((spec.steps for spec in evict if isinstance(spec, TTL)), None)
@@ -115,15 +117,15 @@ class RowLife:
             return
         kept = self._part - self._part // 8
         for v in self._rows.vshards_above(self._part):
-            numbers = self._rows.numbers_of(v)
-            old = self._expired(numbers)
-            if old is not None and old.any():  # whatever the sweep has left
-                self.evicted += self._rows.erase(self._rows.ids[numbers[old]])
-                numbers = numbers[~old]
-            if numbers.size <= self._part:
-                continue
-            lowest = self._lowest(numbers, numbers.size - kept)
-            self.evicted += self._rows.erase(self._rows.ids[lowest])
+            held = self._rows.count_of(v)
+            if self._ttl is not None:  # whatever the sweep has left
+                numbers = self._rows.numbers_of(v)
+                old = self._expired(numbers)
+                if old is not None and old.any():
+                    self.evicted += self._rows.erase(self._rows.ids[numbers[old]])
+                    held = self._rows.count_of(v)
+            if held > self._part:
+                self.evicted += self._rows.erase(self._rows.ids[self._lowest(v, held, held - kept)])
 
     def sweep(self) -> None:
         """Give back the memory of rows that have expired, among the next few."""
@@ -202,19 +204,30 @@ class RowLife:
         half_life = self._capacity.half_life
         age = np.maximum(self.now - self._touched[numbers].astype(np.int64), 0)
         line = 1.0 - (age % half_life) / (2.0 * half_life)
-        faded: npt.NDArray[np.float32] = np.ldexp(score * line, -np.minimum(age // half_life, 1 << 20)).astype(
-            np.float32
-        )
+        halved = eviction_kernels.HALVES[np.minimum(age // half_life, eviction_kernels.HALVINGS_MAX)]
+        faded: npt.NDArray[np.float32] = (score * line * halved).astype(np.float32)
         return faded
 
-    def _lowest(self, numbers: Numbers, count: int) -> Numbers:
-        """The `count` of these rows that are worth least."""
+    def _lowest(self, v: int, held: int, count: int) -> Numbers:
+        """The `count` of a vshard's `held` rows that are worth least."""
+        numbers, chosen = np.empty(held, np.uint32), np.empty(count, np.uint32)
+        bits = np.zeros(1, np.float32)
+        half_life = self._capacity.half_life if isinstance(self._capacity, Score) else 1
+        kind = eviction_kernels.BY_STEP
         if self._score is not None:
-            worth: npt.NDArray[Any] = self._scores(numbers)
-        else:
-            assert self._touched is not None
-            worth = self._touched[numbers]
-        border = np.partition(worth, count - 1)[count - 1]
-        below, equal = numbers[worth < border], numbers[worth == border]
-        order = np.argsort(id_kernels.mix64(self._rows.ids[equal] ^ self._seed))
-        return np.concatenate([below, equal[order[: count - below.size]]])
+            fades = isinstance(self._capacity, Score)
+            kind = eviction_kernels.BY_FADING_SCORE if fades else eviction_kernels.BY_SCORE
+        found = eviction_kernels.lowest()(
+            *self._rows.run_of(v), self._rows.ids, self._seed, self._skip, kind,
+            self._touched if self._touched is not None else numbers, self._score if self._score is not None else bits,
+            self.now, half_life, eviction_kernels.HALVES, count, numbers, np.empty(held, np.uint64),
+            (bits, bits.view(np.uint32)), chosen,
+        )  # fmt: skip
+        return chosen if found == count else self._lowest_by_keys(numbers, count)
+
+    def _lowest_by_keys(self, numbers: Numbers, count: int) -> Numbers:
+        """`_lowest`, where the kernel could not tell rows apart: by worth, then by whole keys."""
+        assert self._touched is not None or self._score is not None
+        worth = self._scores(numbers) if self._score is not None else self._touched[numbers]  # type: ignore[index]
+        keys = id_kernels.mix64(self._rows.ids[numbers] ^ self._seed)
+        return numbers[np.lexsort((keys, worth))[:count]]

@@ -10,6 +10,9 @@ never move, so a rebuild copies u32 slots and nothing else. Each vshard has an i
 its size when it is filled to between 0.60 and 0.80, a threshold that differs from vshard to vshard: indexes that fill
 alike do not grow in one push. A row costs its values, 8 B of id and 5 to 14 B of index.
 
+A page's first touch costs more than the rows on it (2 MiB: 5 ms on a virtual machine), so memory is taken ahead of the
+rows: `ahead`, if there is one, is handed what the next pushes will need, and takes it in a thread of its own.
+
 Invariant: whoever calls holds the share's lock. A row exists from the first push for its id that had room (or, where
 the table's `life` says who is admitted and who goes, from the one that was applied), and begins with the initialiser's
 values, which is also what a pull of an absent id answers: nobody can see when a row was made. Row numbers stay valid
@@ -22,6 +25,7 @@ allocators.
 from __future__ import annotations
 
 import mmap
+from collections.abc import Callable
 from typing import Any, Final
 
 import numpy as np
@@ -36,10 +40,14 @@ from windlass_server import row_kernels
 from windlass_server.row_life import RowLife
 
 _INDEX_SLOTS_MIN: Final = 64
+_INDEX_RUNS_AHEAD: Final = 24  # the thresholds of a band's vshards are spread, so that few grow in one push
+_AHEAD_FROM_ROWS: Final = 4096
+_AHEAD_BYTES_MAX: Final = 64 * limits.MIB  # of one array
 _FILL_LOW: Final = 0.60
 _FILL_SPREAD: Final = 0.20
 _GOLDEN: Final = 0.6180339887498949
 
+Ahead = Callable[[npt.NDArray[Any]], object]
 Numbers = npt.NDArray[np.uint32]
 Vector = npt.NDArray[np.floating[Any]]
 
@@ -50,6 +58,7 @@ class RowTable:
     Args:
         rows_max: how many rows there is room for.
         slots: of the rule.
+        ahead: takes memory for an array, now or soon (`memory.populate`).
     """
 
     def __init__(
@@ -63,6 +72,7 @@ class RowTable:
         init: InitSpec,
         slots: tuple[Slot, ...],
         rows_max: int,
+        ahead: Ahead | None = None,
     ) -> None:
         self.name = name
         self.held = held
@@ -75,6 +85,9 @@ class RowTable:
         self.erasures = 0
         self.reserved = 0  # rows that pushes not applied yet may make, where they are made when applied
         self.life: RowLife | None = None
+        self._ahead = ahead
+        self._rows_taken = 0  # memory was taken for so many
+        self._index_taken = 0
         self.kernels = row_kernels.build(dtype)
         self._slots = slots
         kind, a, b, init_seed = init.numbers()
@@ -166,7 +179,27 @@ class RowTable:
                 values[before * width : self.used * width] = slot.fill
             if reused > self.free_count:
                 values[: self.used * width].reshape(-1, width)[self.free[self.free_count : reused]] = slot.fill
+        if self._ahead is not None and self.used > before:
+            self._take_ahead(self.used - before)
         return None
+
+    def _take_ahead(self, made: int) -> None:
+        """Memory for the next four pushes like one that made `made` rows, or a sixteenth of all, and for some runs."""
+        assert self._ahead is not None
+        if self.used < _AHEAD_FROM_ROWS:
+            return
+        margin = max(4 * made, self.used // 16)
+        if self.used + margin // 2 > self._rows_taken:
+            begin, end = max(self._rows_taken, self.used), min(self.used + margin, self.rows_max)
+            for values, width in self.columns().values():
+                most = _AHEAD_BYTES_MAX // values.itemsize
+                self._ahead(values[begin * width : min(end * width, begin * width + most)])
+            self._rows_taken = end
+        runs = _INDEX_RUNS_AHEAD * 2 * (int(self._masks.max()) + 1)
+        if self._index_used + runs // 2 > self._index_taken:
+            begin, end = max(self._index_taken, self._index_used), self._index_used + runs
+            self._ahead(self._index[begin:end])
+            self._index_taken = end
 
     def read(self, ids: id_kernels.Ids, out: Vector) -> None:
         """The rows of `ids` into `out`; absent ones as the initialiser has them."""
@@ -200,6 +233,14 @@ class RowTable:
         """The vshards with more than `count` rows, numbered from this band's first."""
         found: list[int] = np.flatnonzero(self._counts > count).tolist()
         return found
+
+    def count_of(self, v: int) -> int:
+        """The rows of one vshard."""
+        return int(self._counts[v])
+
+    def run_of(self, v: int) -> tuple[Numbers, int]:
+        """The index, and where the run of one vshard begins in it."""
+        return self._index, int(self._begins[v])
 
     def numbers_of(self, v: int) -> Numbers:
         """The row numbers of one vshard, in no order that means anything."""
@@ -240,7 +281,10 @@ class RowTable:
 
     def _give_index(self, begin: int, size: int) -> None:
         """A run is used no more: its slots wait for the next of their size, its whole pages go back."""
-        self._index_free.setdefault(size, []).append(begin)
+        waiting = self._index_free.setdefault(size, [])
+        waiting.append(begin)
+        if len(waiting) == 1:  # the next to grow to this size finds it warm
+            return
         low = -(-begin * 4 // mmap.PAGESIZE) * mmap.PAGESIZE
         high = (begin + size) * 4 // mmap.PAGESIZE * mmap.PAGESIZE
         if high > low and hasattr(mmap, "MADV_DONTNEED"):

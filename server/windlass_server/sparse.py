@@ -37,8 +37,9 @@ from windlass_rules import reduce
 from windlass_rules.rows import RowRule
 from windlass_server.dense import VERSIONS_KEPT, Origin, Reply, Share
 from windlass_server.dense_memory import Vector
+from windlass_server.hot_rows import STRIDE, HotRows
 from windlass_server.row_life import RowLife
-from windlass_server.row_table import Numbers, RowTable
+from windlass_server.row_table import Ahead, Numbers, RowTable
 from windlass_server.session_filter import Verdict
 from windlass_server.share_core import ShareCore
 from windlass_server.share_events import Answer, Apply, Effect, Release, Source, Write
@@ -67,25 +68,31 @@ class SparseTable:
     Args:
         owned: the vshards this server owns.
         pool: where answers' rows come from.
+        ahead: as `RowTable` takes it.
 
     Raises:
         UnavailableError: there are no addresses for so many rows.
     """
 
-    def __init__(self, spec: TableSpec, rule: RowRule, owned: range, pool: BufferPool) -> None:
+    def __init__(
+        self, spec: TableSpec, rule: RowRule, owned: range, pool: BufferPool, ahead: Ahead | None = None
+    ) -> None:
         self.spec = spec
+        self._ahead = ahead
         self.rule = rule
         self.pool = pool
         self.reductions = reduce.build(spec.dtype)
         self.moves = id_kernels.moves(spec.dtype)
         self.shares: dict[int, Share] = {}
         self.tables: dict[int, RowTable] = {}
+        self.hot: dict[int, HotRows] = {}
         for band in table_specs.bands(owned, spec.vshards):
             block = Block(band.start, 0, 1, band.start, (Segment(0, 0, 1, 0, 1),))
             core = ShareCore(spec.consistency, [block], mean=spec.mean)
             core.blocks[band.start].present[:] = [True]  # a row's first values are its initialiser's
             self.shares[band.start] = Share(band.start, core, {})
             self.tables[band.start] = self._row_table(band)
+            self.hot[band.start] = HotRows()
         self.share_of_block = self.shares
         self.steps_before = 0  # what clocks lack of the steps that a restored checkpoint had; schedules count them
         self._rules: dict[int, RuleSpec] = {}  # version of the hyper-parameters -> the rule under it
@@ -101,6 +108,14 @@ class SparseTable:
             self._rule_at(record)
         except UsageError as cause:
             raise ProtocolError("a rule record does not fit its tables", reason=str(cause)) from cause
+
+    def hottest_share(self) -> float:
+        """The part of this server's calls to the table, by ids named, that its hottest row has had."""
+        named = sum(hot.sampled for hot in self.hot.values()) * STRIDE
+        most = max(
+            (int(calls[0]) for hot in self.hot.values() for _, calls in [hot.hottest(1)] if calls.size), default=0
+        )
+        return most / named if named else 0.0
 
     @property
     def nbytes(self) -> int:
@@ -120,7 +135,9 @@ class SparseTable:
                 rows_of_bytes=rows_max * spec.vshards // len(band),
                 next_move="Declare it with a larger bytes_max=, or evict from fewer rows on.",
             )
-        rows = RowTable(spec.name, band, spec.vshards, spec.seed, spec.dim, spec.dtype, spec.init, slots, rows_max)
+        rows = RowTable(
+            spec.name, band, spec.vshards, spec.seed, spec.dim, spec.dtype, spec.init, slots, rows_max, self._ahead
+        )  # fmt: skip
         if spec.admit is not None or spec.evict:
             rows.life = RowLife(rows, spec.seed, spec.vshards, spec.admit, spec.evict)
         return rows
@@ -168,7 +185,9 @@ class SparseTable:
             ProtocolError: the entry asks for rows that there are not, or for more than a frame holds.
         """
         if entry.op == Op.STATS:
-            return STATS_BYTES
+            if entry.seg_begin or entry.seg_end > limits.HOT_ROWS_MAX:
+                raise ProtocolError("an entry asks for too many hot rows", rows=entry.seg_end)
+            return stats_bytes(entry.seg_end)
         count, nbytes = entry.seg_end - entry.seg_begin, 0
         if entry.op == Op.SCAN:
             if entry.seg_end > self.tables[entry.block].used:
@@ -199,6 +218,7 @@ class SparseTable:
         if is_dropped or share.core.sessions.judge(session, seq) is not Verdict.NEXT:
             return None
         table = self.tables[share.vshard]
+        self.hot[share.vshard].see(rows.ids)
         rows.numbers, rows.erasures = np.empty(rows.ids.size, np.uint32), table.erasures
         absent = table.find(rows.ids, rows.numbers)
         if not absent:
@@ -319,16 +339,23 @@ class SparseTable:
             return
         snapshot: Buffer | None = None
         if answer.values and origin.op in (Op.PULL, Op.PUSH_PULL, Op.STATS, Op.SCAN):
-            snapshot = self._values_of(self.tables[share.vshard], origin)
+            snapshot = self._values_of(share.vshard, origin)
         deliver(Reply(origin, answer.status, answer.block, 0, 0, answer.aux, snapshot, answer.error))
 
-    def _values_of(self, table: RowTable, origin: Origin) -> Buffer | None:
+    def _values_of(self, vshard: int, origin: Origin) -> Buffer | None:
         """What was asked for: written to the worker's shared memory, or into a pooled buffer that is returned."""
-        asked = origin.asked
+        table, asked = self.tables[vshard], origin.asked
+        if origin.op == Op.PULL:
+            self.hot[vshard].see(asked)
         if origin.op == Op.STATS:
-            snapshot = self.pool.take(STATS_BYTES, beyond=True)
+            snapshot = self.pool.take(stats_bytes(len(asked)), beyond=True)
             evicted, refused = (table.life.evicted, table.life.refused) if table.life is not None else (0, 0)
-            snapshot.array.view(np.uint64)[:] = (len(table), table.used, table.nbytes, evicted, refused, 0, 0, 0)
+            said = snapshot.array.view(np.uint64)
+            said[:] = 0
+            said[:5] = (len(table), table.used, table.nbytes, evicted, refused)
+            ids, calls = self.hot[vshard].hottest(len(asked))
+            pairs = said[STATS_BYTES // 8 :].reshape(-1, 2)
+            pairs[: ids.size, 0], pairs[: ids.size, 1] = ids, calls
             return snapshot
         if origin.op == Op.SCAN:
             return self._scanned(table, asked)
@@ -353,6 +380,11 @@ class SparseTable:
         values: Any = table.rows[asked.start * self.spec.dim : asked.stop * self.spec.dim]
         snapshot.array[rows : rows + values.nbytes] = values.view(np.uint8)
         return snapshot
+
+
+def stats_bytes(hot: int) -> int:
+    """Length of the figures of a band, with so many of its hot rows: an id and a count each."""
+    return STATS_BYTES + 16 * hot
 
 
 def scan_bytes(count: int, row_bytes: int) -> int:

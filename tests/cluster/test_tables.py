@@ -57,6 +57,18 @@ def test_rows_come_back_in_the_order_and_shape_asked(team: MakeTeam) -> None:
     assert held(table) == {3: -11.0, 2**64 - 1: -1.0, 7: -10.0}
 
 
+@pytest.mark.parametrize("link", ["tcp", "unix"])
+def test_rows_of_any_length_travel_in_frames(team: MakeTeam, link: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WINDLASS_LINK", link)
+    ((_, table),) = declared(team(1), "asp", dim=3)
+    ids = np.arange(101)
+    grads = np.arange(303, dtype=np.float32).reshape(101, 3)
+    assert table.push_pull(ids, grads).result().tolist() == (-grads).tolist()
+    assert table.pull(ids[::-1]).result().tolist() == (-grads[::-1]).tolist()
+    assert len(table) == 101
+    assert sum(len(run) for run, _ in table.items()) == 101
+
+
 def test_only_pushes_make_rows_and_absent_ones_are_as_their_initialiser_says(team: MakeTeam) -> None:
     pairs = declared(team(), "asp", init=wl.init.Normal(0.1, seed=4))
     first = pairs[0][1].pull([1, 2, 3]).result()
@@ -376,6 +388,19 @@ def test_workers_that_declare_a_tables_life_differently_are_told_both(team: Make
         pairs[1][0].table("user", DIM, SGD(lr=1.0), init=wl.init.Zeros(), evict=wl.evict.TTL(5))
     with pytest.raises(UsageError, match=r"more rows than its bytes.*bytes_max=1000000"):
         pairs[0][0].table("other", DIM, SGD(lr=1.0), bytes_max=1_000_000, evict=wl.evict.LFU(1 << 20))
+
+
+def test_hot_rows_are_named_with_about_how_many_calls_named_them(team: MakeTeam) -> None:
+    ((_, table),) = declared(team(1), "asp")
+    for number in range(40):
+        table.push_pull(np.arange(1000 * number, 1000 * number + 700), ones(700)).result()
+        table.pull(np.arange(7, 2000)).result()
+    found = dict(table.hot(128))
+    assert len(found) > 30
+    assert 20_000 < sum(found.values()) <= 40 * (700 + 1993) + 8 * 512, "no more than was named"
+    assert [len(table.hot(n)) for n in (1, 3)] == [1, 3]
+    with pytest.raises(UsageError, match="128"):
+        table.hot(1000)
 
 
 def test_specs_say_what_a_table_is(team: MakeTeam) -> None:

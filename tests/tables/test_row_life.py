@@ -263,6 +263,19 @@ def test_a_row_that_is_evicted_begins_anew() -> None:
     assert held(pusher.table)[1] == 1.0, "its slots were kept"
 
 
+@pytest.mark.parametrize("capacity", [LRU(400), LFU(400), Score(400, 3)], ids=str)
+def test_rows_that_agree_in_64_bits_are_told_apart_by_their_keys_to_the_same_end(capacity: life_specs.Capacity) -> None:
+    pusher, random = Pusher(made(None, (capacity,))), np.random.default_rng(0)
+    for step in range(8):
+        pusher.push(random.choice(300, 80, replace=False).tolist(), step)
+    for rows in pusher.table.tables.values():
+        numbers = rows.numbers_of(0)
+        assert rows.life is not None
+        for count in (1, numbers.size // 2, numbers.size):
+            fast, slow = rows.life._lowest(0, numbers.size, count), rows.life._lowest_by_keys(numbers, count)
+            assert sorted(fast.tolist()) == sorted(slow.tolist())
+
+
 def test_a_push_beyond_the_bytes_is_refused_before_its_step_and_leaves_no_promise() -> None:
     pusher = Pusher(made(Count(2), (), bytes_max=4 * 10 * (2 * DIM * 8 + limits.ROW_OVERHEAD_BYTES)))
     refused = pusher.push(list(range(400)), 0)

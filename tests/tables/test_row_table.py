@@ -86,6 +86,25 @@ def test_indexes_grow_and_give_their_pages_back() -> None:
     assert len({int(mask) for mask in table._masks}) > 1, "all indexes grew together"
 
 
+def test_memory_is_asked_for_ahead_of_the_rows_that_pushes_make() -> None:
+    asked: list[np.ndarray] = []
+    table = RowTable(
+        "t", range(16), 16, SEED, DIM, np.dtype("float64"), Constant(0.5), (Slot("sum", 0.25),), 200_000, asked.append
+    )  # fmt: skip
+    late = 0
+    for begin in range(0, 100_000, 2_000):
+        ends = [part.ctypes.data + part.nbytes for part in asked if np.shares_memory(part, table.rows)]
+        before = (max(ends) - table.rows.ctypes.data) // (8 * DIM) if ends else 0
+        assert insert(table, np.arange(begin, begin + 2_000, dtype=np.uint64)) is None
+        late += table.used > max(before, 6_000)
+    assert late == 0, "what a push touches was asked for by an earlier one, but for the first few"
+    kinds = [sum(np.shares_memory(part, array) for part in asked) for array in (table.rows, table.ids, table.slots[0])]
+    assert min(kinds) == max(kinds) > 4
+    assert sum(np.shares_memory(part, table._index) for part in asked) >= 1
+    taken = sum(part.nbytes for part in asked if np.shares_memory(part, table.rows))
+    assert taken < table.rows[: 110_000 * DIM].nbytes, "no more than some pushes ahead"
+
+
 def test_rows_beyond_the_maximum_are_refused_whole() -> None:
     table = made(rows_max=10)
     assert insert(table, array(range(8))) is None

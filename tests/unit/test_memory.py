@@ -140,3 +140,11 @@ def test_a_pool_may_be_used_by_many_threads() -> None:
         thread.join()
     assert not wrong
     assert pool.bytes_lent == 0
+
+
+def test_pages_taken_ahead_keep_what_others_write_meanwhile() -> None:
+    _, raw = memory.reserve(8 * limits.MIB)
+    raw[:] = 7
+    memory.populate(raw[100 : 5 * limits.MIB])
+    memory.populate(raw[:10])
+    assert (raw == 7).all()
