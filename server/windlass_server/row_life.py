@@ -60,6 +60,8 @@ class RowLife:
         self._capacity = next((spec for spec in evict if not isinstance(spec, TTL)), None)
         self._part = self._capacity.rows_max // vshards if self._capacity is not None else 0
         self._cursor = 0
+        if self._capacity is not None:
+            eviction_kernels.lowest()  # compiled now, not under a lock
         needs_time = self._ttl is not None or isinstance(self._capacity, LRU | Score)
         needs_score = isinstance(self._capacity, LFU | Score)
         self._touched = memory.reserve(4 * rows.rows_max)[1].view(np.uint32)[: rows.rows_max] if needs_time else None

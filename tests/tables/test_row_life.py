@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -263,9 +264,11 @@ def test_a_row_that_is_evicted_begins_anew() -> None:
     assert held(pusher.table)[1] == 1.0, "its slots were kept"
 
 
-@pytest.mark.parametrize("capacity", [LRU(400), LFU(400), Score(400, 3)], ids=str)
-def test_rows_that_agree_in_64_bits_are_told_apart_by_their_keys_to_the_same_end(capacity: life_specs.Capacity) -> None:
-    pusher, random = Pusher(made(None, (capacity,))), np.random.default_rng(0)
+@pytest.mark.parametrize("capacity", [lambda: LRU(400), lambda: LFU(400), lambda: Score(400, 3)])
+def test_rows_that_agree_in_64_bits_are_told_apart_by_keys_to_the_same_end(
+    capacity: Callable[[], life_specs.Capacity],
+) -> None:
+    pusher, random = Pusher(made(None, (capacity(),))), np.random.default_rng(0)
     for step in range(8):
         pusher.push(random.choice(300, 80, replace=False).tolist(), step)
     for rows in pusher.table.tables.values():
