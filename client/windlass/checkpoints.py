@@ -238,14 +238,13 @@ def _manifest(store: Store, state: Mapping[str, Any]) -> Manifest:
     """The manifest without its parts."""
     from windlass_proto import checkpoint_format
     from windlass_proto.checkpoint_format import Group
-    from windlass_proto.consistency import Consistency
     from windlass_proto.group_specs import GroupSpec
 
     exchange, groups = store.exchange, []
     for table_id in sorted(exchange.tables):
         layout = exchange.tables[table_id].layout
-        consistency = Consistency.parse(store.consistency)
-        spec = GroupSpec(store.store_id, layout, exchange.rules[table_id], exchange.means[table_id], consistency)
+        rule, mean = exchange.rules[table_id], exchange.means[table_id]
+        spec = GroupSpec(store.store_id, layout, rule, mean, store.modes.declared)
         live = {name for name, place in exchange.where.items() if place[0] == table_id}
         gone = {tensor.name for tensor in layout.tensors} - live
         groups.append(Group(spec, frozenset(gone)))
@@ -318,7 +317,7 @@ def _order(
 
     shares, tables = _places(store)
     ticket = Ticket(store.member.pump, f"checkpoint in {folder}", len(shares), store=store, clock=store.clock)
-    clock = store.clock if store.consistency == "bsp" else 0
+    clock = store.clock if store.modes.at(store.clock).is_strict else 0
     requests = []
     for server, share in shares.items():
         file = checkpoint_format.part_name(server, attempt) if attempt else ""

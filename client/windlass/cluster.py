@@ -143,14 +143,16 @@ class Cluster:
         with self._lock:
             known = self._stores.get(name)
             if known is not None:
-                if known.consistency != consistency and not self._member.observes:
+                declared = str(known.modes.declared)
+                if declared != consistency and not self._member.observes:
                     raise UsageError(
-                        "a store was opened with another mode", store=name, open=known.consistency, asked=consistency
+                        "a store was opened with another mode", store=name, open=declared, asked=consistency
                     )
                 return known
             reply = self._member.control.open_store(
                 pb.OpenStoreRequest(session=self._member.session, job=self.job, store=name, consistency=consistency)
             )
+            self._member.learn_roster(reply.roster)
             mode = reply.consistency or consistency
             store = Store(self._member, reply.store_id, name, mode, job=self.job, run_dir=self.run_dir)
             if self._member.observes:

@@ -31,12 +31,13 @@ from windlass_proto import (
     table_specs,
     transfer_specs,
 )
-from windlass_proto.consistency import Consistency
-from windlass_proto.errors import UnavailableError, UsageError
+from windlass_proto.consistency import Consistency, Mode
+from windlass_proto.errors import UnavailableError, UsageError, WindlassError
 from windlass_proto.frames import Op
 from windlass_proto.init_specs import InitSpec
 from windlass_proto.layout import dtype_named
 from windlass_proto.life_specs import AdmitSpec, Evictions
+from windlass_proto.rule_records import RuleChange
 from windlass_proto.rule_specs import RuleSpec
 from windlass_proto.schedules import Plateau, Rate
 from windlass_proto.transfer_specs import PLAIN, Transfer
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from windlass.store import Store
     from windlass_proto.gen import control_pb2
 
+_FAILED = "failed"  # what an action leaves behind that could not be done
 _TEXT_CHARACTERS = 500  # of an action in words; up to 4 bytes each
 
 
@@ -72,7 +74,8 @@ def declare(
     from windlass_proto.gen import control_pb2 as pb
 
     _check_rule(optimizer, reduce)
-    rule_specs.check_dense(optimizer, Consistency.parse(store.consistency))
+    for mode in (store.modes.declared, store.modes.newest()):
+        rule_specs.check_dense(optimizer, mode)
     if not arrays:
         raise UsageError("init was given no tensors", store=store.name, next_move="Pass a dict of name -> array.")
     for dtype in sorted({array.dtype.name for array in arrays.values()}):
@@ -197,30 +200,87 @@ def agree(store: Store, action: str, names: list[str], digest: str, text: str) -
     return reply.action_id if reply.granted else None
 
 
-def set_rules(store: Store, names: str, hyper_parameters: Mapping[str, Any], key: str = "") -> int:
-    """Change hyper-parameters of the tensors that `names` matches; the first step it holds from.
+def set_live(
+    store: Store, names: str, hyper_parameters: Mapping[str, Any], consistency: str | None = None, key: str = ""
+) -> int:
+    """Change hyper-parameters of the tensors that `names` matches, the mode, or both; the first step it holds from.
 
     `key` tells a change that worker 0 makes of itself from the calls of all.
     """
-    if not hyper_parameters:
-        raise UsageError("set was given no hyper-parameters", store=store.name, next_move="Pass lr=..., for example.")
+    if not hyper_parameters and consistency is None:
+        raise UsageError(
+            "set was given nothing to change",
+            store=store.name,
+            next_move="Pass lr=... or consistency=..., for example.",
+        )
+    change = _change_of(store, names, hyper_parameters) if hyper_parameters else None
+    text = change.in_words() if change is not None else ""
+    mode = ""
+    if consistency is not None:
+        mode = _mode_of(store, consistency)
+        text = f"consistency={mode}{', ' if text else ''}{text}"
+    request = asking(store, "set", key or f"call {next_call(store, 'set')}", digest_of_text(f"{names}\0{text}"), text)
+    request.change = rule_records.change_to_bytes(change) if change is not None else b""
+    request.consistency = mode
+    member = store.member
+    reply = ask(store, request, f"set in store {store.name}")
+    member.learn_roster(reply.roster)
+    member.live(store.store_id).learn(reply.record)
+    if reply.granted:
+        return _change_mode(store, reply.action_id, mode, request.change)
+    if reply.result == _FAILED:
+        raise UnavailableError("a change of mode that another worker was to make failed", store=store.name, set=text)
+    return int(reply.result)
+
+
+def _mode_of(store: Store, consistency: str) -> str:
+    """The mode asked for, which every rule of the store must be able to do."""
+    mode = Consistency.parse(consistency)
+    if not store.entered:
+        raise UsageError("set was called before init", store=store.name, next_move="Declare tensors first.")
+    for rule in store.exchange.rules.values():
+        rule_specs.check_dense(rule, mode)
+    return str(mode)
+
+
+def _change_mode(store: Store, action_id: int, mode: str, change: bytes) -> int:
+    """Have the servers agree on a step, and say what the mode means where an update was for all and is for each."""
+    from windlass_proto.gen import control_pb2 as pb
+
+    member, before = store.member, store.modes.newest()
+    request = pb.ChangeModeRequest(
+        session=member.session, store_id=store.store_id, action_id=action_id, consistency=mode, change=change
+    )
+    try:
+        changed = member.ask_peers(member.control.change_mode, request, f"set in store {store.name}")
+    except WindlassError:
+        with contextlib.suppress(WindlassError):
+            agreed(store, action_id, _FAILED)
+        raise
+    member.learn_roster(changed.roster)
+    member.live(store.store_id).learn(changed.record)
+    agreed(store, action_id, str(changed.clock))
+    if before.mode is Mode.BSP and store.modes.newest().mode is not Mode.BSP:
+        count = len(changed.roster.members)
+        sys.stderr.write(
+            f"windlass: store {store.name} is {mode} from step {changed.clock} on: {count} workers make {count} "
+            f"updates where {before} made one, so a learning rate chosen for {before} may be too large\n"
+        )
+    return int(changed.clock)
+
+
+def _change_of(store: Store, names: str, hyper_parameters: Mapping[str, Any]) -> RuleChange:
+    """The change as it is told to everybody; it fits the rule of every tensor that it names."""
     chosen = _matching(store, names)
     if names != "*" and any(isinstance(lr, Plateau) for lr in [*live_rates(store), hyper_parameters.get("lr")]):
         raise _mixed(store)
     declared = store.exchange.declared()
     change = rule_records.change_of(names, max(table_id for table_id, _ in declared.values()), hyper_parameters)
-    live = store.member.live(store.store_id)
-    present = live.newest()
+    present = store.member.live(store.store_id).newest()
     for name in chosen:
         table_id, rule = declared[name]
         rule_specs.changed(present.rule_of(table_id, name, rule), dict(change.values))
-    text = change.in_words()
-    raw = rule_records.change_to_bytes(change)
-    request = asking(store, "set", key or f"call {next_call(store, 'set')}", digest_of_text(f"{names}\0{text}"), text)
-    request.change = raw
-    reply = ask(store, request, f"set in store {store.name}")
-    live.learn(reply.record)
-    return int(reply.result)
+    return change
 
 
 def watch_plateau(store: Store) -> None:
@@ -237,7 +297,7 @@ def lower_lr(store: Store) -> None:
     present = store.plateau.plateau
     with contextlib.suppress(UnavailableError):
         if present.lowered() != present:
-            set_rules(store, "*", {"lr": present.lowered()}, key="plateau")
+            set_live(store, "*", {"lr": present.lowered()}, key="plateau")
     watch_plateau(store)
 
 
@@ -428,7 +488,7 @@ def _take_groups(store: Store, groups: Any, names: Iterable[str] | None) -> bool
         if table_specs.is_table(group) and group.tensors[0].deleted:
             continue
         fresh = True
-        group.consistency = group.consistency or store.consistency
+        group.consistency = group.consistency or str(store.modes.declared)
         group.vshards = group.vshards or member.vshards
         group.store_id = store.store_id
         if table_specs.is_table(group):

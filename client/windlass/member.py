@@ -73,7 +73,8 @@ class Member:
         self.on_metrics: Callable[[Any], None] | None = None
         self.on_event: Callable[[str, str, float], None] | None = None
         self.routing: control_pb2.Routing | None = None
-        self.rosters: dict[int, Any] = {}
+        self.rosters: dict[int, control_pb2.Roster] = {}
+        self._learning = threading.Lock()
         self._live: dict[int, LiveRules] = {}
         self._watches: dict[int, PlateauWatch] = {}
         self.heap: arena.ArenaHeap | None = None
@@ -155,6 +156,15 @@ class Member:
         """What was changed live in a store of this job."""
         return self._live.setdefault(store_id, LiveRules())
 
+    def learn_roster(self, roster: control_pb2.Roster) -> None:
+        """The scheduler says a roster, maybe an older one than is known."""
+        with self._learning:
+            known = self.rosters.get(roster.store_id)
+            if known is None or known.version <= roster.version:
+                self.rosters[roster.store_id] = roster
+        for peer in roster.members:
+            self.peers[peer.rank] = peer.host
+
     def watch(self, store_id: int, plateau: Plateau | None) -> PlateauWatch | None:
         """In worker 0: the watch over a store's plateau, a new one where another metric or manner is asked for.
 
@@ -210,9 +220,7 @@ class Member:
         if what == "routing":
             self._take_routing(update.routing)
         elif what == "roster":
-            self.rosters[update.roster.store_id] = update.roster
-            for peer in update.roster.members:
-                self.peers[peer.rank] = peer.host
+            self.learn_roster(update.roster)
         elif what == "rule":
             self.live(update.rule.store_id).learn(update.rule.record)
         elif what == "metrics":

@@ -169,7 +169,7 @@ class Table:
         """Send gradients of rows; with PUSH_PULL the rows come back, into `out` where it is given."""
         wanted, shape, array = self._gradients(ids, grads)
         plan = id_kernels.plan(wanted, self.spec.seed, self.spec.vshards)
-        runs = self._cut(plan, every_band=self.spec.mean and self.spec.consistency.mode is Mode.BSP)
+        runs = self._cut(plan, every_band=self.spec.mean and self._store.modes.at(self._store.clock).mode is Mode.BSP)
         target = (
             row_values.target(self.name, (*shape, self.dim), self.dtype, out, grads) if op is Op.PUSH_PULL else None
         )

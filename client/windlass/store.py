@@ -24,6 +24,7 @@ from windlass import checkpoints, declare, mixture
 from windlass.arrays import Array, as_numpy, family_of
 from windlass.data_link import refusal_of
 from windlass.exchange import Exchange, Plan
+from windlass.live_modes import LiveModes
 from windlass.open_step import OpenStep
 from windlass.plateau import PlateauWatch
 from windlass.pump import Mark
@@ -31,6 +32,7 @@ from windlass.ticket import Ticket
 from windlass.window_core import Request, Stamp
 from windlass_proto import life_specs, limits, transfer_specs
 from windlass_proto.codec_specs import CodecSpec
+from windlass_proto.consistency import Mode
 from windlass_proto.errors import UsageError, WindlassError
 from windlass_proto.frames import Op, Status
 from windlass_proto.init_specs import InitSpec, Normal
@@ -51,7 +53,7 @@ class Store:
     ) -> None:
         self.name = name
         self.job = job
-        self.consistency = consistency
+        self.modes = LiveModes(member, store_id, consistency)
         self.store_id = store_id
         self.open = OpenStep(name, store_id)
         self.member = member
@@ -75,6 +77,11 @@ class Store:
     def __repr__(self) -> str:
         count = len(self.exchange.where)
         return f"<windlass store {self.name!r}, {self.consistency}, {count} tensors, clock {self.clock}>"
+
+    @property
+    def consistency(self) -> str:
+        """The mode of this worker's present step."""
+        return str(self.modes.at(self.clock))
 
     @property
     def clock(self) -> int:
@@ -288,15 +295,21 @@ class Store:
             self.open.check_nothing_pushed("delete")
             declare.delete(self, chosen)
 
-    def set(self, names: str = "*", **hyper_parameters: Any) -> int:
-        """Change hyper-parameters of the update rule while training, e.g. `store.set(lr=1e-4)`.
+    def set(self, names: str = "*", *, consistency: str | None = None, **hyper_parameters: Any) -> int:
+        """Change hyper-parameters of the update rule, or the mode, while training, e.g. `store.set(lr=1e-4)`.
 
         Called by one worker or by all with equal values at the same step: the n-th `set` of a step is one action. Every
         worker of the job follows: under "bsp" and "ssp" from the step returned on, under "asp", where steps have
         nothing in common, with its next push. A schedule given here counts the same steps as one declared.
 
+        Another mode, and the hyper-parameters given with it, hold from one step on that all servers agree on: the next
+        one that nobody has begun. Steps before it stay as they are. Under "asp" and "ssp" every worker goes on with
+        that step as soon as it hears of it, so `clock` may jump. "asp" and "ssp" make an update for each worker where
+        "bsp" makes one: think of lr.
+
         Args:
             names: name pattern (as in fnmatch) of the tensors and tables; what is declared later is as declared.
+            consistency: another mode, for the whole store.
             hyper_parameters: numbers of their rule, or schedules for lr and weight_decay.
 
         Returns:
@@ -309,10 +322,10 @@ class Store:
         with self._lock:
             self._check_writes("set")
             self.open.check_nothing_pushed("set")
-            since = declare.set_rules(self, names, hyper_parameters)
+            since = declare.set_live(self, names, hyper_parameters, consistency)
             self.open.unstamp()
             declare.watch_plateau(self)
-            return self.clock if self.consistency == "asp" else since
+            return self.clock if consistency is None and self.consistency == "asp" else since
 
     # ---- checkpoints -------------------------------------------------------------------------------------------------
 
@@ -397,6 +410,7 @@ class Store:
                 self.open.check_no_block(op.name.lower())
             if weight is not None:
                 self.open.weigh(weight)
+                self._stamp_step()  # what is planned depends on which step this is
             ticket, requests = self.ticket_of(op, make(), priority=priority)
             mark = None
             if op is Op.PUSH:
@@ -450,7 +464,7 @@ class Store:
             UsageError: the step of `ticket` is open, so that to wait for it would be for ever.
         """
         self.member.check_open()
-        if self.consistency.startswith("bsp") and self.open.holds(ticket):
+        if self.modes.at(self.clock).mode is Mode.BSP and self.open.holds(ticket):
             raise UsageError(
                 "a push was waited for inside its step, which only this worker can close",
                 store=self.name,
@@ -485,6 +499,7 @@ class Store:
         self._check_writes("push_pull")
         self.open.check_no_block("push_pull")
         self.open.weigh(weight)
+        self._stamp_step()  # what is planned depends on which step this is
         plan = mixture.push_plan(self.exchange, Op.PUSH_PULL, grads, out, borrow=borrow)
         ticket, requests = self.ticket_of(Op.PUSH_PULL, plan, priority=priority)
         self._latest = ticket
@@ -520,11 +535,12 @@ class Store:
 
     def present_record(self) -> RuleRecord:
         """The hyper-parameters that this worker's present step is for."""
-        return self._live.newest() if self.consistency == "asp" else self._live.at(self.clock)
+        return self._live.newest() if self.modes.at(self.clock).mode is Mode.ASP else self._live.at(self.clock)
 
     def _stamp_step(self) -> Stamp | None:
         """The stamp of this step, which begins with it: at the step that others have come to, if ours is behind."""
         if not self.open.is_stamped:
+            self.open.reach(self.modes.reach(self.clock))
             jumped = self.open.jump(self.exchange.servers())
             if jumped is not None:
                 self.member.pump.submit([], jumped)

@@ -142,6 +142,9 @@ class ControlLink:
     def log(self, request: pb.LogRequest, timeout_s: float | None = None) -> pb.Ack:
         return self._call("Log", self._stub.Log, request, timeout_s)
 
+    def change_mode(self, request: pb.ChangeModeRequest, timeout_s: float | None = None) -> pb.ChangeModeReply:
+        return self._call("ChangeMode", self._stub.ChangeMode, request, timeout_s)
+
     def report(self, request: pb.ReportRequest, timeout_s: float | None = None) -> pb.Ack:
         return self._call("Report", self._stub.Report, request, timeout_s)
 

@@ -9,16 +9,37 @@ Invariant: the steps from which modes hold rise; what was declared holds before 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from windlass_proto import rule_records
 from windlass_proto.consistency import Consistency
+
+if TYPE_CHECKING:
+    from windlass_proto.gen import control_pb2
 
 
 class ModeChange(NamedTuple):
-    """From step `clock` on `consistency` holds."""
+    """From step `clock` on `consistency` holds.
+
+    `stamp`: the version of hyper-parameters that came with it, which no such step is applied without; None if none did.
+    """
 
     clock: int
     consistency: Consistency
+    stamp: Any = None
+
+
+def changes_of(messages: Iterable[control_pb2.StepMode]) -> tuple[ModeChange, ...]:
+    """What a roster's message says of modes."""
+    return tuple(
+        ModeChange(
+            message.clock,
+            Consistency.parse(message.consistency),
+            rule_records.from_bytes_untrusted(message.record) if message.record else None,
+        )
+        for message in messages
+    )
 
 
 class StepModes:
@@ -36,6 +57,13 @@ class StepModes:
         if clock >= self._newest.clock or not self.changes:
             return self._newest.consistency
         return next((m.consistency for m in reversed(self.changes) if m.clock <= clock), self.declared)
+
+    def stamp(self, clock: int, stamp: Any) -> Any:
+        """`stamp`, or a newer one that came with a mode which holds in step `clock`."""
+        for change in self.changes:
+            if change.clock <= clock and change.stamp is not None and stamp < change.stamp:
+                stamp = change.stamp
+        return stamp
 
     def next_after(self, clock: int) -> int | None:
         """The first step after `clock` from which another mode holds."""

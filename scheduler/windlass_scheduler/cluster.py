@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from windlass_proto import rule_records
 from windlass_proto.beats import Beat
 from windlass_proto.errors import UnavailableError, UsageError, WindlassError
 from windlass_proto.gen import control_pb2 as pb
@@ -207,6 +208,8 @@ class Cluster:
                 batch.pushes.append((_prepare(effect), Audience(others=False)))
             case jobs_core.JobOver():
                 return self._job_over(effect.job, batch)
+            case roster_core.ModeAccepted():
+                return self._mode_accepted(effect)
             case live_core.RuleChanged():
                 changed = wire.rule_changed(effect.store_id, effect.record)
                 batch.pushes.append((pb.Update(rule=changed), Audience(servers=False, job=effect.job)))
@@ -216,6 +219,22 @@ class Cluster:
             case _:
                 raise AssertionError(f"no core has the effect {effect!r}")
         return []
+
+    def _mode_accepted(self, accepted: roster_core.ModeAccepted) -> list[Effect]:
+        """A mode and the hyper-parameters that come with it hold from one step on, or neither does."""
+        wish, store = accepted.wish, self.declarations.store(accepted.store_id)
+        effects: list[Effect] = []
+        record, error = b"", None
+        if wish.change:
+            change = rule_records.change_from_bytes_untrusted(wish.change)
+            setting = live_core.Change(store.store_id, store.name, store.job, wish.rank, accepted.clock, change)
+            try:
+                effects = self.live.step(setting)
+                record = self.live.newest_bytes(store.store_id)
+            except WindlassError as refused:
+                error = refused
+        decided = roster_core.ModeDecided(self.now_s(), accepted, record, error)
+        return [*effects, *self.rosters.step(decided)]
 
     def _say(self, said: Say, batch: _Batch) -> None:
         _log.info("%s job=%s %s", said.kind, said.job or "-", said.text)
@@ -422,7 +441,8 @@ class Cluster:
 
 
 def _prepare(sent: roster_core.PrepareSent) -> pb.Update:
-    return pb.Update(prepare=pb.Prepare(store_id=sent.store_id, proposal=sent.proposal, clock=sent.clock))
+    prepare = pb.Prepare(store_id=sent.store_id, proposal=sent.proposal, clock=sent.clock, mode=sent.mode)
+    return pb.Update(prepare=prepare)
 
 
 def _cluster_record(config: SchedulerConfig, state: StateStore, new_cluster_id: str) -> str:

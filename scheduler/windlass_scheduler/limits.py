@@ -35,6 +35,10 @@ EVENTS_MAX: Final = 256
 # Votes: 8, 16, ... steps ahead; after 16 doublings (half a million steps) the servers cannot be outrun.
 PROPOSAL_ATTEMPTS_MAX: Final = 16
 ENTER_MARGIN_STEPS: Final = 8
+# A mode is to hold soon: the next step if nobody has begun it, then 2, 4, ... ahead.
+MODE_MARGIN_STEPS: Final = 1
+# Modes of a store whose steps may still come: a worker would have to be so many changes behind. 1 KiB each at most.
+MODES_KEPT_MAX: Final = 8
 
 # Finished actions kept per store: more than any script has between two steps that a retry could come from.
 ACTIONS_KEPT_MAX: Final = 1024

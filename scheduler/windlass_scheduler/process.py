@@ -27,8 +27,9 @@ from windlass_proto.gen import control_pb2_grpc
 from windlass_scheduler import limits
 from windlass_scheduler.cluster import Cluster
 from windlass_scheduler.config import SchedulerConfig
-from windlass_scheduler.service import ControlService, TokenCheck
+from windlass_scheduler.service import ControlService
 from windlass_scheduler.state import StateStore
+from windlass_scheduler.token_check import TokenCheck
 
 _log = logging.getLogger("windlass.scheduler")
 

@@ -1,4 +1,4 @@
-"""Which workers count in the steps of a store, and from which clock on.
+"""Which workers count in the steps of a store, and in which mode, from which clock on.
 
     gathering --(as many as declared have entered)--> started at clock 0
     started: a newcomer enters in two phases
@@ -6,6 +6,9 @@
         all accept               -> committed: the newcomer counts from that clock, the roster is pushed
         one refuses (has begun)  -> another proposal, above the clock it names, with twice the margin
         no vote in time          -> the newcomers are refused, the proposal is settled, the roster is pushed
+
+A store's consistency mode changes in the same two phases: it is another one from the proposal's clock on, the next step
+if the servers let it be. A store has one proposal at a time, for newcomers or for a mode.
 
 A session that ends leaves at once: a smaller set can only let a step complete sooner, so nobody needs to
 agree. Where nobody is left, a newcomer enters at the highest clock known without a margin, for nobody is
@@ -22,49 +25,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final, TypeAlias, cast
+from typing import TypeAlias
 
 from windlass_proto.errors import UnavailableError, UsageError, WindlassError
 from windlass_scheduler import limits
 from windlass_scheduler.counters import Counters
 from windlass_scheduler.effects import Answer, Effect, Persist, Record, Refuse, Say
-
-
-@dataclass(frozen=True, slots=True)
-class RosterMember:
-    session: bytes
-    rank: int
-    join_clock: int
-    host: str
-
-
-@dataclass(frozen=True, slots=True)
-class Roster:
-    """What servers and workers see; `members` are in rank order."""
-
-    store_id: int
-    job: str
-    store: str
-    version: int = 0
-    declared: int = 0
-    started: bool = False
-    members: tuple[RosterMember, ...] = ()
-    proposal_settled: int = 0
-
-    def member(self, session: bytes) -> RosterMember | None:
-        return next((member for member in self.members if member.session == session), None)
-
-
-@dataclass(frozen=True, slots=True)
-class Newcomer:
-    waiter: int
-    session: bytes
-    rank: int
-    host: str
+from windlass_scheduler.roster import (
+    ROSTER_PREFIX,
+    ModeWish,
+    Newcomer,
+    Roster,
+    RosterMember,
+    StepMode,
+    read_roster,
+    roster_record,
+)
 
 
 @dataclass(slots=True)
 class Proposal:
+    """`newcomers` are in if all accept, or the mode is as `wish` says."""
+
     number: int
     clock: int
     margin: int
@@ -72,6 +54,11 @@ class Proposal:
     newcomers: dict[bytes, Newcomer]
     awaited: set[int]
     deadline_s: float
+    wish: ModeWish | None = None
+
+    @property
+    def what(self) -> str:
+        return "a change of mode" if self.wish is not None else "a newcomer"
 
 
 @dataclass(slots=True)
@@ -79,6 +66,7 @@ class _Store:
     roster: Roster
     clock_highest: int = 0
     waiting: dict[bytes, Newcomer] = field(default_factory=dict)
+    wishes: list[ModeWish] = field(default_factory=list)
     proposal: Proposal | None = None
 
 
@@ -103,6 +91,23 @@ class Enter:
     rank: int
     host: str
     declared: int
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeMode:
+    now_s: float
+    store_id: int
+    wish: ModeWish
+
+
+@dataclass(frozen=True, slots=True)
+class ModeDecided:
+    """What became of `ModeAccepted`: `record` goes with the mode, or `error` says why there can be none."""
+
+    now_s: float
+    accepted: ModeAccepted
+    record: bytes
+    error: WindlassError | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +153,9 @@ class Tick:
     now_s: float
 
 
-Event: TypeAlias = Opened | Enter | Abandoned | ClockSeen | Voted | SessionGone | Voters | Tick
+Event: TypeAlias = (
+    Opened | Enter | ChangeMode | ModeDecided | Abandoned | ClockSeen | Voted | SessionGone | Voters | Tick
+)
 
 # Effects
 
@@ -165,6 +172,25 @@ class PrepareSent:
     store_id: int
     proposal: int
     clock: int
+    mode: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ModeAccepted:
+    """All servers accept `wish` from step `clock` on. To be followed at once by `ModeDecided`."""
+
+    store_id: int
+    proposal: int
+    clock: int
+    wish: ModeWish
+
+
+@dataclass(frozen=True, slots=True)
+class ModeChanged:
+    """What `ChangeMode` is answered with."""
+
+    clock: int
+    roster: Roster
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,9 +199,6 @@ class Entered:
 
     join_clock: int
     roster: Roster
-
-
-_PREFIX: Final = "roster/"
 
 
 class Rosters:
@@ -202,16 +225,15 @@ class Rosters:
     def prepared(self) -> list[PrepareSent]:
         """Open proposals, for a server that watches anew."""
         open_ones = ((store.roster.store_id, store.proposal) for store in self._stores.values())
-        return [PrepareSent(store_id, p.number, p.clock) for store_id, p in open_ones if p is not None]
+        return [_prepare(store_id, p) for store_id, p in open_ones if p is not None]
 
-    def votes_awaited(self, store_id: int) -> frozenset[int]:
-        """Servers that an open proposal waits for."""
-        proposal = self._store(store_id).proposal
-        return frozenset(proposal.awaited) if proposal else frozenset()
+    def proposal(self, store_id: int) -> Proposal | None:
+        """The open one; it waits for the servers of `awaited`."""
+        return self._store(store_id).proposal
 
     def forget(self, store_id: int) -> list[Effect]:
         """The store is gone, its job over."""
-        return [Persist(f"{_PREFIX}{store_id}", None)] if self._stores.pop(store_id, None) is not None else []
+        return [Persist(f"{ROSTER_PREFIX}{store_id}", None)] if self._stores.pop(store_id, None) is not None else []
 
     def _store(self, store_id: int) -> _Store:
         try:
@@ -231,8 +253,12 @@ class Rosters:
                 return self._commit(self._stores[event.store_id], roster)
             case Enter():
                 return self._enter(event)
+            case ChangeMode():
+                return self._change_mode(event)
+            case ModeDecided():
+                return self._mode_decided(event)
             case Abandoned():
-                return self._abandon(event.now_s, lambda newcomer: newcomer.waiter == event.waiter)
+                return self._abandon(event.now_s, lambda asking: asking.waiter == event.waiter)
             case ClockSeen():
                 store = self._stores.get(event.store_id)
                 if store is not None:
@@ -300,13 +326,18 @@ class Rosters:
 
     def _commit(self, store: _Store, roster: Roster) -> list[Effect]:
         store.roster = replace(roster, version=roster.version + 1)
-        return [Persist(f"{_PREFIX}{roster.store_id}", _record(store.roster)), RosterChanged(store.roster)]
+        return [roster_record(store.roster), RosterChanged(store.roster)]
 
     # Two phases
 
     def _propose(self, store: _Store, now_s: float) -> list[Effect]:
-        """Open a proposal for all who wait, unless one is open already."""
-        if store.proposal is not None or not store.waiting or not store.roster.started:
+        """Open a proposal for the first wish, or for all who wait to enter, unless one is open already."""
+        if store.proposal is not None or not store.roster.started:
+            return []
+        if store.wishes:
+            store.proposal = Proposal(0, 0, limits.MODE_MARGIN_STEPS, 0, {}, set(), 0.0, store.wishes.pop(0))
+            return self._send(store, store.proposal, now_s)
+        if not store.waiting:
             return []
         newcomers, store.waiting = store.waiting, {}
         store.proposal = Proposal(
@@ -328,7 +359,7 @@ class Rosters:
         proposal.attempt += 1
         proposal.awaited = set(self._voters)
         proposal.deadline_s = now_s + self._vote_s
-        return [PrepareSent(store.roster.store_id, proposal.number, proposal.clock)]
+        return [_prepare(store.roster.store_id, proposal)]
 
     def _vote(self, event: Voted) -> list[Effect]:
         store = self._store(event.store_id)
@@ -340,7 +371,7 @@ class Rosters:
             proposal.awaited.discard(event.member_id)
             return self._commit_if_accepted(store, proposal, event.now_s)
         if proposal.attempt >= limits.PROPOSAL_ATTEMPTS_MAX:
-            what = "the servers' steps outran every clock proposed for a newcomer"
+            what = f"the servers' steps outran every clock proposed for {proposal.what}"
             return self._fail(store, proposal, event.now_s, what, str(proposal.clock))
         proposal.margin = max(1, 2 * proposal.margin)
         return self._send(store, proposal, event.now_s)
@@ -349,6 +380,8 @@ class Rosters:
         if proposal.awaited:
             return []
         store.proposal = None
+        if proposal.wish is not None:
+            return [ModeAccepted(store.roster.store_id, proposal.number, proposal.clock, proposal.wish)]
         newcomers = list(proposal.newcomers.values())
         effects = self._admit(store, newcomers, proposal.clock, settled=proposal.number)
         ranks = ", ".join(str(newcomer.rank) for newcomer in newcomers)
@@ -363,7 +396,9 @@ class Rosters:
             **({"clock": clock} if clock else {}),
             next_move="Try again; `windlass status` shows the servers.",
         )
-        refused = [Refuse(newcomer.waiter, error) for newcomer in proposal.newcomers.values()]
+        waiters = [newcomer.waiter for newcomer in proposal.newcomers.values()]
+        waiters += [] if proposal.wish is None else [proposal.wish.waiter]
+        refused = [Refuse(waiter, error) for waiter in waiters]
         return [*self._settle(store, proposal.number), *refused, *self._propose(store, now_s)]
 
     def _settle(self, store: _Store, number: int) -> list[Effect]:
@@ -378,7 +413,7 @@ class Rosters:
             proposal = store.proposal
             if proposal is not None and now_s >= proposal.deadline_s:
                 silent = ", ".join(f"member {member_id}" for member_id in sorted(proposal.awaited))
-                what = f"servers did not vote on a newcomer within {self._vote_s:g} s: {silent}"
+                what = f"servers did not vote on {proposal.what} within {self._vote_s:g} s: {silent}"
                 effects += self._fail(store, proposal, now_s, what, str(proposal.clock))
         return effects
 
@@ -400,25 +435,64 @@ class Rosters:
                 effects += self._commit_if_accepted(store, proposal, event.now_s)
         return effects
 
+    # Modes
+
+    def _change_mode(self, event: ChangeMode) -> list[Effect]:
+        """Propose it, once; a repeated call finds what its action did, or takes the place of the earlier one."""
+        store, wish = self._store(event.store_id), event.wish
+        if not store.roster.started:
+            raise UsageError("the mode of a store was changed before its steps began", store=store.roster.store)
+        for made in store.roster.modes:
+            if made.action_id == wish.action_id:
+                return [Answer(wish.waiter, ModeChanged(made.clock, store.roster))]
+        asked = [*store.wishes, *([store.proposal.wish] if store.proposal and store.proposal.wish else [])]
+        earlier = next((other for other in asked if other.action_id == wish.action_id), None)
+        if earlier is None:
+            store.wishes.append(wish)
+            return self._propose(store, event.now_s)
+        store.wishes = [wish if other is earlier else other for other in store.wishes]
+        if store.proposal is not None and store.proposal.wish is earlier:
+            store.proposal.wish = wish
+        return [Refuse(earlier.waiter, UnavailableError("the same change of mode was asked for again"))]
+
+    def _mode_decided(self, event: ModeDecided) -> list[Effect]:
+        accepted, wish = event.accepted, event.accepted.wish
+        store = self._store(accepted.store_id)
+        if event.error is not None:
+            refused = Refuse(wish.waiter, event.error)
+            return [*self._settle(store, accepted.proposal), refused, *self._propose(store, event.now_s)]
+        mode = StepMode(accepted.clock, wish.consistency, event.record, wish.action_id)
+        kept = (*store.roster.modes, mode)[-limits.MODES_KEPT_MAX :]
+        settled = max(accepted.proposal, store.roster.proposal_settled)
+        effects = self._commit(store, replace(store.roster, modes=kept, proposal_settled=settled))
+        store.clock_highest = max(store.clock_highest, accepted.clock)
+        text = (
+            f"store {store.roster.store} is {wish.consistency} from step {accepted.clock} on: rank {wish.rank} set it"
+        )
+        say = Say("mode", text, store.roster.job)
+        answer = Answer(wish.waiter, ModeChanged(accepted.clock, store.roster))
+        return [*effects, say, answer, *self._propose(store, event.now_s)]
+
     # Leaving
 
     def _session_gone(self, event: SessionGone) -> list[Effect]:
-        effects = self._abandon(event.now_s, lambda newcomer: newcomer.session == event.session)
+        effects = self._abandon(event.now_s, lambda asking: asking.session == event.session)
         for store in self._stores.values():
             if store.roster.member(event.session) is not None:
                 left = tuple(m for m in store.roster.members if m.session != event.session)
                 effects += self._commit(store, replace(store.roster, members=left))
         return effects
 
-    def _abandon(self, now_s: float, gone: Callable[[Newcomer], bool]) -> list[Effect]:
+    def _abandon(self, now_s: float, gone: Callable[[Newcomer | ModeWish], bool]) -> list[Effect]:
         effects: list[Effect] = []
         for store in self._stores.values():
             store.waiting = {session: n for session, n in store.waiting.items() if not gone(n)}
+            store.wishes = [wish for wish in store.wishes if not gone(wish)]
             proposal = store.proposal
             if proposal is None:
                 continue
             proposal.newcomers = {session: n for session, n in proposal.newcomers.items() if not gone(n)}
-            if not proposal.newcomers:
+            if not proposal.newcomers and (proposal.wish is None or gone(proposal.wish)):
                 store.proposal = None
                 effects += [*self._settle(store, proposal.number), *self._propose(store, now_s)]
         return effects
@@ -429,7 +503,7 @@ class Rosters:
         """Take up stored rosters; proposals that were open when the scheduler stopped are settled."""
         effects: list[Effect] = []
         for record in records.values():
-            roster = _roster(record)
+            roster = read_roster(record)
             store = self._stores[roster.store_id] = _Store(roster)
             if roster.started:
                 effects += self._settle(store, self._counters.take("proposal"))
@@ -443,12 +517,18 @@ class Rosters:
             assert store.roster.started or not inside
             assert store.roster.started or store.proposal is None
             assert store.roster.started or len(store.waiting) < max(1, store.roster.declared)
+            clocks = [mode.clock for mode in store.roster.modes]
+            assert clocks == sorted(set(clocks)), "modes follow each other"
             if store.proposal is not None:
-                assert store.proposal.newcomers, "a proposal is for somebody"
+                assert bool(store.proposal.newcomers) != (store.proposal.wish is not None), "it is for one or the other"
                 assert store.proposal.awaited <= self._voters
                 assert store.proposal.awaited, "an accepted proposal is committed at once"
                 assert not store.proposal.newcomers.keys() & (set(inside) | store.waiting.keys())
                 assert store.proposal.number > store.roster.proposal_settled
+
+
+def _prepare(store_id: int, proposal: Proposal) -> PrepareSent:
+    return PrepareSent(store_id, proposal.number, proposal.clock, proposal.wish is not None)
 
 
 def _superseded(newcomer: Newcomer) -> Refuse:
@@ -458,30 +538,3 @@ def _superseded(newcomer: Newcomer) -> Refuse:
         next_move="The later call is the one that is answered.",
     )
     return Refuse(newcomer.waiter, error)
-
-
-def _record(roster: Roster) -> Record:
-    return {
-        "store_id": roster.store_id,
-        "job": roster.job,
-        "store": roster.store,
-        "version": roster.version,
-        "declared": roster.declared,
-        "started": roster.started,
-        "proposal_settled": roster.proposal_settled,
-        "members": [[m.session.hex(), m.rank, m.join_clock, m.host] for m in roster.members],
-    }
-
-
-def _roster(record: Record) -> Roster:
-    members = cast("list[tuple[str, int, int, str]]", record["members"])
-    return Roster(
-        store_id=cast("int", record["store_id"]),
-        job=cast("str", record["job"]),
-        store=cast("str", record["store"]),
-        version=cast("int", record["version"]),
-        declared=cast("int", record["declared"]),
-        started=cast("bool", record["started"]),
-        proposal_settled=cast("int", record["proposal_settled"]),
-        members=tuple(RosterMember(bytes.fromhex(s), rank, clock, host) for s, rank, clock, host in members),
-    )

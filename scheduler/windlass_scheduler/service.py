@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import hmac
 import logging
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
-from typing import Any, Final, NoReturn, TypeVar, cast
+from typing import Final, NoReturn, TypeVar, cast
 
 import grpc
 
 from windlass_proto import errors, own_rules, rule_records
+from windlass_proto.consistency import Consistency
 from windlass_proto.errors import InvariantError, UnavailableError, UsageError, WindlassError
 from windlass_proto.gen import control_pb2 as pb
 from windlass_proto.gen import control_pb2_grpc
@@ -41,11 +41,11 @@ from windlass_scheduler.cluster import Cluster
 from windlass_scheduler.declared import Store
 from windlass_scheduler.effects import Answer, Effect
 from windlass_scheduler.membership_core import Member, Role
+from windlass_scheduler.roster import ModeWish
 from windlass_scheduler.store_figures import Reported
 
 _log = logging.getLogger("windlass.scheduler")
 
-TOKEN_KEY: Final = "windlass-token"  # noqa: S105 - the name of the metadata key
 _WAIT_S_MAX: Final = 86_400.0
 # The answer in words must reach the caller before its own deadline does.
 _WORDS_FIRST_S: Final = 0.2
@@ -224,7 +224,14 @@ class ControlService(control_pb2_grpc.ControlServicer):
         )
         opened = await self._ask(context, lambda w: self._opened(event(waiter=w)))
         store = cast("Store", opened)
-        return pb.OpenStoreReply(store_id=store.store_id, consistency=store.consistency)
+        return pb.OpenStoreReply(
+            store_id=store.store_id, consistency=store.consistency, roster=self._roster(store.store_id)
+        )
+
+    def _roster(self, store_id: int) -> pb.Roster:
+        """Who counts in a store, and in which mode, as workers see it."""
+        declared = self._cluster.declarations.store(store_id).consistency
+        return wire.roster(self._cluster.rosters.roster(store_id), declared)
 
     def _opened(self, event: declaration_core.OpenStore) -> list[Effect]:
         effects = self._cluster.declarations.step(event)
@@ -237,7 +244,9 @@ class ControlService(control_pb2_grpc.ControlServicer):
     def _open_observed(self, job: str, name: str) -> pb.OpenStoreReply:
         for store in self._cluster.declarations.stores():
             if (store.job, store.name) == (job, name):
-                return pb.OpenStoreReply(store_id=store.store_id, consistency=store.consistency)
+                return pb.OpenStoreReply(
+                    store_id=store.store_id, consistency=store.consistency, roster=self._roster(store.store_id)
+                )
         raise UnavailableError(
             "no worker has opened this store yet",
             job=job,
@@ -345,8 +354,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
             lambda: status_page.store_waits(cluster, request.store_id),
         )
         reply = cast("roster_core.Entered", entered)
-        consistency = cluster.declarations.store(request.store_id).consistency
-        return pb.EnterRosterReply(join_clock=reply.join_clock, roster=wire.roster(reply.roster, consistency))
+        return pb.EnterRosterReply(join_clock=reply.join_clock, roster=self._roster(request.store_id))
 
     @_call
     async def Vote(self, request: pb.VoteRequest, context: grpc.aio.ServicerContext) -> pb.Ack:
@@ -384,20 +392,27 @@ class ControlService(control_pb2_grpc.ControlServicer):
         change: RuleChange | RuleRecord | None = None
         if sets and request.record:
             change = rule_records.from_bytes_untrusted(request.record)
-        elif sets:
+        elif sets and request.change:
             change = rule_records.change_from_bytes_untrusted(request.change)
+        if sets and request.consistency:
+            Consistency.parse(request.consistency)
         agreed = await self._ask(
             context,
-            lambda w: self._agreed(event(waiter=w), change),
+            lambda w: self._agreed(event(waiter=w), change, request.consistency if sets else ""),
             lambda: status_page.store_waits(self._cluster, request.store_id),
         )
         reply = cast("agreement_core.Agreed", agreed)
         record = self._cluster.live.newest_bytes(request.store_id) if sets else b""
-        return pb.AgreeReply(granted=reply.granted, action_id=reply.action_id, result=reply.result, record=record)
+        roster = self._roster(request.store_id) if sets else None
+        return pb.AgreeReply(
+            granted=reply.granted, action_id=reply.action_id, result=reply.result, record=record, roster=roster
+        )
 
-    def _agreed(self, event: agreement_core.Agree, change: RuleChange | RuleRecord | None) -> list[Effect]:
+    def _agreed(
+        self, event: agreement_core.Agree, change: RuleChange | RuleRecord | None, consistency: str
+    ) -> list[Effect]:
         """The caller carries its action out, except for a change of rules: that is done when it is agreed on."""
-        if change is None:
+        if change is None or consistency not in ("", self._roster(event.store_id).consistency):
             return self._cluster.agreements.step(event)
         agreements, live = self._cluster.agreements, self._cluster.live
         store = self._cluster.declarations.store(event.store_id)
@@ -428,6 +443,32 @@ class ControlService(control_pb2_grpc.ControlServicer):
             forget = declaration_core.Forget(asked.store_id, frozenset(asked.names))
             return [*self._cluster.declarations.step(forget), *effects]
         return effects
+
+    @_call
+    async def ChangeMode(self, request: pb.ChangeModeRequest, context: grpc.aio.ServicerContext) -> pb.ChangeModeReply:
+        cluster = self._cluster
+        member = self._worker_of(request.session, request.store_id)
+        mode = str(Consistency.parse(request.consistency))
+        if request.change:
+            rule_records.change_from_bytes_untrusted(request.change)
+        wish = functools.partial(
+            ModeWish,
+            session=request.session,
+            rank=member.rank,
+            action_id=request.action_id,
+            consistency=mode,
+            change=request.change,
+        )
+        changed = await self._ask(
+            context,
+            lambda w: cluster.rosters.step(roster_core.ChangeMode(cluster.now_s(), request.store_id, wish(waiter=w))),
+            lambda: status_page.store_waits(cluster, request.store_id),
+        )
+        return pb.ChangeModeReply(
+            clock=cast("roster_core.ModeChanged", changed).clock,
+            roster=self._roster(request.store_id),
+            record=cluster.live.newest_bytes(request.store_id),
+        )
 
     # Jobs
 
@@ -535,37 +576,3 @@ class ControlService(control_pb2_grpc.ControlServicer):
     @_call
     async def Status(self, request: pb.StatusRequest, context: grpc.aio.ServicerContext) -> pb.StatusReply:
         return status_page.status(self._cluster)
-
-
-class TokenCheck(grpc.aio.ServerInterceptor):  # type: ignore[misc]
-    """Refuses every call whose metadata does not carry the cluster's token."""
-
-    def __init__(self, token: bytes) -> None:
-        self._token = token
-
-    async def intercept_service(self, continuation: Callable[..., Awaitable[Any]], details: Any) -> Any:
-        shown = dict(details.invocation_metadata).get(TOKEN_KEY, "")
-        shown_bytes = shown if isinstance(shown, bytes) else shown.encode()
-        if hmac.compare_digest(shown_bytes, self._token):
-            return await continuation(details)
-        if details.method.endswith("/Watch"):
-            return grpc.unary_stream_rpc_method_handler(_deny_stream)
-        return grpc.unary_unary_rpc_method_handler(_deny)
-
-
-def _denied() -> str:
-    error = UsageError(
-        "the scheduler refused this process: its cluster token is another one",
-        next_move="Use the token file of this cluster (WINDLASS_TOKEN_FILE).",
-    )
-    return errors.to_wire(error).decode()
-
-
-async def _deny(_request: bytes, context: grpc.aio.ServicerContext) -> bytes:
-    await context.abort(grpc.StatusCode.UNAUTHENTICATED, _denied())
-    return b""
-
-
-async def _deny_stream(_request: bytes, context: grpc.aio.ServicerContext) -> AsyncIterator[bytes]:
-    await context.abort(grpc.StatusCode.UNAUTHENTICATED, _denied())
-    yield b""

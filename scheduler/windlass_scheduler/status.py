@@ -11,7 +11,7 @@ from windlass_proto.gen import control_pb2 as pb
 from windlass_scheduler import store_figures, wire
 from windlass_scheduler.cluster import Cluster, MemberFigures
 from windlass_scheduler.membership_core import Job, Member, describe
-from windlass_scheduler.roster_core import Roster
+from windlass_scheduler.roster import Roster
 
 _SILENT_BEATS = 3
 
@@ -79,12 +79,13 @@ def _store(cluster: Cluster, roster: Roster) -> pb.StoreStatus:
         worker.session: _said(cluster, worker).clocks.get(store.store_id, 0)
         for worker in cluster.membership.workers(store.job)
     }
+    members = wire.roster(roster, store.consistency)
     return pb.StoreStatus(
         store_id=store.store_id,
         job=store.job,
         store=store.name,
-        consistency=store.consistency,
-        roster=wire.roster(roster, store.consistency),
+        consistency=members.consistency,
+        roster=members,
         groups=[cluster.group(group) for group in cluster.declarations.groups(store.store_id)],
         waiting_for=store_waits(cluster, store.store_id),
         staleness=store_figures.staleness(reports, store.store_id),
@@ -123,11 +124,12 @@ def _entering(cluster: Cluster, roster: Roster) -> Iterator[str]:
 
 
 def _votes(cluster: Cluster, store_id: int) -> Iterator[str]:
-    for member_id in sorted(cluster.rosters.votes_awaited(store_id)):
+    proposal = cluster.rosters.proposal(store_id)
+    for member_id in sorted(proposal.awaited) if proposal is not None else ():
         server = cluster.membership.find(member_id)
         name = cluster.declarations.store(store_id).name
-        if server is not None:
-            yield f"waiting for {describe(server)} to vote on a newcomer in store {name}"
+        if server is not None and proposal is not None:
+            yield f"waiting for {describe(server)} to vote on {proposal.what} in store {name}"
 
 
 def _declaring(cluster: Cluster, store_id: int) -> Iterator[str]:

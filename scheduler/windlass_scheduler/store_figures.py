@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from windlass_proto.gen import control_pb2 as pb
-from windlass_scheduler.roster_core import Roster
+from windlass_scheduler.roster import Roster
 
 AWAITED_SAID_AFTER_S: Final = 2.0
 """Shorter waits are how steps go: reports are a second apart."""

@@ -17,7 +17,7 @@ from windlass_scheduler import limits
 from windlass_scheduler.declared import Group, Tensor
 from windlass_scheduler.membership_core import Address, Job, Member
 from windlass_scheduler.metrics_core import LoggedStep
-from windlass_scheduler.roster_core import Roster
+from windlass_scheduler.roster import Roster
 from windlass_scheduler.routing_core import OwnedRun, Routing
 from windlass_scheduler.shards_core import Position
 
@@ -114,6 +114,7 @@ def routing(found: Routing) -> pb.Routing:
 
 
 def roster(found: Roster, consistency: str) -> pb.Roster:
+    """`consistency` is what was declared."""
     members = [
         pb.RosterMember(session=m.session, rank=m.rank, join_clock=m.join_clock, host=m.host) for m in found.members
     ]
@@ -125,8 +126,9 @@ def roster(found: Roster, consistency: str) -> pb.Roster:
         members=members,
         job=found.job,
         store=found.store,
-        consistency=consistency,
+        consistency=found.modes[-1].consistency if found.modes else consistency,
         proposal_settled=found.proposal_settled,
+        modes=[pb.StepMode(clock=m.clock, consistency=m.consistency, record=m.record) for m in found.modes],
     )
 
 

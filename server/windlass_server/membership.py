@@ -13,7 +13,7 @@ import socket
 import threading
 from collections.abc import Callable
 
-from windlass_proto import beats, limits, own_rules
+from windlass_proto import beats, limits, own_rules, step_modes
 from windlass_proto.control_link import Beater, ControlLink
 from windlass_proto.errors import UnavailableError, WindlassError
 from windlass_proto.gen import control_pb2 as pb
@@ -128,7 +128,7 @@ class Membership:
                 _LOG.info("key_range_taken vshards=%d..%d generation=%d", *_ends(vshards), routing.generation)
 
     def _vote(self, prepare: pb.Prepare) -> None:
-        accepted, highest = self.node.prepare(prepare.store_id, prepare.clock, prepare.proposal)
+        accepted, highest = self.node.prepare(prepare.store_id, prepare.clock, prepare.proposal, mode=prepare.mode)
         vote = pb.VoteRequest(
             member_id=self.joined.member_id,
             session=self.joined.session,
@@ -176,7 +176,7 @@ def _ends(vshards: range) -> tuple[int, int]:
 
 def _roster(roster: pb.Roster) -> Roster:
     members = tuple(Member(m.session, m.rank, m.join_clock) for m in roster.members)
-    return Roster(roster.version, roster.started, members, roster.proposal_settled)
+    return Roster(roster.version, roster.started, members, roster.proposal_settled, step_modes.changes_of(roster.modes))
 
 
 def _store_figures(found: StoreFigures) -> pb.StoreFigures:

@@ -72,6 +72,7 @@ class ServerNode:
         self._marks: dict[int, dict[bytes, tuple[int, bool]]] = {}  # store -> session -> its newest mark, does it leave
         self._records: dict[int, dict[int, RuleRecord]] = {}  # store -> version -> record
         self._announced: dict[int, dict[bytes, list[tuple[int, RuleRecord]]]] = {}  # store -> session -> (step, record)
+        self._prepared: dict[int, tuple[int, int, bool]] = {}  # store -> the newest proposal, settled or not
         self._waits: dict[int, StepWaits] = {}  # store -> whom its workers wait for
         self._clocks: dict[int, int] = {}  # store -> the highest step that a mark has closed
         self._vshards: range | None = None
@@ -98,19 +99,20 @@ class ServerNode:
             self.rosters[store_id] = roster
             shares = list(self._shares_of(store_id))
             waits = self._waits.setdefault(store_id, StepWaits())
-            waits.change(roster.members, self._bound(store_id), time.monotonic())
+            waits.change(roster.members, self._apart(store_id, roster), time.monotonic())
         for group, share in shares:
             self._run(group, share, lambda core=share.core: core.set_roster(roster), deliver)  # type: ignore[misc]
         self.reductions.carry_out(deliver)
 
-    def prepare(self, store_id: int, clock: int, proposal: int) -> tuple[bool, int]:
-        """May the roster of a store change from `clock` on? Returns the vote and the highest clock begun here."""
+    def prepare(self, store_id: int, clock: int, proposal: int, *, mode: bool = False) -> tuple[bool, int]:
+        """May the roster (or `mode`) of a store change from `clock` on? The vote, and the highest clock begun here."""
         with self._lock:
+            self._prepared[store_id] = (clock, proposal, mode)
             shares = list(self._shares_of(store_id))
         highest, accepted = -1, True
         for _, share in shares:
             with share.lock:
-                accepted = share.core.clocks.prepare(clock, proposal) and accepted
+                accepted = share.core.clocks.prepare(clock, proposal, mode=mode) and accepted
                 highest = max(highest, share.core.clocks.begun)
         return accepted, max(0, highest)
 
@@ -245,9 +247,13 @@ class ServerNode:
         roster = self.rosters.get(store_id)
         marks = dict(self._marks.get(store_id, {}))
         announced = self._announced.get(store_id, {})
+        prepared = self._prepared.get(store_id)
         for share in group.shares.values():
             if roster is not None:
                 share.core.set_roster(roster)
+            if prepared is not None:
+                clock, proposal, mode = prepared
+                share.core.clocks.prepare(clock, proposal, mode=mode)
             for session, said in announced.items():
                 for clock, record in said:
                     share.core.announce(session, clock, record)
@@ -280,6 +286,7 @@ class ServerNode:
                 self._announced.pop(store_id, None)
                 self._clocks.pop(store_id, None)
                 self._waits.pop(store_id, None)
+                self._prepared.pop(store_id, None)
 
     def _remember_dropped(self, table_id: int) -> None:
         self._dropped[table_id] = None
@@ -381,10 +388,12 @@ class ServerNode:
                 for store_id, waits in self._waits.items()
             ]
 
-    def _bound(self, store_id: int) -> int | None:
+    def _apart(self, store_id: int, roster: Roster) -> int | None:
         """How many steps the workers of a store may be apart; None: as many as they are."""
-        modes = [group.spec.consistency for group in self.groups.values() if group.spec.store_id == store_id]
-        return modes[0].apart if modes else None
+        if roster.modes:
+            return roster.modes[-1].consistency.apart
+        declared = [group.spec.consistency for group in self.groups.values() if group.spec.store_id == store_id]
+        return declared[0].apart if declared else None
 
     def _shares_of(self, store_id: int) -> Iterator[tuple[Group, Share]]:
         for group in self.groups.values():

@@ -3,7 +3,8 @@
 Invariants:
 - `closed_min`, the steps that nobody of the roster is waited for, never falls. Where a step needs K workers, they are
   the steps that K of those who count in them have closed; else those that all have.
-- No step from `hold_clock` on completes while a change of the roster that begins there is being agreed.
+- No step from `hold_clock` on completes while a change that begins there is being agreed. Where it is one of the mode,
+  nothing of such a step is taken or answered, for nobody knows yet what is due to it.
 
 One share core owns an object; the share's lock guards it.
 
@@ -15,7 +16,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import NamedTuple
 
-from windlass_proto.consistency import Consistency
+from windlass_proto.consistency import Consistency, Mode
 from windlass_proto.step_modes import StepModes
 from windlass_server.session_filter import SessionFilter
 from windlass_server.share_events import LEFT, Roster
@@ -47,6 +48,7 @@ class RosterClocks:
         self.begun = -1
         self.hold_clock: int | None = None
         self._hold_proposal = 0
+        self._holds_mode = False
         self._ranks: dict[bytes, int] = {}
 
     # ---- events --------------------------------------------------------------------------------------------
@@ -66,7 +68,7 @@ class RosterClocks:
         """Another set of sessions counts, those ended in `sessions` left out. Returns who left."""
         members = tuple(member for member in roster.members if not sessions.has_ended(member.session))
         gone = {member.session for member in self.roster.members} - {member.session for member in members}
-        self.roster = Roster(roster.version, roster.started, members, roster.proposal_settled)
+        self.roster = replace(roster, members=members)
         if self._hold_proposal <= roster.proposal_settled:
             self.hold_clock = None
         self._ranks = {member.session: member.rank for member in members}
@@ -74,15 +76,15 @@ class RosterClocks:
             self.closed[member.session] = max(self.closed.get(member.session, 0), member.join_clock)
         return sorted(gone)
 
-    def prepare(self, clock: int, proposal: int = 0) -> bool:
-        """May the roster change from step `clock` on? If so, none completes before `proposal` is settled."""
+    def prepare(self, clock: int, proposal: int = 0, *, mode: bool = False) -> bool:
+        """May the roster (or mode) change from step `clock` on? If so, none completes before `proposal` is settled."""
         if proposal and proposal <= self.roster.proposal_settled:
             return False
         if self.hold_clock == clock and self._hold_proposal == proposal:
             return True
         if self.begun >= clock or self.closed_min > clock or proposal < self._hold_proposal:
             return False
-        self.hold_clock, self._hold_proposal = clock, proposal
+        self.hold_clock, self._hold_proposal, self._holds_mode = clock, proposal, mode
         return True
 
     def end(self, session: bytes) -> None:
@@ -128,6 +130,21 @@ class RosterClocks:
         counting = [m.session for m in self.roster.members if m.join_clock <= clock and self.closed[m.session] < LEFT]
         sessions = {session for session in counting if self.closed[session] <= clock}
         return Awaited(sessions, max(0, min(mode.needed, len(counting)) - (len(counting) - len(sessions))))
+
+    def may_read(self, clock: int, modes: StepModes) -> bool | None:
+        """May who has closed `clock` steps read? None: once the step closed last is complete on what is read."""
+        if clock == 0:
+            return True
+        if self.is_undecided(clock - 1):
+            return False
+        mode = modes.at(clock - 1)
+        if mode.mode is Mode.SSP:
+            return self.closed_min >= clock - mode.bound
+        return True if mode.mode is Mode.ASP else None
+
+    def is_undecided(self, clock: int) -> bool:
+        """Is it being agreed in which mode step `clock` is?"""
+        return self.hold_clock is not None and self._holds_mode and clock >= self.hold_clock
 
     def may_complete(self, clock: int) -> bool:
         """Has the store started, and is no change of the roster being agreed from `clock` on?"""

@@ -16,8 +16,7 @@ Invariants (checked by `validate`):
 - No step that the roster has closed (`clocks.closed_min`) is open, but behind one that is `reducing`.
 
 Contributions stay where they arrived until their step is complete and are then summed in rank order by one pass over
-all of them, so a sum's bits depend on ranks alone. (A running sum would free buffers earlier at the price of reading
-and writing the sum once more for each worker.)
+all of them, so a sum's bits depend on ranks alone.
 
 What the driver owes: frames of one session come in the order of its stream, entries before their frame's mark; once a
 session's new connection has brought a frame, nothing more of its old one is handed in; a share made while a store is
@@ -101,6 +100,8 @@ class ShareCore:
 
     def push(self, event: Push) -> list[Effect]:
         """A gradient arrives."""
+        if self.clocks.is_undecided(event.clock) and self.sessions.judge(event.session, event.seq) is Verdict.NEXT:
+            return self.refuse(event)
         if (refusal := self._admit(event)) is not None:
             return refusal
         self.clocks.begin(event.clock)
@@ -164,7 +165,7 @@ class ShareCore:
 
     def announce(self, session: bytes, clock: int, stamp: Any) -> None:
         """From its step `clock` on `session` stamps with `stamp`. Said before anything of that step."""
-        if self.modes.at(clock).mode is Mode.BSP and not self.sessions.has_ended(session):
+        if not self.sessions.has_ended(session):
             self.stamps.announce(session, clock, stamp)
 
     def mark(self, session: bytes, clock: int, *, leaves: bool = False) -> list[Effect]:
@@ -185,7 +186,21 @@ class ShareCore:
         effects: list[Effect] = []
         for session in gone:
             effects += self._drop_unfinished(session)
+        if roster.modes != self.modes.changes:
+            self.modes = StepModes(self.modes.declared, roster.modes)
+            effects += self._apply_folded()
         return effects + self._advance()
+
+    def _apply_folded(self) -> list[Effect]:
+        """Apply what was folded into a step that is not bsp any more; nothing else can be in its gates."""
+        effects: list[Effect] = []
+        for index, state in list(self._gated.items()):
+            for clock in [clock for clock in sorted(state.gates) if self.modes.at(clock).mode is not Mode.BSP]:
+                for run in state.gates.pop(clock):
+                    effects += self._finish(state, run, clock)
+            if not state.gates:
+                del self._gated[index]
+        return effects
 
     def end_session(self, session: bytes) -> list[Effect]:
         """The scheduler has ended `session`: its integers go, nothing waits for it or is taken of it."""
@@ -411,7 +426,7 @@ class ShareCore:
         run.contributions.sort(key=lambda c: (self.clocks.rank(c.session, c.rank), c.session))
         divisor = sum({(c.session, c.clock): c.weight for c in run.contributions}.values()) if self.mean else 1.0
         stamp = max(c.stamp for c in run.contributions)
-        stamp = self.stamps.highest(clock, stamp) if self.stamps else stamp
+        stamp = self.modes.stamp(clock, self.stamps.highest(clock, stamp) if self.stamps else stamp)
         resolved = ReducingRun(run, clock, divisor, stamp)
         if state.reducing is None or divisor <= 0:
             return self._apply_run(state, run, clock, resolved)
@@ -524,7 +539,8 @@ class ShareCore:
         at_once = not event.values or self._may_read(state, waiting)
         sources = (Source(event.buffer, 0, 1.0, event.session),)
         fused = waiting if at_once and event.values else None
-        found = gate_runs.applies(state, event.seg_begin, event.seg_end, sources, 1.0, event.clock, event.stamp)
+        stamp = self.modes.stamp(event.clock, event.stamp)
+        found = gate_runs.applies(state, event.seg_begin, event.seg_end, sources, 1.0, event.clock, stamp)
         effects = self._applied(found, fused)
         if at_once:
             del self._answers[event.session, event.seq]
@@ -538,13 +554,8 @@ class ShareCore:
     # ---- reads ---------------------------------------------------------------------------------------------
 
     def _may_read(self, state: BlockState, waiting: Waiting) -> bool:
-        if waiting.clock == 0:
-            return True
-        mode = self.modes.at(waiting.clock - 1)
-        if mode.mode is Mode.ASP:
-            return True
-        if mode.mode is Mode.SSP:
-            return self.clocks.closed_min >= waiting.clock - mode.bound
+        if (by_clocks := self.clocks.may_read(waiting.clock, self.modes)) is not None:
+            return by_clocks
         if state.reducing is not None and state.reducing.covers(waiting.seg_begin, waiting.seg_end, waiting.clock):
             return False
         if self.clocks.closed_min >= waiting.clock:

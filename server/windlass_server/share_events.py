@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple
 
 from windlass_proto.errors import UsageError, WindlassError
 from windlass_proto.frames import Status
+from windlass_proto.step_modes import ModeChange
 
 LEFT: Final = 1 << 62
 """The clock of a session that will close no further step."""
@@ -28,7 +29,7 @@ class Member(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Roster:
-    """Who counts in a store's steps. Steps complete only once it has started.
+    """Who counts in a store's steps, and the modes that followed the declared one. Steps complete once it has started.
 
     `proposal_settled`: what was prepared under this number or a lower one is decided and holds nothing back.
     """
@@ -37,6 +38,7 @@ class Roster:
     started: bool = False
     members: tuple[Member, ...] = ()
     proposal_settled: int = 0
+    modes: tuple[ModeChange, ...] = ()
 
 
 class Source(NamedTuple):

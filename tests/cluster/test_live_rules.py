@@ -184,7 +184,7 @@ def test_later_inits_compare_with_what_was_declared_and_live_values_stay(
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({}, "no hyper-parameters"),
+        ({}, "nothing to change"),
         ({"lrr": 1.0}, "Did you mean lr"),
         ({"lr": -1.0}, "lr >= 0"),
         ({"lr": "fast"}, "what is no number"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from windlass_proto.gen import control_pb2 as pb
 from windlass_scheduler import store_figures
-from windlass_scheduler.roster_core import Roster, RosterMember
+from windlass_scheduler.roster import Roster, RosterMember
 from windlass_scheduler.store_figures import Reported
 
 A, B = b"a" * 16, b"b" * 16

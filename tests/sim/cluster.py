@@ -13,15 +13,15 @@ from dataclasses import dataclass, field
 from random import Random
 
 from tests.sim.ledger import WORKERS_MAX, Ledger, LedgerError
-from tests.sim.scheduler import Scheduler
+from tests.sim.scheduler import STORE, Scheduler
 from tests.sim.server import Server
 from tests.sim.timeline import Faults, Link, Timeline
-from tests.sim.worker import Job, Worker
+from tests.sim.worker import Job, Version, Worker
 from windlass.window_core import WindowCore
 from windlass_proto.consistency import Consistency
 from windlass_proto.errors import InvariantError
 from windlass_proto.layout import Block, GroupLayout, TensorSpec
-from windlass_proto.step_modes import StepModes
+from windlass_proto.step_modes import ModeChange, StepModes
 from windlass_scheduler.roster_core import Entered
 from windlass_server.share_core import ShareCore
 
@@ -68,6 +68,7 @@ class Plan:
     deaths: tuple[tuple[float, int], ...]
     pauses: tuple[tuple[float, int, float], ...]
     joins: tuple[float, ...]
+    modes: tuple[tuple[float, str], ...]  # when which mode is set
     faults: Faults
 
 
@@ -98,8 +99,13 @@ def plan_of(seed: int) -> Plan:
         deaths=tuple(deaths),
         pauses=tuple(pauses),
         joins=tuple(joins),
+        modes=() if exact or rng.random() < 0.5 else tuple(_mode_changes(rng)),
         faults=Faults() if calm else Faults(rng.choice((0.0, 0.02, 0.08)), 0.05, rng.choice((0.0, 0.15)), 0.1),
     )
+
+
+def _mode_changes(rng: Random) -> list[tuple[float, str]]:
+    return sorted((rng.uniform(0.02, FAULTS_S), rng.choice(MODES)) for _ in range(rng.choice((1, 1, 2, 3))))
 
 
 def _layouts(rng: Random) -> list[GroupLayout]:
@@ -193,7 +199,30 @@ class Cluster:
                 when_s,
                 lambda index=index, length_s=length_s: self._pause(self.workers[index], length_s),  # type: ignore[misc]
             )
+        for when_s, mode in plan.modes:
+            self.timeline.at(when_s, lambda mode=mode: self._set_mode(mode))  # type: ignore[misc]
         self.timeline.at(FAULTS_S, self.faults.stop)
+
+    def _set_mode(self, mode: str) -> None:
+        """Somebody calls `store.set(consistency=...)`, half the time with hyper-parameters."""
+        if not self.scheduler.rosters.roster(STORE).started:
+            self.timeline.after(0.02, lambda: self._set_mode(mode))
+            return
+        with_rule = self.timeline.rng.random() < 0.5
+        self.scheduler.change_mode(mode, lambda clock: self._mode_set(mode, clock, with_rule=with_rule))
+
+    def _mode_set(self, mode: str, clock: int, *, with_rule: bool) -> int:
+        """All servers agree: from step `clock` on. Returns the version of hyper-parameters that goes with it."""
+        job, version = self.job, None
+        if with_rule:
+            version = len(job.versions) + 1
+            since = max(clock, job.versions[-1].since if job.versions else 0)
+            job.versions.append(Version(version, since, -1, self.timeline.now_s))
+        modes = job.ledger.modes
+        change = ModeChange(clock, Consistency.parse(mode), version)
+        job.ledger.modes = StepModes(modes.declared, (*modes.changes, change))
+        job.modes_set_s.append(self.timeline.now_s)
+        return version or 0
 
     def _join(self, rank: int) -> None:
         index = len(self.workers)

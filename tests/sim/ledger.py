@@ -16,7 +16,7 @@ import numpy as np
 from tests.sim.wire import Values
 from windlass_proto.consistency import Mode
 from windlass_proto.frames import Status
-from windlass_proto.step_modes import StepModes
+from windlass_proto.step_modes import ModeChange, StepModes
 
 LANES = 16
 WORKERS_MAX = (LANES - 2) // 2
@@ -116,28 +116,35 @@ class Ledger:
                 check = "read-your-writes" if other is book else "staleness"
                 text = f"worker {book.worker} at clock {clock} read {count} of {who} pushes at {place}"
                 raise LedgerError(check, f"{text}, at least {at_least} were due")
-            if waits and self.modes.at(clock - 1).is_strict and count > sum(p.clock < clock for p in pushes):
+            alone = self.modes.at(clock - 1).is_strict and self.modes.at(clock).is_strict
+            if waits and alone and count > sum(self._may_show(p, clock) for p in pushes):
                 text = (
                     f"worker {book.worker} at clock {clock} read {count} of worker {other.worker}'s pushes at {place}"
                 )
                 raise LedgerError("same-clock", f"{text}: some belong to a later step")
 
+    def _may_show(self, push: Pushed, clock: int) -> bool:
+        """Under bsp nobody is beyond its reader's step, but a newcomer whose first step is one of a later mode."""
+        return push.clock < clock or self.modes.at(push.clock).mode is not Mode.BSP
+
     def _due(self, other: Book, pushes: list[Pushed], clock: int) -> int:
         mode = self.modes.at(clock - 1)
         if mode.mode is Mode.ASP:
             return 0
-        return sum(push.clock < clock - mode.bound for push in pushes if push.is_applied or not mode.needed)
+        sure = [push for push in pushes if push.is_applied or not self.modes.at(push.clock).needed]
+        return sum(push.clock < clock - mode.bound for push in sure if push.is_applied or not mode.needed)
 
     def check_release(self, clock: int) -> None:
         """An answer for someone who has closed `clock` steps is let go now."""
         mode = self.modes.at(clock - 1)
-        if mode.mode is Mode.ASP:
+        closed = clock - mode.bound  # steps that are closed by now: by all, or by as many as they need
+        if mode.mode is Mode.ASP or closed <= 0:
             return
-        if mode.needed:
-            self._check_needed(clock, mode.needed)
+        if needed := self.modes.at(closed - 1).needed:
+            self._check_needed(closed, needed)
             return
         for book in self.books:
-            if book.counting and not (book.ended or book.left) and book.clock < clock - mode.bound:
+            if book.counting and not (book.ended or book.left) and book.clock < closed:
                 text = f"a pull at clock {clock} was answered while worker {book.worker} had closed {book.clock} steps"
                 raise LedgerError("bound", text)
 
@@ -157,12 +164,17 @@ class Ledger:
         mode = self.modes.at(clock)
         if mode.mode is not Mode.BSP:
             low, high = max(pushed), max(pushed)
+            if any(change.consistency.folds for change in (ModeChange(0, self.modes.declared), *self.modes.changes)):
+                high = max(
+                    high, *(max(book.stamps.values(), default=0) for book in self.books)
+                )  # folded when bsp ended
         elif mode.needed:  # who is not among the first K may have said nothing of it yet, or jumps over it
             low = max(pushed)
             high = max(stamp for book in self.books for step, stamp in [(0, 0), *book.stamps.items()] if step <= clock)
         else:
             low = max([*pushed, *(book.stamps.get(clock, 0) for book in self.books if not book.ended)])
             high = max(book.stamps.get(clock, 0) for book in self.books)
+        low, high = self.modes.stamp(clock, low), self.modes.stamp(clock, high)
         if not low <= stamp <= high:
             raise LedgerError("stamp", f"step {clock} was applied with version {stamp}, due is {low} to {high}")
 

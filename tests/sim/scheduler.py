@@ -9,11 +9,18 @@ from collections.abc import Callable
 
 from tests.sim.server import Server
 from tests.sim.timeline import Timeline
+from windlass_proto.consistency import Consistency
+from windlass_proto.step_modes import ModeChange
 from windlass_scheduler.counters import Counters
 from windlass_scheduler.effects import Answer, Effect, Refuse
+from windlass_scheduler.roster import ModeWish
+from windlass_scheduler.roster import Roster as SchedulerRoster
 from windlass_scheduler.roster_core import (
+    ChangeMode,
     Enter,
     Entered,
+    ModeAccepted,
+    ModeDecided,
     Opened,
     PrepareSent,
     RosterChanged,
@@ -23,7 +30,6 @@ from windlass_scheduler.roster_core import (
     Voted,
     Voters,
 )
-from windlass_scheduler.roster_core import Roster as SchedulerRoster
 from windlass_server.share_core import Roster
 from windlass_server.share_events import Member
 
@@ -40,6 +46,8 @@ class Scheduler:
         self.declared = declared
         self.rosters = Rosters(Counters(), vote_s=2.0)
         self._waiters: dict[int, Callable[[Entered | None], None]] = {}
+        self._wishes = 0
+        self._changed: dict[int, Callable[[int], int]] = {}
         self._heard_s = [0.0] * len(servers)
         self._carry_out(self.rosters.step(Opened(STORE, "job", "store")))
         self._carry_out(self.rosters.step(Voters(0.0, frozenset(range(len(servers))))))
@@ -51,6 +59,13 @@ class Scheduler:
         self._waiters[waiter] = entered
         now_s = self.timeline.now_s
         self._carry_out(self.rosters.step(Enter(now_s, waiter, STORE, session, rank, "host", self.declared)))
+
+    def change_mode(self, consistency: str, changed: Callable[[int], int]) -> None:
+        """Somebody sets another mode. `changed` is told from which step on, and says with which version (0: none)."""
+        self._wishes += 1
+        wish = ModeWish(-self._wishes, b"", 0, self._wishes, consistency, b"")
+        self._changed[self._wishes] = changed
+        self._carry_out(self.rosters.step(ChangeMode(self.timeline.now_s, STORE, wish)))
 
     def end(self, session: bytes) -> None:
         """A session has left, or its lease has run out."""
@@ -72,17 +87,20 @@ class Scheduler:
             elif isinstance(effect, PrepareSent):
                 for index in range(len(self.servers)):
                     self._say(index, lambda index=index, sent=effect: self._prepare(index, sent))  # type: ignore[misc]
-            elif isinstance(effect, Answer):
-                assert isinstance(effect.reply, Entered)
+            elif isinstance(effect, ModeAccepted):
+                version = self._changed[effect.wish.action_id](effect.clock)
+                record = bytes([version]) if version else b""
+                self._carry_out(self.rosters.step(ModeDecided(self.timeline.now_s, effect, record)))
+            elif isinstance(effect, Answer) and isinstance(effect.reply, Entered):
                 self._reply(effect.waiter, effect.reply)
-            elif isinstance(effect, Refuse):
+            elif isinstance(effect, Refuse) and effect.waiter > 0:
                 self._reply(effect.waiter, None)
 
     def _reply(self, waiter: int, reply: Entered | None) -> None:
         self.timeline.after(self._delay_s(), lambda: self._waiters[waiter](reply))
 
     def _prepare(self, index: int, sent: PrepareSent) -> None:
-        accepted, highest = self.servers[index].prepare(sent.clock, sent.proposal)
+        accepted, highest = self.servers[index].prepare(sent.clock, sent.proposal, mode=sent.mode)
         self.timeline.after(self._delay_s(), lambda: self._voted(index, sent.proposal, accepted, highest))
 
     def _voted(self, index: int, proposal: int, accepted: bool, highest: int) -> None:
@@ -100,4 +118,7 @@ class Scheduler:
 
 def _as_servers_see(roster: SchedulerRoster) -> Roster:
     members = tuple(Member(m.session, m.rank, m.join_clock) for m in roster.members)
-    return Roster(roster.version, roster.started, members, roster.proposal_settled)
+    modes = [
+        ModeChange(m.clock, Consistency.parse(m.consistency), m.record[0] if m.record else None) for m in roster.modes
+    ]
+    return Roster(roster.version, roster.started, members, roster.proposal_settled, tuple(modes))

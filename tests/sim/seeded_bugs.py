@@ -5,6 +5,7 @@ Each is a part put in place of a real one; the product knows nothing of it. `cau
 
 from __future__ import annotations
 
+import dataclasses
 from bisect import bisect_right
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -16,10 +17,11 @@ from windlass.window_core import WRITES, Request, Stamp, WindowCore
 from windlass_proto.consistency import Consistency
 from windlass_proto.frames import Status
 from windlass_proto.layout import Block
+from windlass_proto.step_modes import StepModes
 from windlass_server.gate_runs import GateRun
 from windlass_server.roster_clocks import Awaited, RosterClocks
 from windlass_server.session_filter import SessionFilter, Verdict
-from windlass_server.share_core import Answer, Effect, Push, ShareCore
+from windlass_server.share_core import Answer, Effect, Push, Roster, ShareCore
 from windlass_server.step_stamps import StepStamps
 
 
@@ -116,8 +118,8 @@ class AckOnReceipt(ShareCore):
 
 
 class _VotesWithoutHold(RosterClocks):
-    def prepare(self, clock: int, proposal: int = 0) -> bool:
-        self.hold_clock, accepted = None, super().prepare(clock, proposal)
+    def prepare(self, clock: int, proposal: int = 0, *, mode: bool = False) -> bool:
+        self.hold_clock, accepted = None, super().prepare(clock, proposal, mode=mode)
         self.hold_clock = None
         return accepted
 
@@ -166,6 +168,28 @@ class OneTooFew(RosterClocks):
     def awaited(self, clock: int, mode: Consistency) -> Awaited:
         sessions, quota = super().awaited(clock, mode)
         return Awaited(sessions, max(0, quota - 1) if mode.needed else quota)
+
+
+class Undecided(RosterClocks):
+    """While a mode is being agreed it goes on taking and answering what belongs to the steps in question."""
+
+    def is_undecided(self, clock: int) -> bool:
+        return False
+
+
+class OldStamps(StepModes):
+    """A mode's hyper-parameters hold where a worker has heard of them."""
+
+    def stamp(self, clock: int, stamp: Any) -> Any:
+        return stamp
+
+
+class ForgetsModes(ShareCore):
+    """A push is taken in the mode that holds at last, whichever step it belongs to."""
+
+    def set_roster(self, roster: Roster) -> list[Effect]:
+        modes = tuple(change._replace(clock=0) for change in roster.modes[-1:])
+        return super().set_roster(dataclasses.replace(roster, modes=modes))
 
 
 class DropsLate(ShareCore):
@@ -230,6 +254,13 @@ def _one_filter_a_vshard(server: Server) -> None:
         core.sessions = filters.setdefault(vshard, core.sessions)
 
 
+class _StampsOfWorkers(ShareCore):
+    def set_roster(self, roster: Roster) -> list[Effect]:
+        effects = super().set_roster(roster)
+        self.modes = OldStamps(self.modes.declared, self.modes.changes)
+        return effects
+
+
 def _with_clocks(kind: Callable[[], RosterClocks]) -> Callable[[Server], None]:
     def rebuild(server: Server) -> None:
         for core in server.cores.values():
@@ -269,7 +300,7 @@ BUGS = (
     _bug(
         "a mark overtakes its step's entries",
         Parts(make_window=MarkBeforeEntries),
-        "acknowledged", "staleness", "exact",
+        "acknowledged", "staleness", "exact", "read-your-writes",
     ),
     _bug(
         "a retry gets a new seq",
@@ -292,6 +323,17 @@ BUGS = (
     _bug("a stamp counts only where something was pushed", Parts(rebuild=_with_stamps(OnlyPushed)), "stamp"),
     _bug("a mark goes out without its record", Parts(make_window=NoStampOnMarks), "stamp"),
     _bug("a step needs one worker less", Parts(rebuild=_with_clocks(OneTooFew)), "bound", "staleness"),
+    _bug(
+        "steps whose mode is undecided are taken",
+        Parts(rebuild=_with_clocks(Undecided)),
+        "same-clock", "bound", "staleness", "stamp", "acknowledged", "invariant",
+    ),
+    _bug("a mode's hyper-parameters come later than it", Parts(make_core=_StampsOfWorkers), "stamp"),
+    _bug(
+        "a mode holds for steps before it",
+        Parts(make_core=ForgetsModes),
+        "same-clock", "bound", "staleness", "acknowledged", "invariant", "stamp", "liveness",
+    ),
     _bug("what is to be folded is dropped", Parts(make_core=DropsLate), "lost"),
     _bug("a push for a complete step is taken", Parts(make_core=TakesLate), "invariant", "liveness"),
 )  # fmt: skip

@@ -158,8 +158,8 @@ class Server:
             self._execute(table, core, core.end_session(session))
         self._flush()
 
-    def prepare(self, clock: int, proposal: int) -> tuple[bool, int]:
-        votes = [core.clocks.prepare(clock, proposal) for core in self.cores.values()]
+    def prepare(self, clock: int, proposal: int, *, mode: bool) -> tuple[bool, int]:
+        votes = [core.clocks.prepare(clock, proposal, mode=mode) for core in self.cores.values()]
         return all(votes), max([0, *(core.clocks.begun for core in self.cores.values())])
 
     # ---- effects -----------------------------------------------------------------------------------------------------

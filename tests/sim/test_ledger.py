@@ -36,6 +36,8 @@ def test_the_seeds_meet_what_they_are_for() -> None:
         "versions": 0,
         "unknown stamps": 0,
         "late": 0,
+        "modes": 0,
+        "modes with a version": 0,
     }
     for seed in range(0, SEEDS, 5):
         plan = plan_of(seed)
@@ -46,6 +48,8 @@ def test_the_seeds_meet_what_they_are_for() -> None:
         )
         met["versions"] += len(cluster.job.versions)
         met["unknown stamps"] += sum(server.unknown_stamps for server in cluster.servers)
+        met["modes"] += len(cluster.job.ledger.modes.changes)
+        met["modes with a version"] += sum(change.stamp is not None for change in cluster.job.ledger.modes.changes)
         met["late"] += sum(book.late for book in cluster.job.ledger.books)
         met["deaths"] += len(plan.deaths)
         met["late joins"] += sum(book.join_clock > 0 for book in cluster.job.ledger.books)

@@ -21,6 +21,7 @@ from windlass.window_core import Finished, Request, Stamp, WindowCore
 from windlass_proto.consistency import Mode
 from windlass_proto.frames import Entry, EntryFlag, Kind, Op, Status
 from windlass_proto.layout import GroupLayout, Segment
+from windlass_proto.step_modes import StepModes
 
 FRAMES_UNREAD_MAX = 2
 
@@ -56,6 +57,7 @@ class Job:
     exact: bool
     read_at: dict[tuple[Place, int], bytes] = field(default_factory=dict)
     versions: list[Version] = field(default_factory=list)  # of hyper-parameters, as the scheduler makes them
+    modes_set_s: list[float] = field(default_factory=list)  # when the modes of the ledger were set
 
 
 class Worker:
@@ -261,7 +263,10 @@ class Worker:
         yield self._pulls(self._whole()[:1], Random(0), nowait=True)
 
     def _jump(self) -> None:
-        """Go on with the step that others have come to without this worker, as it was told when it came late."""
+        """Go on with the step that others have come to: as it was told when it came late, or where a mode begins."""
+        modes = self._modes()
+        if modes.at(self.book.clock).mode is not Mode.BSP:
+            self.book.reached = max(self.book.reached, modes.newest.clock)
         if self.book.reached > self.book.clock:
             self.book.clock = self.book.reached
             self.window.close_step(STORE, self.book.clock - 1, range(self.job.servers), stamp=self._stamp)
@@ -277,12 +282,23 @@ class Worker:
         """One stamp for the step that begins: the newest version that this worker has heard of and that holds."""
         job, book = self.job, self.book
         known = [version for version in job.versions if self._has_heard_of(version)]
-        if job.ledger.modes.at(book.clock).mode is not Mode.ASP:
+        if self._modes().at(book.clock).mode is not Mode.ASP:
             known = [version for version in known if version.since <= book.clock]
         newest = known[-1].number if known else 0
         if newest > (self._stamp.version if self._stamp is not None else 0):
             self._stamp = Stamp(newest, book.clock, np.array([newest], np.float32), 4)
         book.stamps[book.clock] = self._stamp.version if self._stamp is not None else 0
+
+    def _modes(self) -> StepModes:
+        """The modes that this worker has heard of, each after a time of its own, in order."""
+        modes = self.job.ledger.modes
+        heard = 0
+        for number, set_s in enumerate(self.job.modes_set_s):
+            lag = Random(f"{self.job.seed}/{self.book.worker}/{number}/mode").uniform(0.0, 0.1)
+            if self.timeline.now_s < set_s + lag:
+                break
+            heard += 1
+        return StepModes(modes.declared, modes.changes[:heard])
 
     def _has_heard_of(self, version: Version) -> bool:
         lag = Random(f"{self.job.seed}/{self.book.worker}/{version.number}/heard")

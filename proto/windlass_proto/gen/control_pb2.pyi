@@ -636,6 +636,7 @@ class Roster(_message.Message):
     STORE_FIELD_NUMBER: _builtins.int
     CONSISTENCY_FIELD_NUMBER: _builtins.int
     PROPOSAL_SETTLED_FIELD_NUMBER: _builtins.int
+    MODES_FIELD_NUMBER: _builtins.int
     store_id: _builtins.int
     version: _builtins.int
     declared: _builtins.int
@@ -648,6 +649,10 @@ class Roster(_message.Message):
     """a Prepare with this proposal or a lower one is decided: forget it"""
     @_builtins.property
     def members(self) -> _containers.RepeatedCompositeFieldContainer[Global___RosterMember]: ...
+    @_builtins.property
+    def modes(self) -> _containers.RepeatedCompositeFieldContainer[Global___StepMode]:
+        """those that followed the declared one, in order of their steps, the last few"""
+
     def __init__(
         self,
         *,
@@ -660,14 +665,43 @@ class Roster(_message.Message):
         store: _builtins.str = ...,
         consistency: _builtins.str = ...,
         proposal_settled: _builtins.int = ...,
+        modes: _abc.Iterable[Global___StepMode] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "declared", b"declared", "job", b"job", "members", b"members", "proposal_settled", b"proposal_settled", "started", b"started", "store", b"store", "store_id", b"store_id", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "declared", b"declared", "job", b"job", "members", b"members", "modes", b"modes", "proposal_settled", b"proposal_settled", "started", b"started", "store", b"store", "store_id", b"store_id", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Roster: _TypeAlias = Roster  # noqa: Y015
+
+@_typing.final
+class StepMode(_message.Message):
+    """From step `clock` on `consistency` holds."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CLOCK_FIELD_NUMBER: _builtins.int
+    CONSISTENCY_FIELD_NUMBER: _builtins.int
+    RECORD_FIELD_NUMBER: _builtins.int
+    clock: _builtins.int
+    consistency: _builtins.str
+    record: _builtins.bytes
+    """windlass.v1.RuleRecord: what no step from `clock` on is applied without; may be empty"""
+    def __init__(
+        self,
+        *,
+        clock: _builtins.int = ...,
+        consistency: _builtins.str = ...,
+        record: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clock", b"clock", "consistency", b"consistency", "record", b"record"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StepMode: _TypeAlias = StepMode  # noqa: Y015
 
 @_typing.final
 class Prepare(_message.Message):
@@ -678,19 +712,23 @@ class Prepare(_message.Message):
     STORE_ID_FIELD_NUMBER: _builtins.int
     PROPOSAL_FIELD_NUMBER: _builtins.int
     CLOCK_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
     store_id: _builtins.int
     proposal: _builtins.int
     clock: _builtins.int
+    mode: _builtins.bool
+    """the mode may change there: until it is decided, what belongs to such steps is sent away"""
     def __init__(
         self,
         *,
         store_id: _builtins.int = ...,
         proposal: _builtins.int = ...,
         clock: _builtins.int = ...,
+        mode: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["clock", b"clock", "proposal", b"proposal", "store_id", b"store_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clock", b"clock", "mode", b"mode", "proposal", b"proposal", "store_id", b"store_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -743,7 +781,7 @@ class OpenStoreRequest(_message.Message):
     job: _builtins.str
     store: _builtins.str
     consistency: _builtins.str
-    """"bsp" | "ssp:N" | "asp" """
+    """"bsp" | "bsp:k=K" | "bsp:k=K,late=fold" | "ssp:N" | "asp" """
     def __init__(
         self,
         *,
@@ -766,18 +804,24 @@ class OpenStoreReply(_message.Message):
 
     STORE_ID_FIELD_NUMBER: _builtins.int
     CONSISTENCY_FIELD_NUMBER: _builtins.int
+    ROSTER_FIELD_NUMBER: _builtins.int
     store_id: _builtins.int
     consistency: _builtins.str
-    """the live one"""
+    """as it was declared"""
+    @_builtins.property
+    def roster(self) -> Global___Roster:
+        """with the live mode"""
+
     def __init__(
         self,
         *,
         store_id: _builtins.int = ...,
         consistency: _builtins.str = ...,
+        roster: Global___Roster | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["roster", b"roster"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "store_id", b"store_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "roster", b"roster", "store_id", b"store_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1220,6 +1264,7 @@ class AgreeRequest(_message.Message):
     NAMES_FIELD_NUMBER: _builtins.int
     CHANGE_FIELD_NUMBER: _builtins.int
     RECORD_FIELD_NUMBER: _builtins.int
+    CONSISTENCY_FIELD_NUMBER: _builtins.int
     session: _builtins.bytes
     store_id: _builtins.int
     step: _builtins.int
@@ -1235,6 +1280,8 @@ class AgreeRequest(_message.Message):
     """"set": windlass.v1.RuleChange, which the scheduler carries out itself"""
     record: _builtins.bytes
     """"set": or a windlass.v1.RuleRecord whose changes, maybe none, replace those that hold"""
+    consistency: _builtins.str
+    """"set": another mode; if granted, the caller calls ChangeMode with both"""
     @_builtins.property
     def names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """"delete": the tensors that the scheduler forgets when it is done"""
@@ -1252,10 +1299,11 @@ class AgreeRequest(_message.Message):
         names: _abc.Iterable[_builtins.str] | None = ...,
         change: _builtins.bytes = ...,
         record: _builtins.bytes = ...,
+        consistency: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "change", b"change", "digest", b"digest", "key", b"key", "names", b"names", "record", b"record", "session", b"session", "step", b"step", "store_id", b"store_id", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "change", b"change", "consistency", b"consistency", "digest", b"digest", "key", b"key", "names", b"names", "record", b"record", "session", b"session", "step", b"step", "store_id", b"store_id", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1269,6 +1317,7 @@ class AgreeReply(_message.Message):
     ACTION_ID_FIELD_NUMBER: _builtins.int
     RESULT_FIELD_NUMBER: _builtins.int
     RECORD_FIELD_NUMBER: _builtins.int
+    ROSTER_FIELD_NUMBER: _builtins.int
     granted: _builtins.bool
     """the caller carries it out, then says AgreeDone"""
     action_id: _builtins.int
@@ -1276,6 +1325,10 @@ class AgreeReply(_message.Message):
     """of an action that is done: what its AgreeDone left; "set": the first step it holds from"""
     record: _builtins.bytes
     """"set": as in DeclareReply"""
+    @_builtins.property
+    def roster(self) -> Global___Roster:
+        """"set": with the live mode"""
+
     def __init__(
         self,
         *,
@@ -1283,14 +1336,76 @@ class AgreeReply(_message.Message):
         action_id: _builtins.int = ...,
         result: _builtins.str = ...,
         record: _builtins.bytes = ...,
+        roster: Global___Roster | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["roster", b"roster"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action_id", b"action_id", "granted", b"granted", "record", b"record", "result", b"result"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action_id", b"action_id", "granted", b"granted", "record", b"record", "result", b"result", "roster", b"roster"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AgreeReply: _TypeAlias = AgreeReply  # noqa: Y015
+
+@_typing.final
+class ChangeModeRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_FIELD_NUMBER: _builtins.int
+    STORE_ID_FIELD_NUMBER: _builtins.int
+    ACTION_ID_FIELD_NUMBER: _builtins.int
+    CONSISTENCY_FIELD_NUMBER: _builtins.int
+    CHANGE_FIELD_NUMBER: _builtins.int
+    session: _builtins.bytes
+    store_id: _builtins.int
+    action_id: _builtins.int
+    """of the "set" that was granted: a retry finds what it did"""
+    consistency: _builtins.str
+    change: _builtins.bytes
+    """windlass.v1.RuleChange, or empty"""
+    def __init__(
+        self,
+        *,
+        session: _builtins.bytes = ...,
+        store_id: _builtins.int = ...,
+        action_id: _builtins.int = ...,
+        consistency: _builtins.str = ...,
+        change: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action_id", b"action_id", "change", b"change", "consistency", b"consistency", "session", b"session", "store_id", b"store_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChangeModeRequest: _TypeAlias = ChangeModeRequest  # noqa: Y015
+
+@_typing.final
+class ChangeModeReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CLOCK_FIELD_NUMBER: _builtins.int
+    ROSTER_FIELD_NUMBER: _builtins.int
+    RECORD_FIELD_NUMBER: _builtins.int
+    clock: _builtins.int
+    """the first step in the mode"""
+    record: _builtins.bytes
+    """as in DeclareReply"""
+    @_builtins.property
+    def roster(self) -> Global___Roster: ...
+    def __init__(
+        self,
+        *,
+        clock: _builtins.int = ...,
+        roster: Global___Roster | None = ...,
+        record: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["roster", b"roster"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clock", b"clock", "record", b"record", "roster", b"roster"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChangeModeReply: _TypeAlias = ChangeModeReply  # noqa: Y015
 
 @_typing.final
 class AgreeDoneRequest(_message.Message):

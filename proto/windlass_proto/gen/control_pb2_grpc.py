@@ -89,6 +89,11 @@ class ControlStub(object):
                 request_serializer=windlass_dot_control__pb2.AgreeDoneRequest.SerializeToString,
                 response_deserializer=windlass_dot_control__pb2.Ack.FromString,
                 _registered_method=True)
+        self.ChangeMode = channel.unary_unary(
+                '/windlass.v1.Control/ChangeMode',
+                request_serializer=windlass_dot_control__pb2.ChangeModeRequest.SerializeToString,
+                response_deserializer=windlass_dot_control__pb2.ChangeModeReply.FromString,
+                _registered_method=True)
         self.Barrier = channel.unary_unary(
                 '/windlass.v1.Control/Barrier',
                 request_serializer=windlass_dot_control__pb2.BarrierRequest.SerializeToString,
@@ -200,6 +205,13 @@ class ControlServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ChangeMode(self, request, context):
+        """Another consistency mode from an effective step on, with hyper-parameters if given; two phases over the servers.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Barrier(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -297,6 +309,11 @@ def add_ControlServicer_to_server(servicer, server):
                     servicer.AgreeDone,
                     request_deserializer=windlass_dot_control__pb2.AgreeDoneRequest.FromString,
                     response_serializer=windlass_dot_control__pb2.Ack.SerializeToString,
+            ),
+            'ChangeMode': grpc.unary_unary_rpc_method_handler(
+                    servicer.ChangeMode,
+                    request_deserializer=windlass_dot_control__pb2.ChangeModeRequest.FromString,
+                    response_serializer=windlass_dot_control__pb2.ChangeModeReply.SerializeToString,
             ),
             'Barrier': grpc.unary_unary_rpc_method_handler(
                     servicer.Barrier,
@@ -626,6 +643,33 @@ class Control(object):
             '/windlass.v1.Control/AgreeDone',
             windlass_dot_control__pb2.AgreeDoneRequest.SerializeToString,
             windlass_dot_control__pb2.Ack.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ChangeMode(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/windlass.v1.Control/ChangeMode',
+            windlass_dot_control__pb2.ChangeModeRequest.SerializeToString,
+            windlass_dot_control__pb2.ChangeModeReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -56,6 +56,8 @@ class ControlStub:
     Agree: _grpc.UnaryUnaryMultiCallable[_control_pb2.AgreeRequest, _control_pb2.AgreeReply]
     """The same call at the same step is one action: the first caller is granted it, the others wait until it is done."""
     AgreeDone: _grpc.UnaryUnaryMultiCallable[_control_pb2.AgreeDoneRequest, _control_pb2.Ack]
+    ChangeMode: _grpc.UnaryUnaryMultiCallable[_control_pb2.ChangeModeRequest, _control_pb2.ChangeModeReply]
+    """Another consistency mode from an effective step on, with hyper-parameters if given; two phases over the servers."""
     Barrier: _grpc.UnaryUnaryMultiCallable[_control_pb2.BarrierRequest, _control_pb2.BarrierReply]
     Broadcast: _grpc.UnaryUnaryMultiCallable[_control_pb2.BroadcastRequest, _control_pb2.BroadcastReply]
     """Root gives a JSON value, the others receive it."""
@@ -91,6 +93,8 @@ class ControlAsyncStub(ControlStub):
     Agree: _aio.UnaryUnaryMultiCallable[_control_pb2.AgreeRequest, _control_pb2.AgreeReply]  # type: ignore[assignment]
     """The same call at the same step is one action: the first caller is granted it, the others wait until it is done."""
     AgreeDone: _aio.UnaryUnaryMultiCallable[_control_pb2.AgreeDoneRequest, _control_pb2.Ack]  # type: ignore[assignment]
+    ChangeMode: _aio.UnaryUnaryMultiCallable[_control_pb2.ChangeModeRequest, _control_pb2.ChangeModeReply]  # type: ignore[assignment]
+    """Another consistency mode from an effective step on, with hyper-parameters if given; two phases over the servers."""
     Barrier: _aio.UnaryUnaryMultiCallable[_control_pb2.BarrierRequest, _control_pb2.BarrierReply]  # type: ignore[assignment]
     Broadcast: _aio.UnaryUnaryMultiCallable[_control_pb2.BroadcastRequest, _control_pb2.BroadcastReply]  # type: ignore[assignment]
     """Root gives a JSON value, the others receive it."""
@@ -189,6 +193,14 @@ class ControlServicer(metaclass=_abc_1.ABCMeta):
         request: _control_pb2.AgreeDoneRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_control_pb2.Ack, _abc.Awaitable[_control_pb2.Ack]]: ...
+
+    @_abc_1.abstractmethod
+    def ChangeMode(
+        self,
+        request: _control_pb2.ChangeModeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.ChangeModeReply, _abc.Awaitable[_control_pb2.ChangeModeReply]]:
+        """Another consistency mode from an effective step on, with hyper-parameters if given; two phases over the servers."""
 
     @_abc_1.abstractmethod
     def Barrier(
