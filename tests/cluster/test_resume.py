@@ -33,7 +33,8 @@ digits = runpy.run_path({str(DIGITS)!r})
 with wl.connect() as cluster:
     store = cluster.store("digits", consistency="bsp")
     params = store.init(digits["initial"](0), optimizer=wl.optim.Adam(lr=1e-2))
-    table = store.table("seen", 4, wl.optim.Adam(lr=wl.schedule.Step(0.1, step_size=30, gamma=0.5)))
+    rule = wl.optim.Adam(lr=wl.schedule.Step(0.1, step_size=30, gamma=0.5))
+    table = store.table("seen", 4, rule, admit=wl.admit.Count(9), evict=wl.evict.TTL(1))
     print("resumed", store.resume(place), flush=True)
     for x, y in cluster.batches(*load_digits(), size=32, epochs={EPOCHS}, seed=5):
         loss, grads = digits["loss_and_grads"](params, x, y)

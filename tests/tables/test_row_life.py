@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,8 @@ from windlass_proto.table_specs import TableSpec
 from windlass_rules.rows import build_rows
 from windlass_server import row_life
 from windlass_server.admission_counts import WAYS, AdmissionCounts
-from windlass_server.share_core import Push
+from windlass_server.share_core import Push, Roster
+from windlass_server.share_events import Member
 from windlass_server.sparse import Rows, SparseTable
 
 VSHARDS = 4
@@ -239,6 +241,45 @@ def test_a_table_taken_from_a_checkpoint_goes_on_as_the_one_that_was_saved(
         pusher.push(sorted(items), step)
         other.push(sorted(items), step)
         assert held(other.table) == held(pusher.table)
+
+
+SESSIONS = (b"first", b"second")
+STEPS = st.lists(st.tuples(*[st.sets(st.integers(0, 60), max_size=25)] * 2), min_size=1, max_size=6)
+
+
+@settings(max_examples=40, deadline=None)
+@given(admit=ADMISSIONS, evict=EVICTIONS, steps=STEPS, orders=st.tuples(*[st.randoms(use_true_random=False)] * 2))
+def test_under_bsp_rows_do_not_depend_on_whose_push_comes_first_nor_on_how_early(
+    admit: AdmitSpec | None, evict: Evictions, steps: list[tuple[set[int], set[int]]], orders: tuple[Random, Random]
+) -> None:
+    """A worker may be a step ahead: its pushes wait, and neither their rows nor their counts show before."""
+    found = []
+    for order in orders:
+        table = made(admit, evict, consistency=Consistency.parse("bsp"), mean=True)
+        left = {session: [items[at] for items in steps] for at, session in enumerate(SESSIONS)}
+        roster = Roster(1, True, tuple(Member(session, rank, 0) for rank, session in enumerate(SESSIONS)))
+        for share in table.shares.values():
+            share.core.set_roster(roster)
+        while any(left.values()):
+            session = order.choice([session for session in SESSIONS if left[session]])
+            step = len(steps) - len(left[session])
+            contribute(table, session, step, sorted(left[session].pop(0)))
+        found.append((held(table), [rows.reserved for rows in table.tables.values()]))
+    assert found[0] == found[1]
+    assert set(found[0][1]) == {0}
+
+
+def contribute(table: SparseTable, session: bytes, step: int, items: list[int]) -> None:
+    """Push to every band, as under a mean, and close the step."""
+    wanted = np.array(items, np.uint64)
+    for vshard, share in table.shares.items():
+        mine = wanted[table.tables[vshard].belonging(wanted)]
+        rows = Rows(mine, np.ones(mine.size * DIM), None)
+        with share.lock:
+            assert table.make_room(share, session, step + 1, rows) is None
+            event = Push(None, session, step + 1, step, vshard, 0, 1, rows, stamp=DECLARED)
+            table.execute(share, share.core.push(event), lambda _: None)
+            table.execute(share, share.core.mark(session, step), lambda _: None)
 
 
 def test_what_has_expired_gives_its_memory_back_a_few_rows_a_push() -> None:
