@@ -50,9 +50,10 @@ number of a step comes from libm. Both are tested for every row (`tests/rules`).
 gradient and the weights before a step is applied. Sums of squares are float64, made and added in an order that depends
 on values and layout alone: the same bits on 1, 2 or 5 servers. A tensor that nobody pushed in a step counts as 0. Under
 `asp` and `ssp` there is no step to take a norm of over several blocks: refused there for tensors that are cut, and
-`clip_global_norm` altogether. So they are on servers with a device, and for rows of tables.
+`clip_global_norm` altogether. LAMB and LARS are refused by servers with
+a device, and norms for rows of tables.
 
-*GPU*: on servers with a device ([gpu.md](gpu.md)), for float32 and float64 and without norms. *tested* names the
+*GPU*: on servers with a device ([gpu.md](gpu.md)), for float32 and float64. *tested* names the
 device on which the tests of this very kernel passed, by `device_tests.json`, and the day; *compiled only*: the kernel's
 CUDA source has been compiled by NVRTC, and compared with the compiled rule bit for bit on a CPU, but not run on a
 device.

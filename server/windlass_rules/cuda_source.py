@@ -28,6 +28,7 @@ from typing import Any, Final
 import numpy as np
 
 from windlass_proto.errors import UsageError
+from windlass_rules.norms import CHUNK, LANES
 from windlass_rules.rule import Kernel, Variant
 
 TILE_ELEMENTS: Final = 2048
@@ -98,6 +99,32 @@ extern "C" __global__ void {entry}(const Run *runs, u32 count, const Source *sou
 """
 
 
+_SQUARES: Final = """
+extern "C" __global__ void {entry}(const Run *runs, u32 count, const Source *sources)
+{{
+    const Run &run = run_of(runs, count, blockIdx.x);
+    const u64 tile_begin = (blockIdx.x - run.tile) * {tile};
+    const real gscale = run.gscale;
+    for (u32 at = threadIdx.x; at < {tile} / {chunk} * {lanes}; at += {threads}) {{
+        const u64 begin = tile_begin + at / {lanes} * {chunk};
+        const u32 lane = at % {lanes};
+        if (begin >= run.size)
+            continue;
+        double found[{chunk} / {lanes}];
+        for (u32 k = 0; k < {chunk} / {lanes}; ++k) {{
+            const u64 i = begin + lane + k * {lanes};
+            const double x = i < run.size ? (double)(gscale * gradient(sources + run.first, run.sources, i)) : 0.0;
+            found[k] = x * x;
+        }}
+        for (u32 half = {chunk} / {lanes} / 2; half > 0; half /= 2)
+            for (u32 k = 0; k < half; ++k)
+                found[k] = found[k] + found[half + k];
+        run.lanes[begin / {chunk} * {lanes} + lane] = found[0];
+    }}
+}}
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class CudaSource:
     """A program of one kernel, `entry(const Run *runs, u32 count, const Source *sources)`.
@@ -149,6 +176,21 @@ def finite_source(dtype: np.dtype[Any]) -> CudaSource:
     fields = [("at", f"const {pattern} *", "u8"), ("found", "u32 *", "u8")]
     body = [f"if ((run.at[i] & {exponent}) == {exponent})", "    *run.found = 1;"]
     return _program(f"find_not_finite_{dtype.name}", dtype, fields, [], body)
+
+
+@functools.cache
+def squares_source(dtype: np.dtype[Any]) -> CudaSource:
+    """The twin of `norms.squares`, up to the sum over chunks: `lanes` becomes LANES float64 for each CHUNK of a run.
+
+    Runs have fields `lanes`, `first`, `sources` and `gscale`. A thread makes one lane of a chunk, so that none waits
+    for another.
+    """
+    fields = [("lanes", "double *", "u8"), ("first", "u32", "u4"), ("sources", "u32", "u4"), ("gscale", "real", "real")]
+    entry = f"squares_{dtype.name}"
+    blank = _program(entry, dtype, fields, [], [])
+    kernel = _SQUARES.format(entry=entry, tile=TILE_ELEMENTS, threads=THREADS, chunk=CHUNK, lanes=LANES)
+    prelude = blank.text.partition('\nextern "C"')[0]
+    return CudaSource(entry, prelude + kernel, blank.run, blank.source)
 
 
 def _program(

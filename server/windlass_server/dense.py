@@ -27,7 +27,7 @@ from windlass_rules import RuleKernels, norms
 from windlass_rules.norms import Norm
 from windlass_rules.registry import trust_of
 from windlass_server import norm_scopes
-from windlass_server.dense_memory import DenseMemory, HostMemory, MeasuringMemory, Vector
+from windlass_server.dense_memory import DenseMemory, Vector
 from windlass_server.dense_rows import NamedRows
 from windlass_server.group_wire import GroupWire
 from windlass_server.reductions import Reductions
@@ -173,7 +173,6 @@ class DenseGroup:
         self.spec = spec
         self.kernels = kernels
         self.norms = norms.phases(spec.rule)
-        self._measuring: MeasuringMemory | None = memory if isinstance(memory, HostMemory) else None
         self.pool = pool
         self.memory = memory
         self.wire = GroupWire(spec, pool)
@@ -370,8 +369,7 @@ class DenseGroup:
     ) -> tuple[float, ...]:
         """The sums of one segment, which padding is no part of."""
         segments = arrays.block.segments
-        assert self._measuring is not None
-        return self._measuring.measure(
+        return self.memory.measure(
             arrays.weights,
             arrays.slots,
             segments[seg].begin,

@@ -65,6 +65,23 @@ class DenseMemory(Protocol):
             out: host memory that the new weights are copied to as well.
         """
 
+    def measure(
+        self,
+        w: Vector,
+        slots: tuple[Vector, ...],
+        begin: int,
+        count: int,
+        sources: tuple[Source, ...],
+        moved: int,
+        divisor: float,
+        scalars: Vector | None,
+    ) -> tuple[float, ...]:
+        """Sums of squares of one segment, as the rule's phase takes them: of the gradient that `update` would be given.
+
+        Args:
+            scalars: of the step, where the rule's own phase (`Norm.TRUST`) is meant; None: the gradient alone.
+        """
+
     def copy(self, vector: Vector, to: Vector) -> None:
         """Copy to another vector of this memory."""
 
@@ -85,27 +102,6 @@ class DenseMemory(Protocol):
 
     def finish(self) -> None:
         """Return when all that this thread asked for is done."""
-
-
-class MeasuringMemory(DenseMemory, Protocol):
-    """Memory in which a rule's norms can be taken as well."""
-
-    def measure(
-        self,
-        w: Vector,
-        slots: tuple[Vector, ...],
-        begin: int,
-        count: int,
-        sources: tuple[Source, ...],
-        moved: int,
-        divisor: float,
-        scalars: Vector | None,
-    ) -> tuple[float, ...]:
-        """Sums of squares of one segment, as the rule's phase takes them: of the gradient that `update` would be given.
-
-        Args:
-            scalars: of the step, where the rule's own phase (`Norm.TRUST`) is meant; None: the gradient alone.
-        """
 
 
 class HostMemory:

@@ -18,12 +18,12 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from windlass_proto.errors import UnavailableError
+from windlass_proto.errors import InvariantError, UnavailableError
 from windlass_proto.memory import Buffer, BufferPool
 from windlass_proto.rule_specs import RuleSpec
-from windlass_rules import RuleKernels, reduce
+from windlass_rules import RuleKernels, norms, reduce
 from windlass_rules import device as devices
-from windlass_rules.cuda_source import CudaSource, fill_source, finite_source
+from windlass_rules.cuda_source import CudaSource, fill_source, finite_source, squares_source
 from windlass_rules.device import Device, DeviceVector, Lane
 from windlass_rules.registry import build_cuda
 from windlass_server.dense_memory import Values, Vector
@@ -86,8 +86,9 @@ class DeviceMemory:
         self.reductions = reduce.build(kernels.dtype)
         self._fill = fill_source(kernels.dtype)
         self._finite = finite_source(kernels.dtype)
+        self._squares = squares_source(kernels.dtype)
         self._queues = threading.local()
-        for needed in (program, self._fill, self._finite):
+        for needed in (program, self._fill, self._finite, self._squares):
             device.prepare(needed)
 
     def zeros(self, elements: int) -> Any:
@@ -153,6 +154,36 @@ class DeviceMemory:
         queue.spans.append((at, at + nbytes))
         if out is not None:
             queue.outs.append((at, out))
+
+    def measure(
+        self,
+        w: Any,
+        slots: tuple[Any, ...],
+        begin: int,
+        count: int,
+        sources: tuple[Source, ...],
+        moved: int,
+        divisor: float,
+        scalars: Vector | None,
+    ) -> tuple[float, ...]:
+        """The gradient's sum of squares; chunks are summed here, in their order."""
+        if scalars is not None:
+            raise InvariantError("a rule's own norms are taken on no device", variant=self.kernels.variant)
+        queue = self._queue()
+        found = np.zeros((-(-count // norms.CHUNK), norms.LANES))
+        held = self.gradients.take(found.nbytes, beyond=True)
+        queue.lent.append(held)
+        there: Any = held.array
+        given = [
+            (self._there(queue, source.buffer.array, source.begin + moved, count), source.weight) for source in sources
+        ]
+        scale = (sources[0].weight if len(sources) == 1 else 1.0) / divisor
+        if count:
+            run = (count, there.address, 0, len(given), scale)
+            queue.lane.launch(devices.launch_of(self._squares, [run], given))
+            queue.lane.download(there.address, found)
+            queue.lane.finish()
+        return norms.folded(np.add.accumulate(found, axis=0)[-1] if count else np.zeros(norms.LANES))
 
     def copy(self, vector: Any, to: Any) -> None:
         queue = self._queue()

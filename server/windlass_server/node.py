@@ -414,11 +414,11 @@ class ServerNode:
 
 def _check_norms(spec: GroupSpec, *, on_device: bool) -> None:
     taken = norms.phases(spec.rule)
-    if taken and on_device:
+    if norms.Norm.TRUST in taken and on_device:
         raise UsageError(
-            "this update rule takes norms, which servers with a device cannot yet",
+            "this update rule takes norms of its own, which servers with a device cannot yet",
             rule=spec.rule,
-            next_move="Start the servers without --device, or take clip_value.",
+            next_move="Start the servers without --device.",
         )
     if spec.consistency.mode is Mode.BSP or not taken:
         return

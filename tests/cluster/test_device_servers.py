@@ -97,7 +97,15 @@ def test_two_workers_learn_the_digits_along_the_same_curve(
     assert losses(tmp_path / "device") == losses(tmp_path / "memory")
 
 
-@pytest.mark.parametrize("optimizer", [SGD(lr=0.1, momentum=0.9, clip_value=0.5), Adam(lr=0.1, amsgrad=True)], ids=str)
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        SGD(lr=0.1, momentum=0.9, clip_value=0.5),
+        Adam(lr=0.1, amsgrad=True, clip_norm=3.0),
+        SGD(lr=0.1, clip_global_norm=3.0),
+    ],
+    ids=str,
+)
 def test_weighted_updates_with_multipliers_and_live_changes_have_the_same_bits(
     both: Callable[..., list[Any]], optimizer: RuleSpec
 ) -> None:

@@ -32,7 +32,7 @@ from windlass_proto.rule_specs import (
     Signum,
     Sum,
 )
-from windlass_rules.cuda_source import CudaSource, fill_source, finite_source
+from windlass_rules.cuda_source import CudaSource, fill_source, finite_source, squares_source
 from windlass_rules.cupy_device import open_device
 from windlass_rules.device import Device, empty, launch_of
 from windlass_rules.registry import DTYPES, build_cuda
@@ -148,4 +148,7 @@ def warm(device: Device) -> Device:
 def programs() -> list[CudaSource]:
     """Every program that a device may be asked for."""
     found = [build_cuda(spec, dtype) for spec in SPECS for dtype in DTYPES]
-    return [*dict.fromkeys(found), *(make(dtype) for make in (fill_source, finite_source) for dtype in DTYPES)]
+    return [
+        *dict.fromkeys(found),
+        *(make(dtype) for make in (fill_source, finite_source, squares_source) for dtype in DTYPES),
+    ]

@@ -207,6 +207,27 @@ def test_values_wait_in_host_memory_where_the_device_has_no_room(rule: RuleSpec,
     assert (full.bytes_lent, there.pool.bytes_lent) == (0, 0)
 
 
+@pytest.mark.parametrize("size", [1, 1023, 1024, 1025, 5000])
+@pytest.mark.parametrize("sources", [1, 3])
+def test_norms_of_gradients_have_the_same_bits(
+    dtype: str, parameters: ParameterDevice, sources: int, size: int
+) -> None:
+    rule = Adam(clip_norm=1.0)
+    kernels = windlass_rules.build(rule, dtype)
+    found = []
+    for held in (Held(rule, dtype), Held(rule, dtype, parameters.memory_for(rule, kernels))):
+        random = np.random.default_rng(size)
+        parts = [held.arrive(random.standard_normal(size + 5).astype(dtype))[0] for _ in range(sources)]
+        given = tuple(Source(part, 2, 0.3 + k) for k, part in enumerate(parts))
+        w, slots = held.arrays.weights, held.arrays.slots
+        found.append(held.memory.measure(w, slots, 0, size, given, 1, 1.7, None))
+        held.memory.finish()
+        held.execute(*map(Release, parts))
+    assert found[0] == found[1]
+    assert found[0][0] > 0
+    assert parameters.gradients.bytes_lent == 0
+
+
 @pytest.mark.parametrize("odd", [np.nan, np.inf])
 def test_what_is_not_finite_is_seen_on_arrival(pair: tuple[Held, Held], odd: float) -> None:
     for held in pair:
