@@ -134,7 +134,7 @@ class Cluster:
         """The store of this name, made by the first worker that asks; the others must ask for the same mode.
 
         Args:
-            consistency: "bsp", "bsp:k=K", "bsp:k=K,late=fold", "ssp:N" or "asp".
+            consistency: "bsp", "bsp:k=K", "bsp:k=K,late=fold", "ssp:N", "asp", "avg:H=N" or "avg:H=N,elastic=A".
         """
         from windlass_proto.gen import control_pb2 as pb
 

@@ -22,6 +22,7 @@ import numpy as np
 
 from windlass import checkpoints, declare, mixture
 from windlass.arrays import Array, as_numpy, family_of
+from windlass.averaging import Averaging
 from windlass.data_link import refusal_of
 from windlass.exchange import Exchange, Plan
 from windlass.live_modes import LiveModes
@@ -73,6 +74,7 @@ class Store:
         self.run_dir = run_dir
         self.saving: checkpoints.Saving | None = None
         self._resume: checkpoints.Resume | None = None
+        self._averaging = Averaging(self)
 
     def __repr__(self) -> str:
         count = len(self.exchange.where)
@@ -244,6 +246,14 @@ class Store:
         result: dict[str, Any] = ticket.result()
         return result
 
+    def average(self, params: Mapping[str, Any], *, weight: float = 1.0, now: bool = False) -> bool:
+        """Under "avg:H=N": count a step that this worker made on `params`; with every N-th, exchange them, in place.
+
+        Returns whether it was an exchange. `weight` is of this step, e.g. `len(batch)`: an exchange weighs what was
+        trained on since the last. `now` exchanges with this step; every worker waits for the others' exchange.
+        """
+        return self._averaging.step(params, weight, now=now)
+
     @contextlib.contextmanager
     def step(self) -> Iterator[None]:
         """Everything inside is one step; pulls inside read the last completed step and never wait."""
@@ -302,22 +312,17 @@ class Store:
         worker of the job follows: under "bsp" and "ssp" from the step returned on, under "asp", where steps have
         nothing in common, with its next push. A schedule given here counts the same steps as one declared.
 
-        Another mode, and the hyper-parameters given with it, hold from one step on that all servers agree on: the next
-        one that nobody has begun. Steps before it stay as they are. Under "asp" and "ssp" every worker goes on with
-        that step as soon as it hears of it, so `clock` may jump. "asp" and "ssp" make an update for each worker where
-        "bsp" makes one: think of lr.
-
         Args:
             names: name pattern (as in fnmatch) of the tensors and tables; what is declared later is as declared.
-            consistency: another mode, for the whole store.
+            consistency: another mode, for the whole store, from the next step that nobody has begun; what else is given
+                holds from there, too. Workers under "asp" and "ssp" go on with that step: `clock` may jump.
             hyper_parameters: numbers of their rule, or schedules for lr and weight_decay.
 
         Returns:
             The first step it holds from: this one, or (not under "asp") a later one that an earlier change holds from.
 
         Raises:
-            UsageError: the rule has no such number, a value is not valid, this step has pushes, or another worker sets
-            something else; both are named.
+            UsageError: the rule cannot do it, this step has pushes, or another worker sets something else.
         """
         with self._lock:
             self._check_writes("set")

@@ -25,6 +25,13 @@ def test_backup_workers_are_read_with_what_becomes_of_late_pushes() -> None:
     assert str(Consistency.parse("bsp:k=03,late=drop")) == "bsp:k=3"
 
 
+def test_averaging_is_read_with_how_far_workers_are_pulled() -> None:
+    assert Consistency.parse("avg:H=16") == Consistency(Mode.BSP, every=16)
+    assert Consistency.parse("avg:H=16,elastic=0.25") == Consistency(Mode.BSP, every=16, elastic=0.25)
+    for text in ("avg:H=1", "avg:H=16,elastic=0.1", "avg:H=7,elastic=1e-05"):
+        assert str(Consistency.parse(text)) == text
+
+
 @pytest.mark.parametrize(("text", "apart"), [("bsp", 0), ("ssp:0", 0), ("ssp:4", 4), ("asp", None), ("bsp:k=1", None)])
 def test_a_mode_says_how_far_apart_workers_may_be(text: str, apart: int | None) -> None:
     assert Consistency.parse(text).apart == apart
@@ -52,6 +59,14 @@ def test_a_mode_is_read_as_it_is_written(bound: int) -> None:
         "bsp:k=\u0663",
         f"bsp:k={NEEDED_MAX + 1}",
         "asp:k=3",
+        "avg",
+        "avg:16",
+        "avg:H=0",
+        f"avg:H={BOUND_MAX + 1}",
+        "avg:H=16,elastic=0",
+        "avg:H=16,elastic=1",
+        "avg:H=16,elastic=1e",
+        "avg:H=16,elastic=..",
         "asp:1",
         "ssp",
         "ssp:",
