@@ -215,6 +215,7 @@ class LocalCluster:
         server_devices: str | None = None,
         allowed_rules: Sequence[str] = (),
         keep_job_s: float = KEEP_JOB_S,
+        job_quotas: Sequence[str] = (),
         ready_s: float = READY_S,
     ) -> LocalCluster:
         """Start the processes and return when all of them serve.
@@ -227,6 +228,7 @@ class LocalCluster:
                 $WINDLASS_SERVER_DEVICES says, else in memory.
             allowed_rules: rules of installed packages that servers may run, each as NAME or NAME==VERSION.
             keep_job_s: how long a job's tensors are kept after its last worker has gone.
+            job_quotas: bytes of tensors a job may hold, each as SIZE for all or JOB=SIZE, such as "big=8GiB".
             ready_s: how long all of them together may take.
 
         Raises:
@@ -241,7 +243,9 @@ class LocalCluster:
             flags = ["--insecure"] if insecure else []
             devices = (server_devices or os.environ.get(SERVER_DEVICES) or "memory").split(",")
             state = state_dir or cluster.folder / "state"
-            cluster._start_all(listen, state, vshards, flags, devices, allowed_rules, keep_job_s, ready_s)
+            jobs = ["--keep-job-s", str(keep_job_s)]
+            jobs += [flag for quota in job_quotas for flag in ("--job-quota", quota)]
+            cluster._start_all(listen, state, vshards, flags, devices, allowed_rules, jobs, ready_s)
         except BaseException:
             cluster.stop()
             raise
@@ -303,7 +307,7 @@ class LocalCluster:
         flags: Sequence[str],
         devices: Sequence[str],
         allowed_rules: Sequence[str],
-        keep_job_s: float,
+        jobs: Sequence[str],
         ready_s: float,
     ) -> None:
         deadline = time.monotonic() + ready_s
@@ -311,7 +315,7 @@ class LocalCluster:
         shared = ["--token-file", str(self.token_file), *flags]
         state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         scheduler = ["--listen", listen, "--state", str(state_dir), "--servers", str(self.servers)]
-        scheduler += ["--vshards", str(vshards), "--keep-job-s", str(keep_job_s)]
+        scheduler += ["--vshards", str(vshards), *jobs]
         child = self._spawn("windlass_scheduler", "scheduler-0", [*scheduler, *shared], environment)
         fields = child.await_ready(deadline)
         host, _, port = str(fields["address"]).rpartition(":")

@@ -6,7 +6,7 @@ Invariant: a spec that parses is whole and within limits; two sides with equal b
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from google.protobuf.message import DecodeError
 
@@ -30,6 +30,7 @@ class GroupSpec:
     mean: bool
     consistency: Consistency
     transfer: Transfer = PLAIN
+    job: str = field(default="", compare=False)
 
     @property
     def table_id(self) -> int:
@@ -56,6 +57,7 @@ def from_message(group: control_pb2.Group) -> GroupSpec:
             rule=rule_specs.from_bytes_untrusted(group.rule),
             mean=group.reduce != "sum",
             consistency=Consistency.parse(group.consistency),
+            job=group.job,
             transfer=transfer_specs.from_bytes_untrusted(group.transfer),
         )
         rule_specs.check_dense(spec.rule, spec.consistency)

@@ -12,7 +12,7 @@ Invariant: a spec that parses is whole and within limits; two sides with equal b
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -45,6 +45,8 @@ class TableSpec:
     vshards: int
     admit: AdmitSpec | None = None
     evict: Evictions = ()
+    job: str = field(default="", compare=False)
+    quota_bytes: int = field(default=0, compare=False)
 
     @cached_property
     def dtype(self) -> np.dtype[np.floating]:
@@ -108,6 +110,8 @@ def from_message(group: control_pb2.Group) -> TableSpec:
             mean=group.reduce != "sum",
             consistency=Consistency.parse(group.consistency),
             vshards=group.vshards,
+            job=group.job,
+            quota_bytes=group.quota_bytes,
             admit=admit,
             evict=evict,
         )

@@ -11,6 +11,7 @@ import logging
 import sys
 from pathlib import Path
 
+from windlass_proto import job_quotas
 from windlass_proto.errors import CorruptionError, UnavailableError, UsageError, WindlassError
 from windlass_proto.keys import VSHARDS_DEFAULT
 from windlass_scheduler.config import SchedulerConfig, token_from_file
@@ -29,6 +30,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--vshards", type=int, default=VSHARDS_DEFAULT, help="parts of the key space, a power of two")
     parser.add_argument("--worker-lease", type=float, default=_TIMING.worker_lease_s, metavar="S", help="seconds")
     parser.add_argument("--server-lease", type=float, default=_TIMING.server_lease_s, metavar="S", help="seconds")
+    parser.add_argument(
+        "--job-quota", action="append", default=[], metavar="[JOB=]SIZE", help="bytes a job may hold, such as 8GiB"
+    )
     parser.add_argument(
         "--keep-job-s", type=float, default=600.0, metavar="S", help="keep a job's stores so long without workers"
     )
@@ -55,6 +59,7 @@ def _config(arguments: argparse.Namespace) -> SchedulerConfig:
         servers_declared=arguments.servers,
         vshards=arguments.vshards,
         insecure=arguments.insecure,
+        job_quotas=job_quotas.parse(arguments.job_quota),
         keep_job_s=arguments.keep_job_s,
         timing=Timing(worker_lease_s=arguments.worker_lease, server_lease_s=arguments.server_lease),
     )

@@ -245,7 +245,16 @@ class Cluster:
     def group(self, found: Group) -> pb.Group:
         """The message of one group, complete: with what its store and the cluster say of it."""
         deleted = self.declarations.deleted(found.table_id)
-        return wire.group(found, self._consistency(found.store_id), self.routing.vshards, deleted)
+        store = self.declarations.store(found.store_id)
+        quota_bytes = self.config.job_quotas.of(store.job)
+        return wire.group(found, store.consistency, self.routing.vshards, deleted, store.job, quota_bytes)
+
+    def held_bytes(self, job: str, *, rows: bool = False) -> int:
+        """What servers hold of a job's stores, or of their tables alone, by their latest reports."""
+        ours = {store.store_id for store in self.declarations.stores() if store.job == job}
+        reports = [self.figures[s.member_id].reported for s in self.membership.servers() if s.member_id in self.figures]
+        found = [said for report in reports for number, said in report.stores.items() if number in ours]
+        return sum(said.rows_bytes if rows else said.bytes for said in found)
 
     def _consistency(self, store_id: int) -> str:
         return self.declarations.store(store_id).consistency

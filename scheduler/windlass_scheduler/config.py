@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from windlass_proto.errors import UsageError
+from windlass_proto.job_quotas import Quotas
 from windlass_proto.keys import VSHARDS_DEFAULT
 from windlass_scheduler import limits
 from windlass_scheduler.membership_core import Timing
@@ -40,6 +41,8 @@ class SchedulerConfig:
     """How members show that they live."""
     vote_s: float = 3.0
     """How long servers have to vote on a newcomer."""
+    job_quotas: Quotas = field(default_factory=Quotas)
+    """How many bytes of parameters each job may hold."""
     keep_job_s: float = 600.0
     """How long a job's stores are kept after its last worker has gone."""
 

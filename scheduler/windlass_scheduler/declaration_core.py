@@ -27,8 +27,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, NoReturn, TypeAlias, cast
 
+from windlass_proto import job_quotas, table_specs, transfer_specs
 from windlass_proto import limits as wire_limits
-from windlass_proto import table_specs, transfer_specs
 from windlass_proto.consistency import Consistency
 from windlass_proto.errors import UnavailableError, UsageError
 from windlass_proto.layout import TensorSpec, block_elements_for, dtype_named, padded
@@ -68,7 +68,10 @@ class OpenStore:
 
 @dataclass(frozen=True, slots=True)
 class Declare:
-    """`rank_zero_awaited`: rank 0 of the job lives or is expected, so only it may be granted."""
+    """`rank_zero_awaited`: rank 0 of the job lives or is expected, so only it may be granted.
+
+    `vectors`: what the rule keeps beside dense weights; `rows_bytes`: what servers hold of the job's tables.
+    """
 
     waiter: int
     session: bytes
@@ -83,6 +86,9 @@ class Declare:
     block_elements_max: int
     rank_zero_awaited: bool
     transfer: bytes = b""
+    vectors: int = 0
+    rows_bytes: int = 0
+    quota_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +230,9 @@ class Declarations:
         call, new = self._compare_names(store, event)
         effects: list[Effect] = []
         if new:
-            effects += self._record_declaration(store, event, new)
+            dense_bytes = _dense_bytes(new, event.vectors)
+            job_quotas.check(store.job, self.dense_bytes(store.job) + event.rows_bytes, dense_bytes, event.quota_bytes)
+            effects += self._record_declaration(store, event, new, dense_bytes)
         if call is None:
             store.calls.append(Call(frozenset(t.spec.name for t in event.tensors), event.step, event.rank))
             call = len(store.calls) - 1
@@ -281,6 +289,11 @@ class Declarations:
                 effects.append(Persist(f"{DECLARATION_PREFIX}{declaration.declaration_id}", None))
         return gone, effects
 
+    def dense_bytes(self, job: str) -> int:
+        """What the dense tensors of a job take on the servers, with their rules' state."""
+        ours = {store.store_id for store in self._stores.values() if store.job == job}
+        return sum(each.dense_bytes for each in self._declarations.values() if each.store_id in ours)
+
     def deleted(self, table_id: int) -> frozenset[str]:
         """The names in a table that are deleted."""
         for declaration in self._declarations.values():
@@ -319,7 +332,7 @@ class Declarations:
                 _refuse_names(store, call, event, names)
         return None, [tensor for tensor in event.tensors if tensor.spec.name not in store.owner_of]
 
-    def _record_declaration(self, store: Store, event: Declare, new: list[Tensor]) -> list[Effect]:
+    def _record_declaration(self, store: Store, event: Declare, new: list[Tensor], dense_bytes: int) -> list[Effect]:
         groups = []
         kinds = dict.fromkeys((t.dtype, t.table, t.spec.name if t.table else "") for t in new)
         for dtype, table, name in kinds:
@@ -344,6 +357,7 @@ class Declarations:
             store_id=store.store_id,
             rank=event.rank,
             rule_text=event.rule_text,
+            dense_bytes=dense_bytes,
             groups=tuple(groups),
         )
         self._declarations[declaration.declaration_id] = declaration
@@ -455,6 +469,11 @@ class Declarations:
         for store in self._stores.values():
             named = {name for call in store.calls for name in call.names}
             assert named == store.owner_of.keys()
+
+
+def _dense_bytes(tensors: Sequence[Tensor], vectors: int) -> int:
+    sizes = [(t.spec.elements, dtype_named(t.dtype).itemsize) for t in tensors if not t.table]
+    return sum(padded(elements, itemsize) * itemsize for elements, itemsize in sizes) * (1 + vectors)
 
 
 def _deleted(store: Store) -> UsageError:

@@ -66,6 +66,7 @@ class Declaration:
     grantee: bytes = b""
     waiting: dict[bytes, Waiting] = field(default_factory=dict)
     deleted: frozenset[str] = frozenset()
+    dense_bytes: int = 0
 
     def names(self) -> frozenset[str]:
         """Its tensors that are not deleted."""
@@ -128,6 +129,7 @@ def declaration_record(declaration: Declaration) -> Persist:
             "rank": declaration.rank,
             "rule_text": declaration.rule_text,
             "sealed": declaration.sealed,
+            "dense_bytes": declaration.dense_bytes,
             "grantee": declaration.grantee.hex(),
             "deleted": sorted(declaration.deleted),
             "groups": [
@@ -174,4 +176,5 @@ def read_declaration(record: Record) -> Declaration:
         sealed=cast("bool", record["sealed"]),
         grantee=bytes.fromhex(cast("str", record["grantee"])),
         deleted=frozenset(cast("list[str]", record.get("deleted", []))),
+        dense_bytes=cast("int", record.get("dense_bytes", 0)),
     )

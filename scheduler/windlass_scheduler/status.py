@@ -25,7 +25,7 @@ def status(cluster: Cluster) -> pb.StatusReply:
     waiting += _barriers(cluster)
     slow = [said for store in stores for said in store_figures.in_words(store.store, store.job, store.workers)]
     health = "degraded" if missing_owners else "waiting" if waiting else "healthy"
-    jobs = [wire.job_state(job, cluster.membership.workers(job.name)) for job in cluster.membership.jobs()]
+    jobs = [_job(cluster, job) for job in cluster.membership.jobs()]
     return pb.StatusReply(
         cluster_id=cluster.cluster_id,
         generation=cluster.routing.generation,
@@ -38,6 +38,15 @@ def status(cluster: Cluster) -> pb.StatusReply:
         health=health,
         sentences=[*missing_owners, *waiting, *slow, *_silent(cluster)],
     )
+
+
+def _job(cluster: Cluster, job: Job) -> pb.JobState:
+    state = wire.job_state(job, cluster.membership.workers(job.name))
+    state.bytes, state.quota_bytes = cluster.held_bytes(job.name), cluster.config.job_quotas.of(job.name)
+    kept_s = cluster.jobs.kept_s(job.name, cluster.now_s())
+    if kept_s is not None:
+        state.kept_s = kept_s
+    return state
 
 
 def _member(cluster: Cluster, member: Member) -> pb.MemberStatus:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
-from windlass_proto import own_rules, rule_records, rule_specs, table_specs
+from windlass_proto import job_quotas, own_rules, rule_records, rule_specs, table_specs
 from windlass_proto.errors import UsageError
 from windlass_proto.gen import control_pb2 as pb
 from windlass_proto.layout import TensorSpec
@@ -50,6 +50,11 @@ def _table_untrusted(tensor: pb.Tensor) -> bytes:
 def rule_text_untrusted(rule: bytes) -> str:
     """The rule in words; raises ProtocolError or UsageError for bytes that are no rule of this release."""
     return repr(rule_specs.from_bytes_untrusted(rule))
+
+
+def vectors_untrusted(rule: bytes, job: Job) -> int:
+    """What a rule keeps beside dense weights, for the job's workers."""
+    return job_quotas.vectors(rule_specs.from_bytes_untrusted(rule), job.workers_awaited)
 
 
 def check_own_rule(request: pb.DeclareRequest, servers: Iterable[Member]) -> None:
@@ -137,7 +142,14 @@ def job_state(job: Job, workers: Iterable[Member]) -> pb.JobState:
     return pb.JobState(job=job.name, workers_declared=job.workers_awaited, ranks_joined=ranks)
 
 
-def group(found: Group, consistency: str, vshards: int, deleted: frozenset[str] = frozenset()) -> pb.Group:
+def group(
+    found: Group,
+    consistency: str,
+    vshards: int,
+    deleted: frozenset[str] = frozenset(),
+    job: str = "",
+    quota_bytes: int = 0,
+) -> pb.Group:
     tensors = [
         pb.Tensor(
             name=spec.name,
@@ -161,6 +173,8 @@ def group(found: Group, consistency: str, vshards: int, deleted: frozenset[str] 
         consistency=consistency,
         vshards=vshards,
         transfer=found.transfer,
+        job=job,
+        quota_bytes=quota_bytes,
     )
 
 

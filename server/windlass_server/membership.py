@@ -182,6 +182,8 @@ def _roster(roster: pb.Roster) -> Roster:
 def _store_figures(found: StoreFigures) -> pb.StoreFigures:
     return pb.StoreFigures(
         store_id=found.store_id,
+        bytes=found.nbytes,
+        rows_bytes=found.rows_nbytes,
         staleness=[pb.Staleness(lag=lag, pushes=pushes) for lag, pushes in sorted(found.staleness.items())],
         workers=[
             pb.WorkerSteps(

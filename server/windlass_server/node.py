@@ -7,6 +7,7 @@ Invariant: a group is made once, from one spec; a roster reaches every share of 
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import threading
 import time
@@ -196,7 +197,29 @@ class ServerNode:
 
     def _sparse(self, spec: TableSpec) -> Callable[[range], Group]:
         rule = build_rows(spec.rule, spec.dtype)
-        return lambda owned: SparseTable(spec, rule, owned, self.pool, self._take_ahead)
+
+        def make(owned: range) -> Group:
+            table = SparseTable(spec, rule, owned, self.pool, self._take_ahead)
+            if spec.quota_bytes:
+                share = spec.quota_bytes * len(owned) // spec.vshards
+                table.job_room = lambda more: self._refuse_rows(spec.job, more, share)
+            return table
+
+        return make
+
+    def _refuse_rows(self, job: str, more: int, share: int) -> UsageError | None:
+        """Why `job` may not have rows of so many bytes on this server, whose part of its quota is `share`."""
+        held = sum(group.nbytes for group in list(self.groups.values()) if group.spec.job == job)
+        if held + more <= share:
+            return None
+        return UsageError(
+            "rows of a table would take more than this server's part of their job's quota",
+            job=job,
+            bytes_held=held,
+            bytes_asked=more,
+            quota_bytes_here=share,
+            next_move="Erase rows, or ask whoever runs the cluster for a larger --job-quota. The push was not applied.",
+        )
 
     def _take_ahead(self, array: npt.NDArray[Any]) -> None:
         """Take memory for a table soon. A band asks again once half of what it asked for is used, so few ever wait."""
@@ -384,9 +407,16 @@ class ServerNode:
         with self._lock:
             now_s = time.monotonic()
             return [
-                figures_of(store_id, waits, [share.core.tallies for _, share in self._shares_of(store_id)], now_s)
+                dataclasses.replace(
+                    figures_of(store_id, waits, [share.core.tallies for _, share in self._shares_of(store_id)], now_s),
+                    nbytes=sum(group.nbytes for group in self._groups_of(store_id)),
+                    rows_nbytes=sum(g.nbytes for g in self._groups_of(store_id) if isinstance(g, SparseTable)),
+                )
                 for store_id, waits in self._waits.items()
             ]
+
+    def _groups_of(self, store_id: int) -> list[Group]:
+        return [group for group in self.groups.values() if group.spec.store_id == store_id]
 
     def _apart(self, store_id: int, roster: Roster) -> int | None:
         """How many steps the workers of a store may be apart; None: as many as they are."""

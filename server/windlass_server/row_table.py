@@ -98,7 +98,7 @@ class RowTable:
         self.slots: tuple[Vector, ...] = tuple(
             memory.reserve(self.rows_max * slot.width(dim) * dtype.itemsize)[1].view(dtype) for slot in slots
         )
-        self._row_bytes = (dim + sum(slot.width(dim) for slot in slots)) * dtype.itemsize + 8
+        self.row_bytes = (dim + sum(slot.width(dim) for slot in slots)) * dtype.itemsize + 8
         count = len(held)
         self._index_pages, raw = memory.reserve(4 * (8 * self.rows_max + 2 * count * _INDEX_SLOTS_MIN))
         self._index = raw.view(np.uint32)
@@ -118,7 +118,7 @@ class RowTable:
     def nbytes(self) -> int:
         """Bytes in use: rows, slots, ids, indexes."""
         life = sum(values.itemsize for values, _ in self.life.columns().values()) if self.life is not None else 0
-        return self.used * (self._row_bytes + life) + self._index_used * 4
+        return self.used * (self.row_bytes + life) + self._index_used * 4
 
     def columns(self) -> dict[str, tuple[npt.NDArray[Any], int]]:
         """What a row is made of, by name: an array, and how many of its elements are one row's."""

@@ -81,6 +81,7 @@ class SparseTable:
         self._ahead = ahead
         self.rule = rule
         self.pool = pool
+        self.job_room: Callable[[int], UsageError | None] | None = None  # asked before rows of so many bytes are made
         self.reductions = reduce.build(spec.dtype)
         self.moves = id_kernels.moves(spec.dtype)
         self.shares: dict[int, Share] = {}
@@ -223,6 +224,8 @@ class SparseTable:
         absent = table.find(rows.ids, rows.numbers)
         if not absent:
             return None
+        if self.job_room is not None and (refused := self.job_room(absent * table.row_bytes)) is not None:
+            return refused
         if table.life is None:
             return table.insert(rows.ids, rows.numbers, absent)
         refused = table.room_for(absent + table.reserved)

@@ -22,6 +22,8 @@ class StoreFigures:
     workers: dict[bytes, StepCounts]
     awaited_s: dict[bytes, float]
     late_steps: dict[bytes, int]
+    nbytes: int = 0
+    rows_nbytes: int = 0
 
 
 def figures_of(store_id: int, waits: StepWaits, shares: Iterable[ShareTallies], now_s: float) -> StoreFigures:

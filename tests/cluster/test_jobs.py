@@ -95,3 +95,57 @@ def test_an_observer_of_a_job_that_is_over_is_told_so(forgetful: LocalCluster) -
         with pytest.raises(UsageError, match="deleted"):
             seen.pull().result()
         observer.close()
+
+
+@pytest.fixture
+def narrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A cluster on which a job may hold 4 MiB, and the job "wide" any number."""
+    quotas = ["4MiB", "wide=0"]
+    with LocalCluster.start(servers=2, run_dir=tmp_path, keep_job_s=0.0, job_quotas=quotas) as started:
+        monkeypatch.setenv("WINDLASS_TOKEN_FILE", str(started.token_file))
+        yield started
+
+
+def test_a_declaration_over_quota_is_refused_with_both_values_and_changes_nothing(narrow: LocalCluster) -> None:
+    half_mib = np.zeros(1 << 17, np.float32)
+    with Team(narrow, "narrow", workers=1) as team:
+        (store,) = team.stores({"w": half_mib}, Adam(), "asp")  # with its moments 1.5 MiB
+        words = r"more than its quota \(job=narrow, bytes_held=1572864, bytes_asked=3145728, quota_bytes=4194304\)"
+        with pytest.raises(UsageError, match=words):
+            store.init({"more": np.zeros(1 << 18, np.float32)}, Adam())
+        other = team[0].store("other", consistency="asp")
+        with pytest.raises(UsageError, match="more than its quota"):  # stores of one job count together
+            other.init({"more": np.zeros(1 << 18, np.float32)}, Adam())
+        store.init({"more": np.zeros(1 << 18, np.float32)}, SGD(lr=1.0))  # 1 MiB: the name is still free
+        with Team(narrow, "wide", workers=1) as wide:
+            wide.stores({"w": np.zeros(1 << 21, np.float32)}, Adam(), "asp")
+            await_held(wide[0], lambda held: held >= 24 << 20)
+            jobs = {job["job"]: job for job in wide[0].status()["jobs"]}
+            assert (jobs["wide"]["quota_bytes"], jobs["narrow"]["quota_bytes"]) == (0, 4 << 20)
+            assert jobs["wide"]["bytes"] >= 24 << 20
+            assert 2 << 20 <= jobs["narrow"]["bytes"] < 4 << 20
+        await_held(team[0], lambda held: held < 4 << 20)
+        store.delete(["more"])
+        store.init({"again": np.zeros(1 << 18, np.float32)}, SGD(lr=1.0))
+
+
+def test_rows_that_would_take_a_job_over_its_quota_are_refused_and_earlier_ones_stay(narrow: LocalCluster) -> None:
+    with Team(narrow, "narrow", workers=1) as team:
+        store = team[0].store("model", consistency="asp")
+        table = store.table("user", 16, SGD(lr=1.0), init=wl.init.Zeros())
+
+        def make(begin: int) -> None:
+            table.push(np.arange(begin, begin + 10_000), np.ones((10_000, 16), np.float32)).result()
+
+        made = 20_000  # of 80 B or so each
+        for begin in range(0, made, 10_000):
+            make(begin)
+
+        def make_many() -> None:
+            for begin in range(made, 200_000, 10_000):
+                make(begin)
+
+        with pytest.raises(UsageError, match=r"this server's part of their job's quota \(job=narrow, bytes_held="):
+            make_many()
+        assert (table.pull(np.arange(made)).result() == -1.0).all()
+        table.push(np.arange(100), np.ones((100, 16), np.float32)).result()  # rows that are there

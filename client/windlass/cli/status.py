@@ -12,13 +12,14 @@ from windlass_proto.consistency import Consistency
 
 if TYPE_CHECKING:
     from windlass.cli.finding import FoundCluster
-    from windlass_proto.gen.control_pb2 import MemberStatus, StatusReply, StoreStatus
+    from windlass_proto.gen.control_pb2 import JobState, MemberStatus, StatusReply, StoreStatus
 
 _WATCH_S = 1.0
 _SERVER_HEADS = (
     "server", "host", "pid", "device", "vshards", "held", "received", "sent", "pushes", "pulls", "beat", "state",
 )  # fmt: skip
 _WORKER_HEADS = ("worker", "job", "host", "pid", "clock", "lag", "last", "waited for", "late", "beat", "state")
+_JOB_HEADS = ("job", "workers", "held", "quota", "without workers")
 _STORE_HEADS = ("store", "job", "consistency", "staleness", "tensors", "roster", "steps")
 
 
@@ -68,6 +69,8 @@ def page(reply: StatusReply, found: FoundCluster) -> str:
         parts.append(table(_SERVER_HEADS, map(_server_row, servers)))
     if workers:
         parts.append(table(_WORKER_HEADS, (_worker_row(member, reply) for member in workers)))
+    if reply.jobs:
+        parts.append(table(_JOB_HEADS, map(_job_row, reply.jobs)))
     if reply.stores:
         parts.append(table(_STORE_HEADS, map(_store_row, reply.stores)))
     if not workers:
@@ -134,6 +137,12 @@ def _staleness(store: StoreStatus) -> str:
             median = bucket.lag
         passed += bucket.pushes
     return f"{median} to {store.staleness[-1].lag}"
+
+
+def _job_row(job: JobState) -> Sequence[str]:
+    kept = f"kept {duration(job.kept_s)}" if job.HasField("kept_s") else "-"
+    quota = size(job.quota_bytes) if job.quota_bytes else "-"
+    return (job.job, f"{len(job.ranks_joined)} of {job.workers_declared}", size(job.bytes), quota, kept)
 
 
 def _store_row(store: StoreStatus) -> Sequence[str]:

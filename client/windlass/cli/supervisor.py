@@ -37,6 +37,7 @@ class ClusterOrder:
     server_devices: str = "memory"
     allowed_rules: tuple[str, ...] = ()
     keep_job_s: float = KEEP_JOB_S
+    job_quotas: tuple[str, ...] = ()
 
     @property
     def run_dir(self) -> Path:
@@ -45,6 +46,7 @@ class ClusterOrder:
     def arguments(self) -> list[str]:
         flags = ["--name", self.name, "--servers", str(self.servers), "--listen", self.listen]
         flags += ["--server-devices", self.server_devices, "--keep-job-s", str(self.keep_job_s)]
+        flags += [flag for quota in self.job_quotas for flag in ("--job-quota", quota)]
         flags += [flag for rule in self.allowed_rules for flag in ("--allow-rule", rule)]
         return [*flags, *(["--insecure"] if self.insecure else [])]
 
@@ -69,6 +71,7 @@ def supervise(order: ClusterOrder, on_ready: Callable[[recorded_cluster.Recorded
                     server_devices=order.server_devices,
                     allowed_rules=order.allowed_rules,
                     keep_job_s=order.keep_job_s,
+                    job_quotas=order.job_quotas,
                 )
                 record = recorded_cluster.RecordedCluster(
                     name=order.name,
@@ -102,6 +105,7 @@ def main() -> int:
     parser.add_argument("--listen", required=True)
     parser.add_argument("--insecure", action="store_true")
     parser.add_argument("--server-devices", required=True)
+    parser.add_argument("--job-quota", action="append", default=[], dest="job_quotas")
     parser.add_argument("--keep-job-s", required=True, type=float)
     parser.add_argument("--allow-rule", action="append", default=[], dest="allowed_rules")
     parser.add_argument("--ready-fd", required=True, type=int)
@@ -114,6 +118,7 @@ def main() -> int:
         arguments.server_devices,
         tuple(arguments.allowed_rules),
         arguments.keep_job_s,
+        tuple(arguments.job_quotas),
     )
     ready_fd: list[int] = [arguments.ready_fd]
 

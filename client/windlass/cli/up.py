@@ -41,6 +41,10 @@ def up(
         list[str] | None,
         typer.Option(metavar="NAME[==VERSION]", help="Servers may run this rule of an installed package; repeatable."),
     ] = None,
+    job_quota: Annotated[
+        list[str] | None,
+        typer.Option(metavar="[JOB=]SIZE", help="Bytes of tensors a job may hold, such as 8GiB; repeatable."),
+    ] = None,
     keep_job_s: Annotated[
         float, typer.Option(min=0, metavar="S", help="Keep a job's tensors so long after its last worker has gone.")
     ] = 600.0,
@@ -49,9 +53,12 @@ def up(
     """Start a cluster on this machine; Ctrl-C stops everything."""
     from windlass.cli.ports import require_free
     from windlass.cli.supervisor import ClusterOrder, supervise
+    from windlass_proto import job_quotas
 
+    quotas = tuple(job_quota or ())
+    job_quotas.parse(quotas)
     require_free(listen)
-    order = ClusterOrder(name, servers, listen, insecure, server_devices, tuple(allow_rule or ()), keep_job_s)
+    order = ClusterOrder(name, servers, listen, insecure, server_devices, tuple(allow_rule or ()), keep_job_s, quotas)
 
     def say(record: RecordedCluster) -> None:
         if as_json:

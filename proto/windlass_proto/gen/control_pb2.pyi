@@ -467,8 +467,17 @@ class JobState(_message.Message):
     JOB_FIELD_NUMBER: _builtins.int
     WORKERS_DECLARED_FIELD_NUMBER: _builtins.int
     RANKS_JOINED_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    QUOTA_BYTES_FIELD_NUMBER: _builtins.int
+    KEPT_S_FIELD_NUMBER: _builtins.int
     job: _builtins.str
     workers_declared: _builtins.int
+    bytes: _builtins.int
+    """in status: what servers hold of it"""
+    quota_bytes: _builtins.int
+    """in status; 0: none"""
+    kept_s: _builtins.float
+    """in status, without workers: how long that is kept"""
     @_builtins.property
     def ranks_joined(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     def __init__(
@@ -477,12 +486,17 @@ class JobState(_message.Message):
         job: _builtins.str = ...,
         workers_declared: _builtins.int = ...,
         ranks_joined: _abc.Iterable[_builtins.int] | None = ...,
+        bytes: _builtins.int = ...,
+        quota_bytes: _builtins.int = ...,
+        kept_s: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_kept_s", b"_kept_s", "kept_s", b"kept_s"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "ranks_joined", b"ranks_joined", "workers_declared", b"workers_declared"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_kept_s", b"_kept_s", "bytes", b"bytes", "job", b"job", "kept_s", b"kept_s", "quota_bytes", b"quota_bytes", "ranks_joined", b"ranks_joined", "workers_declared", b"workers_declared"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__kept_s: _TypeAlias = _typing.Literal["kept_s"]  # noqa: Y015
+    _WhichOneofArgType__kept_s: _TypeAlias = _typing.Literal["_kept_s", b"_kept_s"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__kept_s) -> _WhichOneofReturnType__kept_s | None: ...
 
 Global___JobState: _TypeAlias = JobState  # noqa: Y015
 
@@ -1057,6 +1071,8 @@ class Group(_message.Message):
     CONSISTENCY_FIELD_NUMBER: _builtins.int
     VSHARDS_FIELD_NUMBER: _builtins.int
     TRANSFER_FIELD_NUMBER: _builtins.int
+    JOB_FIELD_NUMBER: _builtins.int
+    QUOTA_BYTES_FIELD_NUMBER: _builtins.int
     table_id: _builtins.int
     dtype: _builtins.str
     block_elements: _builtins.int
@@ -1067,6 +1083,9 @@ class Group(_message.Message):
     vshards: _builtins.int
     transfer: _builtins.bytes
     """windlass.v1.Transfer; empty: values travel as they are"""
+    job: _builtins.str
+    quota_bytes: _builtins.int
+    """of the job, over all servers; 0: none"""
     @_builtins.property
     def tensors(self) -> _containers.RepeatedCompositeFieldContainer[Global___Tensor]: ...
     def __init__(
@@ -1082,10 +1101,12 @@ class Group(_message.Message):
         consistency: _builtins.str = ...,
         vshards: _builtins.int = ...,
         transfer: _builtins.bytes = ...,
+        job: _builtins.str = ...,
+        quota_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_elements", b"block_elements", "consistency", b"consistency", "dtype", b"dtype", "reduce", b"reduce", "rule", b"rule", "store_id", b"store_id", "table_id", b"table_id", "tensors", b"tensors", "transfer", b"transfer", "vshards", b"vshards"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_elements", b"block_elements", "consistency", b"consistency", "dtype", b"dtype", "job", b"job", "quota_bytes", b"quota_bytes", "reduce", b"reduce", "rule", b"rule", "store_id", b"store_id", "table_id", b"table_id", "tensors", b"tensors", "transfer", b"transfer", "vshards", b"vshards"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1949,7 +1970,13 @@ class StoreFigures(_message.Message):
     STORE_ID_FIELD_NUMBER: _builtins.int
     STALENESS_FIELD_NUMBER: _builtins.int
     WORKERS_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    ROWS_BYTES_FIELD_NUMBER: _builtins.int
     store_id: _builtins.int
+    bytes: _builtins.int
+    """of parameters and their state"""
+    rows_bytes: _builtins.int
+    """of them, those of tables"""
     @_builtins.property
     def staleness(self) -> _containers.RepeatedCompositeFieldContainer[Global___Staleness]: ...
     @_builtins.property
@@ -1960,10 +1987,12 @@ class StoreFigures(_message.Message):
         store_id: _builtins.int = ...,
         staleness: _abc.Iterable[Global___Staleness] | None = ...,
         workers: _abc.Iterable[Global___WorkerSteps] | None = ...,
+        bytes: _builtins.int = ...,
+        rows_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["staleness", b"staleness", "store_id", b"store_id", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "rows_bytes", b"rows_bytes", "staleness", b"staleness", "store_id", b"store_id", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
