@@ -21,6 +21,7 @@ import functools
 import importlib.metadata
 import logging
 import os
+import re
 import stat
 import tempfile
 import threading
@@ -61,15 +62,27 @@ def compiled(
 ) -> Callable[..., Any]:
     """`function` as machine code for exactly `signatures`, from the cache where it is there. Thread-safe.
 
-    `variant` says what else the code depends on, where `function` was made for a rule: it has a folder of its own.
+    `variant` says what else the code depends on, where `function` was made for a rule: it has a folder of its own, and
+    a name of its own. Machine code is linked by name, so of two rules' kernels that were compiled in processes of their
+    own and carry one name, whichever a process loads first would run for both.
     """
     with _DECORATING:
+        if variant:
+            call_after(function, variant)
         folder = cache_folder()
         if folder is not None:
             kernel = _from_cache(function, signatures, folder / dtype.name / variant)
             if kernel is not None:
                 return kernel
         return compiled_uncached(function, signatures)
+
+
+def call_after(function: Callable[..., Any], variant: str) -> None:
+    """Name a function after its variant: see `compiled`. What it calls needs such a name as much as itself."""
+    ending = re.sub(r"\W", "_", f"_{variant}")
+    if not function.__qualname__.endswith(ending):
+        function.__qualname__ += ending
+        function.__name__ += ending
 
 
 def compiled_uncached(function: Callable[..., Any], signatures: list[Any]) -> Callable[..., Any]:

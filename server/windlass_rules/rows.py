@@ -36,7 +36,7 @@ from windlass_proto.ids import AHEAD, NONE, prefetch
 from windlass_proto.rule_specs import RuleSpec
 from windlass_rules import reduce, row_sums
 from windlass_rules.registry import known_dtype, step_scalars, variant_of
-from windlass_rules.rule import Kernel, RowKernel, Slot, Variant, Vector
+from windlass_rules.rule import RowKernel, Slot, Variant, Vector
 
 _NONE: Final = np.uint32(NONE)
 # 64 KiB of float32 an array: they stay in the second cache. With 2,048 SGD made 52 M rows a second, with these 69.
@@ -129,7 +129,7 @@ def on_rows(variant: Variant, dtype: np.dtype[Any]) -> tuple[Callable[..., None]
     widths = numba_types.UniTuple(types.intp, 1 + len(variant.slots))
     signature = types.void(arrays, widths, arrays, slots, numbers, types.intp, readable, scalar, readable)
     register_jitable(error_model="numpy")(variant.kernel)
-    step = variant.kernel if variant.by_row else _by_element(variant.kernel)
+    step = variant.kernel if variant.by_row else _by_element(variant)
     return _on_rows(step), [signature]
 
 
@@ -158,13 +158,15 @@ def _take_back(near: Vector, numbers: Any, dim: int, array: Vector) -> None:
                 array[at + j] = near[i * dim + j]
 
 
-def _by_element(kernel: Kernel) -> RowKernel:
-    """A dense kernel as a row kernel."""
+def _by_element(variant: Variant) -> RowKernel:
+    """A dense kernel as a row kernel, with a name of its own: see `kernel_cache.compiled`."""
+    kernel = variant.kernel
 
-    @register_jitable(error_model="numpy")
     def step(w: Vector, slots: tuple[Vector, ...], _dim: int, g: Vector, gscale: float, scalars: Vector) -> None:
         kernel(w, slots, 0, g, gscale, scalars)
 
+    kernel_cache.call_after(step, variant.name)
+    register_jitable(error_model="numpy")(step)
     return step
 
 

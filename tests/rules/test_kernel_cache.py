@@ -13,7 +13,10 @@ import numpy as np
 import pytest
 
 from windlass_proto import kernel_cache
+from windlass_proto.row_specs import RowWiseAdagrad
+from windlass_proto.rule_specs import SGD, Adagrad, RMSprop, RuleSpec
 from windlass_rules import reduce
+from windlass_rules.rows import build_rows
 
 F4, F8 = np.dtype("float32"), np.dtype("float64")
 
@@ -155,3 +158,13 @@ def test_a_folder_chosen_through_numba_is_taken(monkeypatch: pytest.MonkeyPatch,
     assert kernel_cache.cache_folder() == tmp_path / "chosen"
     doubled(F4)
     assert list((tmp_path / "chosen").rglob("*.nbi"))
+
+
+def test_kernels_of_rows_have_names_of_their_own_for_each_rule() -> None:
+    """Compiled in processes of their own and loaded in one, kernels of one name would be linked to the first."""
+    specs: list[RuleSpec] = [SGD(lr=0.1, momentum=0.9), Adagrad(), RMSprop(lr=0.1), RowWiseAdagrad()]
+    kernels: list[Any] = [build_rows(spec, "float32").kernel for spec in specs]
+    steps = [kernel.py_func.__closure__[0].cell_contents for kernel in kernels]
+    for functions in ([kernel.py_func for kernel in kernels], steps):
+        names = {(function.__module__, function.__qualname__) for function in functions}
+        assert len(names) == len(specs), names
