@@ -40,7 +40,7 @@ from windlass_server import row_kernels
 from windlass_server.row_life import RowLife
 
 _INDEX_SLOTS_MIN: Final = 64
-_INDEX_RUNS_AHEAD: Final = 24  # the thresholds of a band's vshards are spread, so that few grow in one push
+_INDEX_RUNS_AHEAD: Final = 12  # the thresholds of a band's vshards are spread, so that few grow in one push
 _AHEAD_FROM_ROWS: Final = 4096
 _AHEAD_BYTES_MAX: Final = 64 * limits.MIB  # of one array
 _FILL_LOW: Final = 0.60
@@ -184,11 +184,11 @@ class RowTable:
         return None
 
     def _take_ahead(self, made: int) -> None:
-        """Memory for the next four pushes like one that made `made` rows, or a sixteenth of all, and for some runs."""
+        """Memory for the next two pushes like one that made `made` rows, or a 32nd of all, and for some runs."""
         assert self._ahead is not None
         if self.used < _AHEAD_FROM_ROWS:
             return
-        margin = max(4 * made, self.used // 16)
+        margin = max(2 * made, self.used // 32)
         if self.used + margin // 2 > self._rows_taken:
             begin, end = max(self._rows_taken, self.used), min(self.used + margin, self.rows_max)
             for values, width in self.columns().values():
