@@ -115,6 +115,7 @@ UNITS = {
     "samples_per_s": "samples/s",
     "accuracy": "accuracy",
     "epochs": "epochs",
+    "hidden_percent": "% hidden",
 }
 
 

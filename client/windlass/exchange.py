@@ -362,14 +362,26 @@ class Exchange:
             if borrowed is not None:
                 settle.append(borrowed.verify)
             return here
+        if self.member.heap is None and 2 * len(tensors) < len(table.layout.tensors):
+            return self._copies(table, tensors, settle)
         flat = table.take_flat()
         for number, array in tensors.items():
-            if isinstance(array, OnDevice):
-                array.copy_to(flat.tensors[number])
-            else:
-                np.copyto(flat.tensors[number], array)
+            _copy(array, flat.tensors[number])
         settle.append(lambda: table.give_flat(flat))
         return flat
+
+    def _copies(self, table: DenseTable, tensors: Given, settle: list[Action]) -> dict[int, Array]:
+        """Copies of a few tensors of many, which need no room for all: layers pushed one by one."""
+        layout = table.layout
+        sizes = [layout.tensors[number].elements * layout.dtype.itemsize for number in tensors]
+        room, begins = self.rooms.lay_out(sizes)
+        settle.append(lambda: self.rooms.give(room))
+        copies: dict[int, Array] = {}
+        for (number, array), at, nbytes in zip(tensors.items(), begins, sizes, strict=True):
+            values = room.array[at : at + nbytes].view(layout.dtype)
+            copies[number] = values.reshape(layout.tensors[number].shape)
+            _copy(array, copies[number])
+        return copies
 
     def _target(self, table: DenseTable, tensors: Given | None, flats: dict[int, Flat], after: list[Action]) -> Place:
         """Where values are written: in place if possible, else into a flat array that `finish` copies from."""
@@ -419,6 +431,13 @@ class Exchange:
 
     def _places(self, names: Iterable[str]) -> list[tuple[str, tuple[int, int]]]:
         return [(name, self.place(name)) for name in names]
+
+
+def _copy(array: Array | OnDevice, to: Array) -> None:
+    if isinstance(array, OnDevice):
+        array.copy_to(to)
+    else:
+        np.copyto(to, array)
 
 
 def _not_declared(exchange: Exchange, name: str, known: list[str], what: str, call: str) -> UsageError:

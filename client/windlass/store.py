@@ -201,7 +201,11 @@ class Store:
         return self.send(Op.PUSH, make, weight=weight, priority=priority)
 
     def pull(
-        self, names: Mapping[str, Any] | Iterable[str] | str | None = None, out: Mapping[str, Any] | None = None
+        self,
+        names: Mapping[str, Any] | Iterable[str] | str | None = None,
+        out: Mapping[str, Any] | None = None,
+        *,
+        priority: int = 0,
     ) -> Ticket:
         """Ask for present values, in `out` or fresh arrays, by name; closes a step that has pushes.
 
@@ -209,8 +213,9 @@ class Store:
             names: tensors; or name -> ids of the rows of a table, None of a tensor, in one round trip; default: all
                 tensors.
             out: an array for each tensor, and for what rows it is wanted: of the shape ids.shape + (dim,).
+            priority: higher ones overtake what has not been sent.
         """
-        return self.ask(Op.PULL, functools.partial(mixture.pull_plan, self.exchange, names, out))
+        return self.ask(Op.PULL, functools.partial(mixture.pull_plan, self.exchange, names, out), priority=priority)
 
     def push_pull(
         self,
@@ -427,13 +432,13 @@ class Store:
             self.member.pump.submit(requests, mark)
             return ticket
 
-    def ask(self, op: Op, make: Callable[[], Plan]) -> Ticket:
+    def ask(self, op: Op, make: Callable[[], Plan], *, priority: int = 0) -> Ticket:
         """Ask for what `make` plans; a pull closes the step if something was pushed in it, other questions do not."""
         with self._lock:
             self._check()
             inside = self.open.depth > 0 or op is not Op.PULL
             mark = self._close_step() if self.open.pushed and not inside else None
-            ticket, requests = self.ticket_of(op, make(), nowait=inside)
+            ticket, requests = self.ticket_of(op, make(), nowait=inside, priority=priority)
             self.member.pump.submit(requests, mark)
             return ticket
 

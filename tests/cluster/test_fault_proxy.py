@@ -6,19 +6,18 @@ the workers' own reconnecting are what users have.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
+from benchmarks.slow_cluster import ADVERTISED, AdvertisedCluster, listening_ports
 from tests.cluster.fault_proxy import FaultProxy, Faults
 from tests.cluster.workers import Worker, Workers
-from windlass.local_cluster import LocalCluster, _Child
+from windlass.local_cluster import LocalCluster
 
 pytestmark = pytest.mark.cluster
 
-ADVERTISED = "127.0.0.2"
 STEPS = 120
 ELEMENTS = 300_000
 
@@ -48,14 +47,6 @@ SMALL = sum(number % 5 + 1 for number in range(1, STEPS + 1))
 BALANCED = [STEPS, STEPS * (STEPS + 1) // 2] * 2 + [2 * SMALL]
 
 
-class AdvertisedCluster(LocalCluster):
-    """A local cluster whose servers are told to others under ADVERTISED."""
-
-    def _spawn(self, module: str, name: str, arguments: Sequence[str], environment: Mapping[str, str]) -> _Child:
-        advertised = ["--advertise", ADVERTISED] if module == "windlass_server" else []
-        return super()._spawn(module, name, [*arguments, *advertised], environment)
-
-
 class Broken:
     """The cluster and a proxy before each server."""
 
@@ -63,10 +54,8 @@ class Broken:
         self.cluster = cluster
         self.run_dir = run_dir
         self.proxies: list[FaultProxy] = []
-        for name, pid in cluster.pids.items():
-            if name.startswith("server"):
-                port = _listening_port(pid)
-                self.proxies.append(FaultProxy(("127.0.0.1", port), listen=(ADVERTISED, port), seed=pid))
+        for port in listening_ports(cluster):
+            self.proxies.append(FaultProxy(("127.0.0.1", port), listen=(ADVERTISED, port), seed=port))
 
     def train(self, mode: str, job: str, *faults: Faults, script: str = LEDGER, count: int = 2) -> list[Worker]:
         """Workers through `faults`: of each server's links, or of all."""
@@ -80,12 +69,6 @@ class Broken:
 
     def struck(self) -> int:
         return sum(proxy.struck for proxy in self.proxies)
-
-
-def _listening_port(pid: int) -> int:
-    connections = psutil.Process(pid).net_connections(kind="tcp")
-    (port,) = [c.laddr.port for c in connections if c.status == psutil.CONN_LISTEN]
-    return int(port)
 
 
 @pytest.fixture(scope="module")
