@@ -20,6 +20,9 @@ from windlass.exchange import Exchange, Plan
 from windlass_proto.errors import UsageError
 from windlass_proto.frames import Op
 
+Asked = Mapping[str, Any] | Iterable[str] | str | None
+"""What a pull may name: tensors, or name -> ids of rows, None of a whole tensor; None: all tensors."""
+
 
 class Rows(NamedTuple):
     """Some rows of a table, or of a tensor along its first axis, as `push`, `push_pull` and `update` take them.
@@ -50,9 +53,7 @@ def push_plan(
     return _joined(first, plans, list(grads), answered=op is Op.PUSH_PULL)
 
 
-def pull_plan(
-    exchange: Exchange, names: Mapping[str, Any] | Iterable[str] | str | None, out: Mapping[str, Any] | None
-) -> Plan:
+def pull_plan(exchange: Exchange, names: Asked, out: Mapping[str, Any] | None) -> Plan:
     """Ask for tensors, and for rows by `names`' ids.
 
     Raises:

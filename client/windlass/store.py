@@ -26,6 +26,7 @@ from windlass.averaging import Averaging
 from windlass.data_link import refusal_of
 from windlass.exchange import Exchange, Plan
 from windlass.live_modes import LiveModes
+from windlass.mixture import Asked
 from windlass.open_step import OpenStep
 from windlass.plateau import PlateauWatch
 from windlass.pump import Mark
@@ -200,13 +201,7 @@ class Store:
         make = functools.partial(mixture.push_plan, self.exchange, Op.PUSH, grads, None, borrow=borrow)
         return self.send(Op.PUSH, make, weight=weight, priority=priority)
 
-    def pull(
-        self,
-        names: Mapping[str, Any] | Iterable[str] | str | None = None,
-        out: Mapping[str, Any] | None = None,
-        *,
-        priority: int = 0,
-    ) -> Ticket:
+    def pull(self, names: Asked = None, out: Mapping[str, Any] | None = None, *, priority: int = 0) -> Ticket:
         """Ask for present values, in `out` or fresh arrays, by name; closes a step that has pushes.
 
         Args:
