@@ -462,6 +462,13 @@ def choose(place: Path) -> tuple[Path, Manifest] | None:
     return checkpoint_format.newest(place, lambda said: sys.stderr.write(f"windlass: passed over: {said}\n"))
 
 
+def take_offset(store: Store, result: str) -> None:
+    """Count the steps that a checkpoint had, if `result` says that one came back, and none has later."""
+    told = json.loads(result)
+    if "folder" in told and told["clock"] >= store.restored_at:
+        store.restored_at, store.steps_before = told["clock"], told["step"] - told["clock"]
+
+
 def _take(store: Store, result: str) -> tuple[Manifest, Resume]:
     """What every worker does once the servers hold a checkpoint."""
     from windlass_proto import checkpoint_format
@@ -475,7 +482,7 @@ def _take(store: Store, result: str) -> tuple[Manifest, Resume]:
             digest=manifest.digest,
             expected=told["manifest"],
         )
-    store.steps_before = told["step"] - told["clock"]
+    take_offset(store, result)
     store.open.unstamp()
     declare.watch_plateau(store)
     _refresh(store)

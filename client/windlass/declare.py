@@ -183,10 +183,14 @@ def _carry_out(store: Store, request: control_pb2.DeclareRequest, arrays: Mappin
         else:
             _await_seal(store, new, reply.declaration_id)
     if not store.entered:
+        from windlass import checkpoints  # it declares what it restores
+
         entering = pb.EnterRosterRequest(session=member.session, store_id=store.store_id)
         entered = member.ask_peers(member.control.enter_roster, entering, f"init of store {store.name}")
         store.entered = True
         store.open.clock = entered.join_clock
+        for result in entered.restored:
+            checkpoints.take_offset(store, result)
         _say_live_values(store)
         return False
     return fresh

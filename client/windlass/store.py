@@ -61,6 +61,7 @@ class Store:
         self.member = member
         self.entered = False
         self.steps_before = 0  # of earlier runs, whose checkpoint this store holds, less the clock when it came back
+        self.restored_at = 0  # the clock when it came back
         self.resumes = 0
         self.resumed_from: Path | None = None  # whoever joins later reads it
         self.exchange = Exchange(member, name)

@@ -79,8 +79,9 @@ class _Action:
 
 
 _PREFIX: Final = "action/"
-# What a worker that joins after a thousand others still asks for; dropped after everything else.
-_LASTING: Final = frozenset({"resume"})
+# What a worker that joins after a thousand others still asks for, or is told; dropped after everything else.
+_LASTING: Final = frozenset({"resume", "restore"})
+_RESTORED_SHOWN: Final = 8
 _Key: TypeAlias = tuple[int, int, str, str]
 
 
@@ -96,6 +97,12 @@ class Agreements:
         """Actions that somebody waits for, as first asked for."""
         found = (action for action in self._actions.values() if action.waiting)
         return [action.asked for action in found if action.asked.store_id == store_id]
+
+    def restored(self, store_id: int) -> list[str]:
+        """What the last actions that brought back a checkpoint, or failed to, left behind, oldest first."""
+        found = [a for a in self._actions.values() if a.done and a.asked.store_id == store_id]
+        found = sorted((a for a in found if a.asked.action in _LASTING), key=lambda action: action.action_id)
+        return [action.result for action in found[-_RESTORED_SHOWN:]]
 
     def granted(self, session: bytes, action_id: int) -> Agree | None:
         """What `session` was granted under this number and has not reported done."""

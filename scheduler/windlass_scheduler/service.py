@@ -357,7 +357,11 @@ class ControlService(control_pb2_grpc.ControlServicer):
             lambda: status_page.store_waits(cluster, request.store_id),
         )
         reply = cast("roster_core.Entered", entered)
-        return pb.EnterRosterReply(join_clock=reply.join_clock, roster=self._roster(request.store_id))
+        return pb.EnterRosterReply(
+            join_clock=reply.join_clock,
+            roster=self._roster(request.store_id),
+            restored=cluster.agreements.restored(request.store_id),
+        )
 
     @_call
     async def Vote(self, request: pb.VoteRequest, context: grpc.aio.ServicerContext) -> pb.Ack:

@@ -1254,18 +1254,24 @@ class EnterRosterReply(_message.Message):
 
     JOIN_CLOCK_FIELD_NUMBER: _builtins.int
     ROSTER_FIELD_NUMBER: _builtins.int
+    RESTORED_FIELD_NUMBER: _builtins.int
     join_clock: _builtins.int
     @_builtins.property
     def roster(self) -> Global___Roster: ...
+    @_builtins.property
+    def restored(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """what the last "resume" and "restore" actions left behind, oldest first"""
+
     def __init__(
         self,
         *,
         join_clock: _builtins.int = ...,
         roster: Global___Roster | None = ...,
+        restored: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["roster", b"roster"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["join_clock", b"join_clock", "roster", b"roster"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["join_clock", b"join_clock", "restored", b"restored", "roster", b"roster"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
