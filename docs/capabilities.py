@@ -14,8 +14,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from windlass_proto import codec_specs, transfer_specs
+from windlass_proto.consistency import Consistency
 from windlass_proto.errors import UsageError
 from windlass_proto.rule_specs import RULES, SGD, RuleSpec
+from windlass_proto.transfer_specs import Transfer
 from windlass_rules.cuda_source import update_source
 from windlass_rules.registry import DTYPES, RULE_MODULES
 from windlass_rules.rule import Per, Variant
@@ -61,6 +64,16 @@ device.
 
 
 A_ROW = {Per.ELEMENT: "", Per.ROW: " (one a row)", Per.WORKER: " (a vector a worker)"}
+
+CODECS_HEAD = """
+## What each codec can do
+
+"""
+
+CODECS_FOOT = """
+*Half tensors* are float16 and bfloat16 under float32 masters ([mixed-precision.md](mixed-precision.md)); codecs take
+float32 ([compression.md](compression.md)).
+"""
 
 
 def candidates(cls: Any) -> Iterator[tuple[str, RuleSpec]]:
@@ -110,6 +123,8 @@ def table() -> str:
         "rule",
         "with",
         *(f"dense {name}" for name in dtypes),
+        "half tensors",
+        "codecs",
         "rows of tables",
         "state",
         "cut over servers",
@@ -130,6 +145,8 @@ def table() -> str:
                     f"`{cls.__name__}`",
                     words,
                     *(dense for _ in dtypes),
+                    dense,
+                    dense,
                     of_rows,
                     state,
                     cut,
@@ -137,7 +154,39 @@ def table() -> str:
                     on_device(variant, runs),
                 ]
             )
-    return HEAD + "".join(f"| {' | '.join(row)} |\n".replace("|  |", "| |") for row in rows) + FOOT
+    return HEAD + _written(rows) + FOOT + CODECS_HEAD + _written(codec_rows()) + CODECS_FOOT
+
+
+def _written(rows: list[list[str]]) -> str:
+    return "".join(f"| {' | '.join(row)} |\n".replace("|  |", "| |") for row in rows)
+
+
+def may(transfer: Transfer, *, consistency: str = "bsp", sparse: bool = False) -> str:
+    """Can float32 tensors, or rows of a table, be declared so?"""
+    try:
+        mode = Consistency.parse(consistency)
+        transfer_specs.check(transfer, dtype="float32", consistency=mode, rule=SGD(lr=0.1), sparse=sparse)
+    except UsageError:
+        return "no"
+    return "yes"
+
+
+def codec_rows() -> list[list[str]]:
+    """What each codec may be used for, as it is checked where tensors are declared."""
+    columns = ["codec", "up", "down", "feedback"]
+    rows = [columns, ["---"] * len(columns)]
+    for cls in codec_specs.CODECS.values():
+        spec = cls(0.1) if cls is codec_specs.TwoBit else cls()
+        up, down = Transfer(up=spec), Transfer(down=spec)
+        rows.append(
+            [
+                f"`{cls.__name__}`",
+                may(up, consistency="asp"),
+                may(down, consistency="asp"),
+                "yes" if spec.feedback else "no",
+            ]
+        )
+    return rows
 
 
 if __name__ == "__main__":

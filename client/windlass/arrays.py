@@ -25,6 +25,8 @@ def as_numpy(name: str, value: Any) -> Array:
     Raises:
         UsageError: it is no array, or lies on another device.
     """
+    if is_bfloat16(value):
+        return _bits_of(value)
     if isinstance(value, np.ndarray):
         if not value.dtype.isnative:
             return value.astype(value.dtype.newbyteorder("="))
@@ -61,7 +63,9 @@ def as_target(name: str, value: Any) -> Array:
     Raises:
         UsageError: it does not share, or must not be written to.
     """
-    if isinstance(value, np.ndarray):
+    if is_bfloat16(value):
+        array = _bits_of(value)
+    elif isinstance(value, np.ndarray):
         array = value if type(value) is np.ndarray else np.asarray(value)
     elif on_device(name, value) is not None:
         raise UsageError(
@@ -87,6 +91,30 @@ def as_target(name: str, value: Any) -> Array:
             next_move="Leave out= away and use what the call returns.",
         )
     return array
+
+
+def is_bfloat16(value: Any) -> bool:
+    """Does `value` hold bfloat16, of ml_dtypes (also JAX's) or of PyTorch? NumPy has no such type."""
+    dtype = getattr(value, "dtype", None)
+    return getattr(dtype, "name", None) == "bfloat16" or str(dtype) == "torch.bfloat16"
+
+
+def _bits_of(value: Any) -> Array:
+    """The bits of bfloat16 as uint16, sharing memory where the family does."""
+    if type(value).__module__.partition(".")[0] == "torch":
+        bits: Array = value.detach().view(sys.modules["torch"].int16).numpy().view(np.uint16)
+        return bits
+    return np.asarray(value).view(np.uint16)
+
+
+def bfloat16_family_of(value: Any) -> Callable[[Array], Any]:
+    """How to turn the bits of bfloat16 into the family of `value`, sharing memory; into bits where it has none."""
+    if type(value).__module__.partition(".")[0] == "torch":
+        torch: Any = sys.modules["torch"]
+        return lambda bits: torch.from_numpy(bits.view(np.int16)).view(torch.bfloat16)
+    if is_bfloat16(value):
+        return lambda bits: bits.view(np.asarray(value).dtype)
+    return lambda bits: bits
 
 
 def family_of(value: Any) -> Callable[[Array], Any]:

@@ -508,6 +508,9 @@ def export(store: Store, path: str | Path) -> None:
     """Write present weights to one file; see `Store.export`."""
     values: dict[str, Any] = store.pull().result()
     arrays = {name: np.asarray(as_numpy(name, value)) for name, value in values.items()}
+    for name, bits in arrays.items():
+        if store.exchange.dtype_of(name) == "bfloat16":  # a file would show its bits as integers
+            arrays[name] = (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
     for table in store.exchange.sparse.values():
         runs = [(np.empty(0, np.uint64), np.empty((0, table.dim), table.dtype)), *table.items()]
         ids, rows = (np.concatenate(column) for column in zip(*runs, strict=True))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from windlass.arrays import Array, as_numpy
+from windlass.arrays import Array
 from windlass.data_link import InFrame
 from windlass.dense_table import DenseTable
 from windlass.ticket import Ticket
@@ -40,7 +40,6 @@ from windlass_proto.life_specs import AdmitSpec, Evictions
 from windlass_proto.rule_records import RuleChange
 from windlass_proto.rule_specs import RuleSpec
 from windlass_proto.schedules import Plateau, Rate
-from windlass_proto.transfer_specs import PLAIN, Transfer
 
 if TYPE_CHECKING:
     from windlass.sparse_table import Table
@@ -51,26 +50,19 @@ _FAILED = "failed"  # what an action leaves behind that could not be done
 _TEXT_CHARACTERS = 500  # of an action in words; up to 4 bytes each
 
 
-def arrays_of(call: str, arrays: object) -> dict[str, Array]:
-    """The NumPy arrays of a dict of arrays.
-
-    Raises:
-        UsageError: it is no dict, or a value is no array.
-    """
-    if not isinstance(arrays, Mapping):
-        raise UsageError(f"{call} was not given a dict", type=type(arrays).__name__, next_move="Pass name -> array.")
-    return {name: as_numpy(name, value) for name, value in arrays.items()}
-
-
 def declare(
     store: Store,
     arrays: Mapping[str, Array],
     optimizer: RuleSpec,
     groups: Mapping[str, Mapping[str, float]],
     reduce: str,
-    transfer: Transfer = PLAIN,
+    travels: tuple[object, object, object],
+    dtypes: Mapping[str, str],
 ) -> bool:
-    """Declare `arrays` in `store` and see that they have values; True if one of their tables is new to this worker."""
+    """Declare `arrays` in `store` and see that they have values; True if one of their tables is new to this worker.
+
+    `travels`: codec, codec_down and nonfinite as given. `dtypes`: what arrays are whose own dtype does not say it.
+    """
     from windlass_proto.gen import control_pb2 as pb
 
     _check_rule(optimizer, reduce)
@@ -78,7 +70,9 @@ def declare(
         rule_specs.check_dense(optimizer, mode)
     if not arrays:
         raise UsageError("init was given no tensors", store=store.name, next_move="Pass a dict of name -> array.")
-    for dtype in sorted({array.dtype.name for array in arrays.values()}):
+    transfer = transfer_specs.of(*travels)
+    named = {name: array.dtype.name for name, array in arrays.items()} | dict(dtypes)
+    for dtype in sorted(set(named.values())):
         consistency = Consistency.parse(store.consistency)
         transfer_specs.check(transfer, dtype=dtype, consistency=consistency, rule=optimizer, sparse=False)
     _check_groups(groups, {*arrays, *store.exchange.where})
@@ -89,7 +83,7 @@ def declare(
         session=member.session,
         store_id=store.store_id,
         step=store.clock,
-        tensors=[_tensor(name, array, groups) for name, array in arrays.items()],
+        tensors=[_tensor(name, array, named[name], groups) for name, array in arrays.items()],
         rule=rule_specs.to_bytes(optimizer),
         reduce=reduce,
         transfer=transfer_specs.to_bytes(transfer),
@@ -112,6 +106,7 @@ def declare_table(
     from windlass_proto.gen import control_pb2 as pb
 
     dtype_named(dtype.name)
+    table_specs.check_dtype(dtype.name)
     _check_rule(optimizer, reduce)
     rule_specs.check_rows(optimizer)
     if not isinstance(init, InitSpec):
@@ -467,14 +462,14 @@ def _is_finite(number: object) -> bool:
     return isinstance(number, int | float) and math.isfinite(number)
 
 
-def _tensor(name: str, array: Array, groups: Mapping[str, Mapping[str, float]]) -> control_pb2.Tensor:
+def _tensor(name: str, array: Array, dtype: str, groups: Mapping[str, Mapping[str, float]]) -> control_pb2.Tensor:
     from windlass_proto.gen import control_pb2 as pb
 
-    dtype_named(array.dtype.name)
+    dtype_named(dtype)
     options = next((given for pattern, given in groups.items() if fnmatch.fnmatchcase(name, pattern)), {})
     return pb.Tensor(
         name=name,
-        dtype=array.dtype.name,
+        dtype=dtype,
         shape=array.shape,
         lr_mult=float(options.get("lr_mult", 1.0)),
         decay_mult=float(options.get("decay_mult", 1.0)),

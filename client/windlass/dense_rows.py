@@ -26,6 +26,7 @@ from windlass_proto import ids as id_kernels
 from windlass_proto import row_pieces
 from windlass_proto.errors import UsageError
 from windlass_proto.frames import Op, aligned
+from windlass_proto.layout import HALVES
 
 
 class _Part(NamedTuple):
@@ -106,6 +107,13 @@ def _asked(exchange: Exchange, name: str, ids: Any) -> tuple[DenseTable, int, Id
     """
     table_id, number = exchange.place(name)
     table = exchange.tables[table_id]
+    if table.layout.dtype_name in HALVES:
+        raise UsageError(
+            "rows of a half tensor cannot be chosen",
+            name=name,
+            dtype=table.layout.dtype_name,
+            next_move="Pull or push it whole, or declare it float32.",
+        )
     tensor = table.layout.tensors[number]
     wanted, shape = row_values.ids_of(name, ids)
     if not tensor.shape:

@@ -212,7 +212,9 @@ def tensors_between(layout: GroupLayout, block: int, begin: int, end: int) -> li
 
 def not_finite(layout: GroupLayout, block: int, begin: int, end: int, raw: bytes) -> list[str]:
     """Names of the tensors in segments [begin, end) of a block whose values in `raw` are not all finite."""
-    values = np.frombuffer(raw, dtype=layout.dtype)
+    values: Vector = np.frombuffer(raw, dtype=layout.dtype)
+    if layout.dtype_name == "bfloat16":
+        values = (values.astype(np.uint32) << np.uint32(16)).view(np.float32)
     first = layout.blocks[block].segments[begin].begin
     return [
         layout.tensors[segment.tensor].name

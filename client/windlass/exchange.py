@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from windlass.arrays import Array, as_numpy, as_target, check_like
+from windlass.arrays import Array, as_numpy, as_target, bfloat16_family_of, check_like, family_of
 from windlass.borrow import Borrowed
 from windlass.data_link import InArena, bytes_of
 from windlass.dense_table import DenseTable, Flat, Place, Span, not_finite, tensors_between
@@ -30,6 +30,7 @@ from windlass_proto.rule_specs import RuleSpec
 from windlass_proto.transfer_specs import PLAIN, Transfer
 
 if TYPE_CHECKING:
+    from windlass.decoder import Decoder
     from windlass.encoder import Encoder
     from windlass.member import Member
     from windlass.sparse_table import Table
@@ -115,8 +116,10 @@ class Exchange:
         self.params: dict[int, Flat] = {}  # what init returned
         self.encoders: dict[int, Encoder] = {}
         self.steps_done: Callable[[], int] = lambda: 0
+        self.decoders: dict[int, Decoder] = {}
         self.family: Callable[[Array], Any] = lambda array: array
         self.rooms = Rooms(member.heap)
+        self.bfloat16_family: Callable[[Array], Any] = lambda bits: bits
         self._plans: dict[Any, tuple[Plan, Any]] = {}
         self._servers: tuple[int, tuple[int, ...]] = (-1, ())
 
@@ -128,6 +131,10 @@ class Exchange:
         self.rules[table.table_id] = spec.rule
         self.means[table.table_id] = spec.mean
         self.transfers[table.table_id] = spec.transfer
+        if spec.transfer.down is not None:
+            from windlass.decoder import Decoder
+
+            self.decoders[table.table_id] = Decoder(table, spec.transfer.down, self.member.heap)
         if spec.transfer.up is not None:
             from windlass.encoder import Encoder  # brings Numba, which plain tensors do without
 
@@ -177,6 +184,7 @@ class Exchange:
         for table_id in self.tables.keys() - held:
             del self.tables[table_id], self.rules[table_id], self.means[table_id], self.transfers[table_id]
             self.encoders.pop(table_id, None)
+            self.decoders.pop(table_id, None)
             self.params.pop(table_id, None)
         self._changed()
 
@@ -207,6 +215,14 @@ class Exchange:
         if found is None:
             raise _not_declared(self, name, list(self.where), "a tensor", "store.init")
         return found
+
+    def speak_as(self, value: Any) -> None:
+        """What comes out is of the family of `value`."""
+        self.family, self.bfloat16_family = family_of(value), bfloat16_family_of(value)
+
+    def dtype_of(self, name: str) -> str:
+        """The declared dtype of a tensor."""
+        return self.tables[self.place(name)[0]].layout.dtype_name
 
     def specs(self, record: RuleRecord) -> dict[str, dict[str, Any]]:
         """name -> shape, dtype and rule under `record`; a table's shape has None for its rows."""
@@ -279,12 +295,17 @@ class Exchange:
         spans = []
         for table_id, tensors in sources.items():
             table = self.tables[table_id]
-            target = self._target(table, targets.get(table_id), flats, after) if op is Op.PUSH_PULL else None
+            decoder = self.decoders.get(table_id) if op is Op.PUSH_PULL else None
+            pulls = op is Op.PUSH_PULL and decoder is None
+            target = self._target(table, targets.get(table_id), flats, after) if pulls else None
             if table_id in self.encoders and op in (Op.PUSH, Op.PUSH_PULL):
-                spans.append(self.encoders[table_id].spans(_on_host(tensors), target, settle))
-                continue
-            source = self._source(table, tensors, settle, borrow=borrow)
-            spans.append(table.spans(tuple(tensors), source, target))
+                found = self.encoders[table_id].spans(_on_host(tensors), target, settle)
+            else:
+                source = self._source(table, tensors, settle, borrow=borrow)
+                found = table.spans(tuple(tensors), source, target)
+            if decoder is not None:
+                found = self._expect(decoder, found, targets.get(table_id), flats, after)
+            spans.append(found)
         finish = self._finisher(list(arrays), out, flats, after) if op is Op.PUSH_PULL else None
         lasts = len(spans) if op is Op.PUSH_PULL else 0
         plan = Plan(spans, tuple(settle), finish, sum(map(len, spans)), lasts)
@@ -302,7 +323,11 @@ class Exchange:
         after: list[Action] = []
         spans = []
         for table_id, numbers in self._numbers(names).items():
-            table = self.tables[table_id]
+            table, decoder = self.tables[table_id], self.decoders.get(table_id)
+            if decoder is not None:
+                found = table.spans(numbers, None, None)
+                spans.append(self._expect(decoder, found, targets.get(table_id), flats, after))
+                continue
             spans.append(table.spans(numbers, None, self._target(table, targets.get(table_id), flats, after)))
         return Plan(spans, (), self._finisher(names, out, flats, after), sum(map(len, spans)))
 
@@ -310,9 +335,13 @@ class Exchange:
         """Ask for tensors into fresh flat arrays, which become this worker's parameters."""
         numbers = self._numbers(names)
         flats = {table_id: Flat(self.tables[table_id].layout, self.member.heap) for table_id in numbers}
-        spans = [self.tables[table_id].spans(chosen, None, flats[table_id]) for table_id, chosen in numbers.items()]
+        spans, after = [], list[Action]()
+        for table_id, chosen in numbers.items():
+            table, decoder = self.tables[table_id], self.decoders.get(table_id)
+            found = table.spans(chosen, None, flats[table_id] if decoder is None else None)
+            spans.append(found if decoder is None else decoder.expect(found, flats[table_id], after))
         self.params.update(flats)
-        return Plan(spans, (), lambda: self._named(names, flats), sum(map(len, spans)))
+        return Plan(spans, (), self._finisher(names, None, flats, after), sum(map(len, spans)))
 
     def drop_plan(self, names: list[str]) -> Plan:
         """Delete tensors on the servers."""
@@ -413,6 +442,25 @@ class Exchange:
             return all(array.flags.c_contiguous and array.flags.writeable for array in tensors.values())
         return all(table.lies_in_arena(number, array) for number, array in tensors.items())
 
+    def _expect(
+        self,
+        decoder: Decoder,
+        spans: list[Span],
+        tensors: Given | None,
+        flats: dict[int, Flat],
+        after: list[Action],
+    ) -> list[Span]:
+        """`spans` with room for weights that arrive encoded, to be decoded to where they are asked for."""
+        here = _here(tensors) if tensors is not None else None
+        if here is not None:
+            return decoder.expect(spans, here, after)
+        late: list[Action] = []
+        flat = self._target(decoder.table, tensors, flats, late)
+        assert isinstance(flat, Flat)
+        found = decoder.expect(spans, flat, after)
+        after += late
+        return found
+
     def _finisher(
         self, names: list[str], out: Mapping[str, Any] | None, flats: dict[int, Flat], after: list[Action]
     ) -> Callable[[], Any]:
@@ -427,7 +475,11 @@ class Exchange:
         return finish
 
     def _named(self, names: Iterable[str], flats: Mapping[int, Flat]) -> dict[str, Any]:
-        return {name: self.family(flats[table_id].tensors[number]) for name, (table_id, number) in self._places(names)}
+        found = {}
+        for name, (table_id, number) in self._places(names):
+            brief = self.tables[table_id].layout.dtype_name == "bfloat16"
+            found[name] = (self.bfloat16_family if brief else self.family)(flats[table_id].tensors[number])
+        return found
 
     def _places(self, names: Iterable[str]) -> list[tuple[str, tuple[int, int]]]:
         return [(name, self.place(name)) for name in names]

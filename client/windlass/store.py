@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from windlass import checkpoints, declare, mixture
-from windlass.arrays import Array, as_numpy, family_of
+from windlass import checkpoints, declare, first_values, mixture
+from windlass.arrays import Array, as_numpy
 from windlass.averaging import Averaging
 from windlass.data_link import refusal_of
 from windlass.exchange import Exchange, Plan
@@ -32,7 +32,7 @@ from windlass.plateau import PlateauWatch
 from windlass.pump import Mark
 from windlass.ticket import Ticket
 from windlass.window_core import Request, Stamp
-from windlass_proto import life_specs, limits, transfer_specs
+from windlass_proto import life_specs, limits
 from windlass_proto.codec_specs import CodecSpec
 from windlass_proto.consistency import Mode
 from windlass_proto.errors import UsageError, WindlassError
@@ -97,8 +97,6 @@ class Store:
         """Steps closed since the run began, also before it was resumed."""
         return self.steps_before + self.clock
 
-    # ---- declaring ---------------------------------------------------------------------------------------------------
-
     def init(
         self,
         arrays: Mapping[str, Any],
@@ -109,30 +107,29 @@ class Store:
         codec: CodecSpec | None = None,
         codec_down: CodecSpec | None = None,
         nonfinite: str = "reject",
+        dtype: str | None = None,
     ) -> dict[str, Any]:
         """Declare tensors and give their first values; rank 0's win. Every worker calls it with equal names and shapes.
 
+        Returns name -> array of what the cluster holds: this worker's to read and write, and the best `out=`.
+
         Args:
-            arrays: name -> array, float32 or float64.
+            arrays: name -> array, float32, float64, float16 or bfloat16 (of PyTorch or ml_dtypes).
             optimizer: the update rule that the servers run, e.g. `wl.optim.Adam(lr=1e-3)`.
             groups: name pattern (as in fnmatch) -> dict of `lr_mult` and `decay_mult`; the first match counts.
             reduce: "mean" (weighted by `weight=`) or "sum" over workers.
-            codec: one of `windlass.codec`: how gradients are made shorter on their way up (docs/compression.md).
-            codec_down: the same of weights on their way down.
-            nonfinite: what is done with gradients that hold an infinity or a NaN: "reject", "zero", "clip" or "allow".
-
-        Returns:
-            name -> array of what the cluster holds. They are this worker's to read and write, and the best `out=`.
+            codec, codec_down, nonfinite, dtype: see docs/compression.md and docs/mixed-precision.md.
 
         Raises:
             UsageError: another worker declared other names, shapes, dtypes or another rule; both are named.
         """
         with self._lock:
             self._check_writes("init")
-            given = declare.arrays_of("init", arrays)
-            self.exchange.family = family_of(next(iter(arrays.values()), None))
-            transfer = transfer_specs.of(codec, codec_down, nonfinite)
-            fresh = declare.declare(self, given, optimizer, groups or {}, reduce, transfer)
+            given, dtypes = first_values.in_halves(arrays, dtype)
+            self.exchange.speak_as(next(iter(arrays.values()), None))
+            fresh = declare.declare(
+                self, given, optimizer, groups or {}, reduce, (codec, codec_down, nonfinite), dtypes
+            )
             declare.watch_plateau(self)
             plan = self.exchange.params_plan(list(given))
             ticket, requests = self.ticket_of(Op.PULL, plan, clock=0 if fresh else self.clock)
@@ -186,8 +183,6 @@ class Store:
         Between `push` and its ticket's end it is borrowed: do not write to it.
         """
         return self.member.empty((shape,) if isinstance(shape, int) else tuple(shape), np.dtype(dtype))
-
-    # ---- steps -------------------------------------------------------------------------------------------------------
 
     def push(self, grads: Mapping[str, Any], *, weight: float = 1.0, priority: int = 0, borrow: bool = False) -> Ticket:
         """Send gradients as part of the current step; several pushes of one step are summed.
@@ -255,6 +250,10 @@ class Store:
         """
         return self._averaging.step(params, weight, now=now)
 
+    def skip(self, out: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Close the step with nothing from this worker (its gradients overflowed) and return the values after it."""
+        return first_values.skip(self, out)
+
     @contextlib.contextmanager
     def step(self) -> Iterator[None]:
         """Everything inside is one step; pulls inside read the last completed step and never wait."""
@@ -268,8 +267,6 @@ class Store:
                 self.open.depth -= 1
                 if self.open.depth == 0:
                     self.member.pump.submit([], self._close_step())
-
-    # ---- whole values ------------------------------------------------------------------------------------------------
 
     def assign(self, arrays: Mapping[str, Any]) -> None:
         """Overwrite tensors once the steps before this one are complete; slots stay.
@@ -512,8 +509,6 @@ class Store:
         mark = self._close_step()
         self._bound_open_steps(ticket)
         return ticket, requests, mark
-
-    # ---- inside ------------------------------------------------------------------------------------------------------
 
     def _check(self) -> None:
         self.member.check_open()

@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +29,12 @@ from windlass_proto.errors import UsageError
 DTYPES: dict[str, np.dtype[np.floating]] = {
     "float32": np.dtype(np.float32),
     "float64": np.dtype(np.float64),
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(np.uint16),  # type: ignore[dict-item]  # NumPy has none: its bits
 }
+"""How values of a tensor travel and lie in a worker's arrays, by the name that is declared."""
+HALVES: Final = ("float16", "bfloat16")
+"""Servers hold these as float32: master weights, and their slots."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +81,7 @@ def dtype_named(name: str) -> np.dtype[np.floating]:
     """The dtype that tables may hold under this name.
 
     Raises:
-        UsageError: for any but float32 and float64.
+        UsageError: for any but float32, float64, float16 and bfloat16.
     """
     try:
         return DTYPES[name]
@@ -115,6 +121,11 @@ class GroupLayout:
     @cached_property
     def dtype(self) -> np.dtype[np.floating]:
         return DTYPES[self.dtype_name]
+
+    @cached_property
+    def held(self) -> np.dtype[np.floating]:
+        """What a server's weights and slots are in."""
+        return DTYPES["float32" if self.dtype_name in HALVES else self.dtype_name]
 
     @cached_property
     def flat_begins(self) -> tuple[int, ...]:

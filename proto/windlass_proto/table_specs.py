@@ -20,10 +20,10 @@ import xxhash
 
 from windlass_proto import init_specs, life_specs, limits, rule_specs
 from windlass_proto.consistency import Consistency
-from windlass_proto.errors import ProtocolError, WindlassError
+from windlass_proto.errors import ProtocolError, UsageError, WindlassError
 from windlass_proto.gen import control_pb2
 from windlass_proto.init_specs import InitSpec
-from windlass_proto.layout import DTYPES, dtype_named
+from windlass_proto.layout import DTYPES, HALVES, dtype_named
 from windlass_proto.life_specs import AdmitSpec, Evictions
 from windlass_proto.rule_specs import RuleSpec
 
@@ -89,6 +89,7 @@ def from_message(group: control_pb2.Group) -> TableSpec:
     """
     try:
         dtype_named(group.dtype)
+        check_dtype(group.dtype)
         if len(group.tensors) != 1 or group.reduce not in ("mean", "sum"):
             raise ProtocolError("a sparse table shares its group", tensors=len(group.tensors), reduce=group.reduce[:64])
         tensor = group.tensors[0]
@@ -117,6 +118,20 @@ def from_message(group: control_pb2.Group) -> TableSpec:
         )
     except WindlassError as cause:
         raise ProtocolError("a table's declaration cannot be used", reason=str(cause)) from cause
+
+
+def check_dtype(dtype: str) -> None:
+    """Rows are float32 or float64.
+
+    Raises:
+        UsageError: they are to be halves.
+    """
+    if dtype in HALVES:
+        raise UsageError(
+            "a sparse table holds float32 or float64",
+            dtype=dtype,
+            next_move="Declare float32 rows; codec= and codec_down= make them travel as halves.",
+        )
 
 
 def check_table(tensor: control_pb2.Tensor) -> None:

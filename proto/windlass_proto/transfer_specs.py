@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError
 
 from windlass_proto import codec_specs
 from windlass_proto.codec_specs import CodecSpec
-from windlass_proto.consistency import Consistency, Mode
+from windlass_proto.consistency import Consistency
 from windlass_proto.errors import ProtocolError, UsageError
 from windlass_proto.gen import codecs_pb2
 
@@ -127,13 +127,12 @@ def _check_lossy_down(spec: CodecSpec, consistency: Consistency, *, sparse: bool
             codec_down=spec,
             next_move="Use codec_down=wl.codec.Float16() or BFloat16() for tables.",
         )
-    if consistency.mode is not Mode.BSP:
-        raise UsageError(
-            "this codec_down sends what changed in a step, which only bsp has in common",
-            codec_down=spec,
-            consistency=str(consistency),
-            next_move="Use codec_down=wl.codec.Float16() or BFloat16(), or a store with consistency='bsp'.",
-        )
+    raise UsageError(
+        "weights come down as they are or as halves",
+        codec_down=spec,
+        consistency=str(consistency),
+        next_move="Use codec_down=wl.codec.Float16() or BFloat16().",
+    )
 
 
 def to_bytes(transfer: Transfer) -> bytes:

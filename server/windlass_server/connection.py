@@ -27,7 +27,7 @@ from windlass_proto import checkpoint_orders, frames, group_specs, limits, rule_
 from windlass_proto.consistency import Mode
 from windlass_proto.errors import ProtocolError, UnavailableError, WindlassError
 from windlass_proto.frames import Entry, EntryFlag, Flag, Header, Kind, Op, Status
-from windlass_proto.layout import Block, GroupLayout
+from windlass_proto.layout import HALVES, Block, GroupLayout
 from windlass_proto.links import preamble
 from windlass_proto.links.bell import Bell
 from windlass_proto.links.stream import Frame, FrameReader, FrameWriter, Place
@@ -270,17 +270,17 @@ class Connection:
         block = group.spec.layout.blocks[entry.block]
         if not entry.seg_begin < entry.seg_end <= len(block.segments):
             raise ProtocolError("an entry names segments that its block lacks", end=entry.seg_end)
-        begin, end = block.span(entry.seg_begin, entry.seg_end)
         layout = group.spec.layout
-        dtype = layout.dtype
-        nbytes = (end - begin) * dtype.itemsize
         if entry.clock > share.core.clocks.begun + limits.CLOCK_AHEAD_MAX:
             raise ProtocolError("an entry's step is out of reach", clock=entry.clock)
         op = entry.op
         named, raw = self._named(entry, block, layout, buffer) if not refused else (None, _NO_BYTES)
         out = None
-        if entry.out_arena and (named is not None or not entry.flags & EntryFlag.ROWS):
-            out = self._out(entry, nbytes if named is None else named.elements * dtype.itemsize, dtype)
+        if entry.out_arena and named is not None:
+            out = self._out(entry, named.elements * layout.dtype.itemsize, layout.dtype)
+        elif entry.out_arena and not entry.flags & EntryFlag.ROWS:
+            nbytes = group.wire.bytes_down(block, entry.seg_begin, entry.seg_end)
+            out = self._out(entry, nbytes, group.wire.answers_in)
         origin = Origin(self, entry.tag, entry.table, op, out, named)
         if op == Op.PULL:
             self._read(entry, group, share, origin)
@@ -326,6 +326,8 @@ class Connection:
         raw = _NO_BYTES
         if not entry.flags & EntryFlag.ROWS:
             return None, raw
+        if layout.dtype_name in HALVES:
+            raise ProtocolError("an entry names rows of a half tensor, which travels whole", dtype=layout.dtype_name)
         if dense_rows.numbers_bytes_untrusted(entry, block, layout):
             raw, _ = self._raw(entry, entry.nbytes, buffer)
         return dense_rows.named_untrusted(raw, entry, block, layout), raw

@@ -27,7 +27,7 @@ from windlass_rules import RuleKernels, norms
 from windlass_rules.norms import Norm
 from windlass_rules.registry import trust_of
 from windlass_server import norm_scopes
-from windlass_server.dense_memory import DenseMemory, Vector
+from windlass_server.dense_memory import DenseMemory, HostMemory, Vector
 from windlass_server.dense_rows import NamedRows
 from windlass_server.group_wire import GroupWire
 from windlass_server.reductions import Reductions
@@ -292,8 +292,9 @@ class DenseGroup:
         out: Vector | None = None
         snapshot: Buffer | None = None
         answer = effect.answer
-        whole = answer is not None and answer.origin is not None and answer.origin.asked is None
-        if answer is not None and whole:
+        origin = answer.origin if answer is not None else None
+        fuses = origin is not None and origin.asked is None and not self.wire.encodes
+        if answer is not None and fuses:
             out = answer.origin.out
             if out is None:
                 snapshot = self.pool.take((end - begin) * arrays.weights.itemsize, beyond=True)
@@ -317,7 +318,7 @@ class DenseGroup:
                 scalars,
                 out_run,
             )
-        if answer is not None and whole:
+        if answer is not None and fuses:
             self._see(share, arrays, answer)
             replies.append(_reply(answer, snapshot))
         elif answer is not None:
@@ -406,11 +407,6 @@ class DenseGroup:
 
     # ---- answering ---------------------------------------------------------------------------------------------------
 
-    def _count_out(self, nbytes: int) -> None:
-        """So many bytes of weights go to a worker."""
-        self.wire.traffic.bytes_out += nbytes
-        self.wire.traffic.raw_out += nbytes
-
     def _answer(
         self,
         share: Share,
@@ -429,6 +425,9 @@ class DenseGroup:
         present = arrays.weights[begin:end]
         if answer.origin.asked is not None:
             replies.append(self._rows_reply(answer, present))
+            return
+        if self.wire.encodes and answer.origin.op in (Op.PULL, Op.PUSH_PULL):
+            replies.append(_reply(answer, self._encoded(arrays, answer, snapshots)))
             return
         if answer.origin.out is not None:
             self.memory.read(present, answer.origin.out)
@@ -455,8 +454,35 @@ class DenseGroup:
             snapshot.release()  # it is the reply's alone
         return reply
 
+    def _encoded(self, arrays: BlockArrays, answer: Answer, snapshots: Snapshots) -> Buffer | None:
+        """Weights as they travel: in the worker's shared memory, or in the snapshot returned."""
+        key = (answer.block, answer.seg_begin, answer.seg_end)
+        snapshot = snapshots.get(key)
+        out = answer.origin.out
+        if out is None and snapshot is not None:
+            return snapshot
+        begin, end = arrays.block.span(answer.seg_begin, answer.seg_end)
+        present, room = arrays.weights[begin:end], None
+        if not isinstance(self.memory, HostMemory):  # the kernels of codecs read host memory
+            room = self.pool.take(present.nbytes, beyond=True)
+            self.memory.read(present, room.array.view(present.dtype))
+            self.memory.finish()
+            present = room.array.view(present.dtype)
+        if out is None:
+            snapshot = self.pool.take(self.wire.bytes_down(arrays.block, answer.seg_begin, answer.seg_end), beyond=True)
+            snapshots[key] = snapshot
+            out = snapshot.array
+        else:
+            snapshot = None
+        self.wire.encode(present, out, arrays.block, answer.seg_begin, answer.seg_end)
+        if room is not None:
+            room.release()
+        return snapshot
+
     def _see(self, share: Share, arrays: BlockArrays, answer: Answer) -> None:
         """Weights go to a worker: where the rule compares, its copy of them is made."""
+        if answer.origin.op in (Op.PULL, Op.PUSH_PULL):
+            self.wire.count_down(arrays.block, answer.seg_begin, answer.seg_end)
         if arrays.copies is not None and answer.origin.op in (Op.PULL, Op.PUSH_PULL):
             session = answer.origin.connection.session
             if not share.core.sessions.has_ended(session):

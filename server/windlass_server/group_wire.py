@@ -1,8 +1,8 @@
 """How a dense group's values travel: what an entry's bytes must be, and what they say.
 
-A gradient under a codec is its segments' encodings one after the other, each filled up to 64 bytes. It is decoded here,
-before its share's lock is taken, into a pooled buffer of the group's dtype; so cores, rules and memories know nothing
-of codecs.
+A gradient under a codec is its segments' encodings one after the other, each filled up to 64 bytes; half tensors travel
+as they lie in a worker. They are decoded here, before the share's lock is taken, into pooled buffers of what the group
+is held in; weights are encoded when an answer is made. So cores, rules and memories know nothing of it.
 
 Invariant: nothing a peer sent is used before its length, scales and places are checked; what may change while it is
 read (a worker's shared memory) is copied first where its integers address memory. Any thread may call it.
@@ -14,18 +14,18 @@ import logging
 import threading
 from collections import Counter
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from windlass_proto import finite
 from windlass_proto.codec_specs import TopK
-from windlass_proto.codecs import registry
+from windlass_proto.codecs import halves, registry
 from windlass_proto.errors import ProtocolError, UnavailableError
 from windlass_proto.frames import Op
 from windlass_proto.group_specs import GroupSpec
-from windlass_proto.layout import Block
+from windlass_proto.layout import HALVES, Block
 from windlass_proto.memory import Buffer, BufferPool
 from windlass_proto.transfer_specs import Nonfinite
 from windlass_server.dense_memory import Values, Vector
@@ -78,11 +78,13 @@ class GroupWire:
     def __init__(self, spec: GroupSpec, pool: BufferPool) -> None:
         self.traffic = Traffic()
         self._layout = spec.layout
-        self._dtype = spec.layout.dtype
+        self._dtype = spec.layout.held
+        self._halves = halves.build(spec.layout.dtype_name) if spec.layout.dtype_name in HALVES else None
         self._pool = pool
         self._policy = spec.transfer.nonfinite
         self._up = registry.build(spec.transfer.up) if spec.transfer.up is not None else None
-        self._sizes: dict[tuple[int, int, int], int] = {}
+        self._down = registry.build(spec.transfer.down) if spec.transfer.down is not None else None
+        self._sizes: dict[tuple[bool, int, int, int], int] = {}
         self._warned: Counter[tuple[int, int]] = Counter()
         self._warning = threading.Lock()
 
@@ -90,14 +92,59 @@ class GroupWire:
         """How long the values of such an entry are."""
         if self._up is None or op not in _GRADIENTS:
             begin, end = block.span(seg_begin, seg_end)
-            return (end - begin) * self._dtype.itemsize
-        key = (block.index, seg_begin, seg_end)
+            return (end - begin) * self._layout.dtype.itemsize
+        return self._encoded_bytes(self._up, (True, block.index, seg_begin, seg_end))
+
+    def bytes_down(self, block: Block, seg_begin: int, seg_end: int) -> int:
+        """How long weights of such an entry are on their way to a worker."""
+        if self._down is None:
+            begin, end = block.span(seg_begin, seg_end)
+            return (end - begin) * self._layout.dtype.itemsize
+        return self._encoded_bytes(self._down, (False, block.index, seg_begin, seg_end))
+
+    def _encoded_bytes(self, codec: registry.Codec, key: tuple[bool, int, int, int]) -> int:
         found = self._sizes.get(key)
         if found is None:
-            found = sum(self._up.room(segment.elements) for segment in block.segments[seg_begin:seg_end])
-            if len(self._sizes) < len(self._layout.blocks) + 4096:
+            _, block, seg_begin, seg_end = key
+            segments = self._layout.blocks[block].segments[seg_begin:seg_end]
+            found = sum(codec.room(segment.elements) for segment in segments)
+            if len(self._sizes) < 2 * len(self._layout.blocks) + 4096:
                 self._sizes[key] = found
         return found
+
+    # ---- down --------------------------------------------------------------------------------------------------------
+
+    @property
+    def encodes(self) -> bool:
+        """Do weights travel as something else than they are held in?"""
+        return self._down is not None or self._halves is not None
+
+    @property
+    def answers_in(self) -> np.dtype[Any]:
+        """What an answer's memory is seen as: bytes where weights are encoded."""
+        return np.dtype(np.uint8) if self.encodes else self._dtype
+
+    def count_down(self, block: Block, seg_begin: int, seg_end: int) -> None:
+        """Weights go to a worker."""
+        begin, end = block.span(seg_begin, seg_end)
+        self.traffic.bytes_out += self.bytes_down(block, seg_begin, seg_end)
+        self.traffic.raw_out += (end - begin) * self._dtype.itemsize
+
+    def encode(self, present: Vector, out: Bytes, block: Block, seg_begin: int, seg_end: int) -> None:
+        """Write weights of segments [seg_begin, seg_end) into `out`, which has `bytes_down`."""
+        if self._halves is not None:
+            self._halves.to_half(present, out.view(np.uint16))
+            return
+        assert self._down is not None
+        at, first = 0, block.span(seg_begin, seg_end)[0]
+        for segment in block.segments[seg_begin:seg_end]:
+            nbytes, room = self._down.wire_bytes(segment.elements), self._down.room(segment.elements)
+            begin = segment.begin - first
+            self._down.encode(present[begin : begin + segment.elements], out[at : at + nbytes])
+            out[at + nbytes : at + room] = 0
+            at += room
+
+    # ---- up ----------------------------------------------------------------------------------------------------------
 
     def values_untrusted(self, raw: Bytes, held: Buffer | None, what: Gradient) -> Values | None:
         """What an entry's bytes say; None where the pool has no room to decode them.
@@ -111,9 +158,7 @@ class GroupWire:
         begin, end = what.block.span(what.seg_begin, what.seg_end)
         self.traffic.bytes_in += raw.nbytes
         self.traffic.raw_in += (end - begin) * self._dtype.itemsize
-        if what.op not in _GRADIENTS:
-            return _as_received(raw, held, self._dtype)
-        if self._up is None:
+        if self._halves is None and (self._up is None or what.op not in _GRADIENTS):
             values = _as_received(raw, held, self._dtype)
         else:
             try:
@@ -121,14 +166,18 @@ class GroupWire:
             except UnavailableError:
                 return None
             try:
-                if held is None and isinstance(self._up.spec, TopK):
+                if held is None and self._up is not None and isinstance(self._up.spec, TopK):
                     raw = raw.copy()
-                self._decode_untrusted(raw, buffer.array.view(self._dtype), what)
+                if self._halves is not None:
+                    self._halves.to_single(raw.view(np.uint16), buffer.array.view(self._dtype))
+                else:
+                    self._decode_untrusted(raw, buffer.array.view(self._dtype), what)
             except ProtocolError:
                 buffer.release()
                 raise
             values = Values(buffer.array.view(self._dtype), buffer)
-        return self._cleaned(values, what) if self._policy in (Nonfinite.ZERO, Nonfinite.CLIP) else values
+        cleans = self._policy in (Nonfinite.ZERO, Nonfinite.CLIP) and what.op in _GRADIENTS
+        return self._cleaned(values, what) if cleans else values
 
     def _decode_untrusted(self, raw: Bytes, values: Vector, what: Gradient) -> None:
         assert self._up is not None
@@ -145,7 +194,7 @@ class GroupWire:
     @property
     def decodes(self) -> bool:
         """Do gradients need room to be decoded into?"""
-        return self._up is not None
+        return self._up is not None or self._halves is not None
 
     @property
     def looks(self) -> bool:

@@ -185,7 +185,7 @@ class ServerNode:
         return known
 
     def _dense(self, spec: GroupSpec) -> Callable[[range], Group]:
-        kernels = build(spec.rule, spec.layout.dtype)
+        kernels = build(spec.rule, spec.layout.held)
         _check_norms(spec, on_device=self.device is not None)
         lies_in = HostMemory(kernels) if self.device is None else self.device.memory_for(spec.rule, kernels)
 
@@ -234,7 +234,7 @@ class ServerNode:
         """Refuse in words what would end the process by want of memory: so many vectors as long as the group."""
         assert self._vshards is not None
         elements = sum(block.elements for block in spec.layout.blocks if block.vshard in self._vshards)
-        needed = elements * spec.layout.dtype.itemsize * vectors
+        needed = elements * spec.layout.held.itemsize * vectors
         held, bytes_max = self._host_bytes(), self.memory_bytes
         if self.device is not None:
             held, bytes_max = self._parameter_bytes() - held, self.device.parameter_bytes_max

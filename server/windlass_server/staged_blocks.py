@@ -90,8 +90,8 @@ class _Reading:
 
     def _block(self, share: Share, block: Block, index: int, present: list[bool]) -> StagedBlock:
         spec, slots = self._group.spec, self._group.kernels.kept
-        weights = memory.aligned_zeros(block.elements, spec.layout.dtype)
-        kept = tuple(memory.aligned_zeros(block.elements, spec.layout.dtype) for _ in slots)
+        weights = memory.aligned_zeros(block.elements, spec.layout.held)
+        kept = tuple(memory.aligned_zeros(block.elements, spec.layout.held) for _ in slots)
         for slot, values in zip(slots, kept, strict=True):
             values.fill(slot.fill)
         updates = [0] * len(block.segments)
@@ -164,7 +164,7 @@ class _Reading:
 
     def _values(self, group: int, block: int, key: str) -> npt.NDArray[Any]:
         layout = self._manifest.groups[group].spec.layout
-        return self._array(group, block, key, layout.dtype, layout.blocks[block].elements)
+        return self._array(group, block, key, layout.held, layout.blocks[block].elements)
 
     def _updates(self, group: int, block: int) -> npt.NDArray[Any]:
         segments = len(self._manifest.groups[group].spec.layout.blocks[block].segments)

@@ -104,7 +104,7 @@ def test_workers_must_open_a_store_with_one_mode(team: MakeTeam) -> None:
 @pytest.mark.parametrize(
     "array",
     [
-        np.zeros(3, np.float16),
+        np.zeros(3, np.int16),
         np.zeros(3, np.int32),
         np.zeros(3, np.complex64),
         np.zeros(3, bool),

@@ -165,7 +165,7 @@ def test_a_grant_without_waiters_goes_to_the_next_caller() -> None:
         (tensors(w=(64, 128)), {}, "only_rank_0_declared=b, only_rank_2_declares=none"),
         (tensors(w=(64, 128), b=(128,), c=(1,)), {}, "only_rank_0_declared=none, only_rank_2_declares=c"),
         (tensors(u=(1,)), {}, "only_rank_0_declared=b, w, only_rank_2_declares=u"),
-        (tensors("float16", x=(1,)), {}, "dtype=float16, supported=float32 or float64"),
+        (tensors("int8", x=(1,)), {}, "dtype=int8, supported=float32 or float64 or float16"),
         ((), {}, "tensors=0"),
         (named({"": (1,)}), {}, "needs a name"),
         (WB + WB, {}, "twice"),

@@ -55,7 +55,7 @@ def test_equal_bytes_make_equal_specs() -> None:
 @pytest.mark.parametrize(
     "fields",
     [
-        {"dtype": "float16"},
+        {"dtype": "float8"},
         {"dtype": ""},
         {"consistency": "bsp:k=0"},
         {"consistency": "ssp:" + "9" * 5000},
