@@ -21,7 +21,7 @@ from windlass_proto.layout import Block
 from windlass_server.share_events import Answer, Apply, Push, Source, Totals
 
 if TYPE_CHECKING:
-    from windlass_server.reducing import Reducing
+    from windlass_server.reducing import Reducing, ReducingRun
 
 
 @dataclass(slots=True, eq=False)
@@ -38,6 +38,7 @@ class Waiting:
     values: bool
     remaining: int = 0
     write: Any = None  # the values of an assign that waits for the steps before it
+    late: bool = False  # it came when its step was complete, and is answered when that is applied
     forgotten: bool = False  # its session is gone: nobody is to be answered
 
     @classmethod
@@ -126,6 +127,16 @@ class BlockState:
     gates: dict[int, list[GateRun]] = field(default_factory=dict)  # step -> runs, in segment order
     parked: list[Waiting] = field(default_factory=list)
     reducing: Reducing | None = None  # of a rule that needs norms of tensors which lie in several blocks
+
+    @classmethod
+    def fresh(cls, shape: Block) -> BlockState:
+        """A block that holds no values yet."""
+        segments = len(shape.segments)
+        return cls(shape, [0] * segments, [0] * segments, [False] * segments)
+
+    def count(self, apply: Apply) -> None:
+        """An update is carried out."""
+        self.updates[apply.seg_begin : apply.seg_end] = [apply.update] * (apply.seg_end - apply.seg_begin)
 
     def taken(self) -> list[int]:
         """Per segment: steps that take no further contribution."""
@@ -221,6 +232,16 @@ def applies(
         shifted = tuple(s._replace(begin=s.begin + moved) for s in sources)
         found.append(Apply(index, at, end, shifted, divisor, updates[at] + 1, clock, stamp, None, totals))
     return found
+
+
+def applies_of(state: BlockState, resolved: ReducingRun, *, mean: bool) -> list[Apply]:
+    """What a resolved run is applied as; nothing where its weights are of nothing: there is no mean."""
+    run, divisor = resolved.run, resolved.divisor
+    if divisor <= 0:
+        return []
+    given = sources(state, run, mean=mean)
+    totals = resolved.totals
+    return applies(state, run.seg_begin, run.seg_end, given, divisor, resolved.clock, resolved.stamp, totals)
 
 
 def validate(gates: dict[int, list[GateRun]], applied: list[int], reducing: Sequence[GateRun] = ()) -> None:

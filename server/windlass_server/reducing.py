@@ -111,14 +111,24 @@ class Reducing:
         """What to say of scopes in which steps went by without anything."""
         found = []
         for span in self._spans:
-            gone = min(state.applied[span.seg_begin : span.seg_end]) == LEFT
-            upto = LEFT if gone else closed_min
-            if upto <= self.told[span.scope] or self._within(span):
-                continue
-            if gone or min(state.gates, default=LEFT) >= upto:  # else a step that is closed is still to be taken up
+            upto = self._over(state, span, closed_min)
+            if upto > self.told[span.scope]:
                 self.told[span.scope] = upto
                 found.append(Settled(state.shape.index, span.scope, upto))
         return found
+
+    def _over(self, state: BlockState, span: Span, closed_min: int) -> int:
+        """Below which step nothing can come to the span any more; what is reduced is of a step that is not over."""
+        if min(state.applied[span.seg_begin : span.seg_end]) == LEFT:
+            return LEFT
+        return min([closed_min, *self._coming(state, span, closed_min)])
+
+    def _coming(self, state: BlockState, span: Span, below: int) -> Iterator[int]:
+        """Steps that are reduced in the span, and open ones below `below`."""
+        yield from (r.clock for r in self._within(span))
+        for clock, runs in state.gates.items():
+            if clock < below and any(r.seg_begin < span.seg_end and span.seg_begin < r.seg_end for r in runs):
+                yield clock
 
     def give(self, scope: int, clock: int, phase: int, totals: Totals) -> list[ReducingRun]:
         """A total has come. Returns the runs that wait for no other; none if it is not one that is waited for."""
@@ -142,9 +152,10 @@ class Reducing:
 
     # ---- questions ---------------------------------------------------------------------------------------------------
 
-    def covers(self, seg_begin: int, seg_end: int, clock: int = LEFT) -> bool:
-        """Is a step below `clock` of one of these segments waiting here?"""
-        return any(r.run.seg_begin < seg_end and seg_begin < r.run.seg_end and r.clock < clock for r in self.runs)
+    def holds(self, state: BlockState, seg_begin: int, seg_end: int, clock: int) -> bool:
+        """Does a step below `clock` of one of these segments wait for its total, or behind a neighbour's that does?"""
+        span = Span(0, seg_begin, seg_end)
+        return bool(self.runs) and any(at < clock for at in self._coming(state, span, clock))
 
     def taken(self, applied: list[int]) -> list[int]:
         """By segment: steps that take no further contribution."""

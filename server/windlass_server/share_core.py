@@ -81,12 +81,7 @@ class ShareCore:
         self.clocks = RosterClocks()
         self.sessions = SessionFilter()
         self.stamps = StepStamps()
-        self.blocks = {
-            block.index: BlockState(
-                block, [0] * len(block.segments), [0] * len(block.segments), [False] * len(block.segments)
-            )
-            for block in blocks
-        }
+        self.blocks = {block.index: BlockState.fresh(block) for block in blocks}
         for index, spans in (phases or {}).items():
             self.blocks[index].reducing = Reducing(spans)
         self._reduced = [state for state in self.blocks.values() if state.reducing is not None]
@@ -295,8 +290,7 @@ class ShareCore:
     def _consume(self, event: Push, status: Status, error: WindlassError | None = None) -> list[Effect]:
         """The entry's seq is used up, its values are not; a repetition is told the same."""
         self.sessions.note_fate(event.session, event.seq, status, error)
-        values = event.values and status is Status.LATE
-        return [Release(event.buffer), self._answer(event, status, values=values, error=error)]
+        return [Release(event.buffer), self._answer(event, status, error=error)]
 
     def _reject(self, event: Push) -> list[Effect]:
         self.tallies.rejected += 1  # the step goes on without its values
@@ -358,7 +352,7 @@ class ShareCore:
                 effects += self._release_parked(state)
         return effects
 
-    def _open_step(self, state: BlockState, event: Push) -> int:
+    def _open_step(self, state: BlockState, event: Push | Waiting) -> int:
         """The first step that is complete on none of the event's segments."""
         return max(self.clocks.closed_min, *state.taken()[event.seg_begin : event.seg_end])
 
@@ -374,15 +368,25 @@ class ShareCore:
         """The step of `event` is complete. Dropped, or folded into the open one as a contribution of its own."""
         self.tallies.come_late(event.session, event.clock)
         if not (self.modes.at(event.clock).folds and event.finite and event.refusal is None):
-            return self._consume(event, Status.LATE)
+            return [Release(event.buffer), *self._say_late(state, event)]
         open_step = self._open_step(state, event)
         self.clocks.begin(open_step)
         contribution = Contribution.of(event, self.clocks.rank(event.session))
         for run in gate_runs.exactly(self._runs(state, open_step), event.seg_begin, event.seg_end):
             run.contributions.append(contribution)
             contribution.runs += 1
+        return self._say_late(state, event)
+
+    def _say_late(self, state: BlockState, event: Push) -> list[Effect]:
+        """It is told so at once; where values go along, once its step is not only complete but applied."""
         self.sessions.note_fate(event.session, event.seq, Status.LATE)
-        return [self._answer(event, Status.LATE, values=event.values)]
+        begin, end, reducing = event.seg_begin, event.seg_end, state.reducing
+        if not event.values or reducing is None or not reducing.holds(state, begin, end, event.clock + 1):
+            return [self._answer(event, Status.LATE, values=event.values)]
+        waiting = self._wait_for(event, event.clock + 1)
+        waiting.late = True
+        self._park(state, waiting)
+        return []
 
     def _complete(self, state: BlockState, clock: int, seg_begin: int, seg_end: int) -> list[Effect]:
         """Apply the runs on [seg_begin, seg_end) that all are done with in step `clock`, and what follows.
@@ -414,7 +418,7 @@ class ShareCore:
 
     def _is_next(self, state: BlockState, run: GateRun, clock: int) -> bool:
         """Are the steps before `clock` complete on the run? One nobody pushed for is when all closed it."""
-        if state.reducing is not None and state.reducing.covers(run.seg_begin, run.seg_end):
+        if state.reducing is not None and state.reducing.holds(state, run.seg_begin, run.seg_end, clock):
             return False
         return self.clocks.closed_min >= clock or min(state.applied[run.seg_begin : run.seg_end]) >= clock
 
@@ -452,7 +456,7 @@ class ShareCore:
         effects: list[Effect] = []
         if resolved is not None:
             fused = next((w for w in released if w.values and (w.seg_begin, w.seg_end) == (seg_begin, seg_end)), None)
-            effects += self._applied(self._applies_of(state, resolved), fused)
+            effects += self._applied(gate_runs.applies_of(state, resolved, mean=self.mean), fused)
         effects += [self._answer_of(waiting) for waiting in released if waiting is not fused]
         for contribution in run.contributions:
             contribution.runs -= 1
@@ -460,20 +464,10 @@ class ShareCore:
                 effects.append(Release(contribution.buffer))
         return effects
 
-    def _applies_of(self, state: BlockState, resolved: ReducingRun) -> list[Apply]:
-        run, divisor = resolved.run, resolved.divisor
-        if divisor <= 0:  # weights of nothing: there is no mean to apply
-            return []
-        sources = gate_runs.sources(state, run, mean=self.mean)
-        return gate_runs.applies(
-            state, run.seg_begin, run.seg_end, sources, divisor, resolved.clock, resolved.stamp, resolved.totals
-        )
-
     def _applied(self, applies: list[Apply], waiting: Waiting | None) -> list[Effect]:
         """The updates, counted, and then the answer, in the same pass where there is one."""
         for apply in applies:
-            updates = self.blocks[apply.block].updates
-            updates[apply.seg_begin : apply.seg_end] = [apply.update] * (apply.seg_end - apply.seg_begin)
+            self.blocks[apply.block].count(apply)
         if waiting is None:
             return [*applies]
         if len(applies) == 1:
@@ -487,7 +481,7 @@ class ShareCore:
         closed_min, index = self.clocks.closed_min, state.shape.index
         effects: list[Effect] = []
         for phase, span, clock, runs in state.reducing.due(state, closed_min):
-            parts = tuple(apply for run in runs for apply in self._applies_of(state, run))
+            parts = tuple(apply for run in runs for apply in gate_runs.applies_of(state, run, mean=self.mean))
             effects.append(Measure(index, span.scope, clock, phase, parts))
         return effects + list(state.reducing.settled(state, closed_min))
 
@@ -556,7 +550,9 @@ class ShareCore:
     def _may_read(self, state: BlockState, waiting: Waiting) -> bool:
         if (by_clocks := self.clocks.may_read(waiting.clock, self.modes)) is not None:
             return by_clocks
-        if state.reducing is not None and state.reducing.covers(waiting.seg_begin, waiting.seg_end, waiting.clock):
+        if state.reducing is not None and state.reducing.holds(
+            state, waiting.seg_begin, waiting.seg_end, waiting.clock
+        ):
             return False
         if self.clocks.closed_min >= waiting.clock:
             return True
@@ -586,7 +582,10 @@ class ShareCore:
         return effects
 
     def _answer_of(self, waiting: Waiting) -> Answer:
-        return waiting.answer(Status.OK, self.blocks[waiting.block].updates[waiting.seg_begin])
+        state = self.blocks[waiting.block]
+        if waiting.late:
+            return waiting.answer(Status.LATE, self._open_step(state, waiting))
+        return waiting.answer(Status.OK, state.updates[waiting.seg_begin])
 
     # ---- explanation ---------------------------------------------------------------------------------------
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from windlass.cluster import Cluster
 from windlass.local_cluster import LocalCluster
 from windlass.store import Store
 from windlass_proto import limits
+from windlass_proto.errors import UsageError
 from windlass_proto.rule_specs import LAMB, LARS, SGD, Adam, RuleSpec
 from windlass_rules.registry import RULE_MODULES
 
@@ -95,3 +96,18 @@ def expected(spec: RuleSpec) -> list[Wide]:
                 spec, weights[name], kept[name], g, updates[name]
             )
     return [weights[name].reshape(-1) for name in SHAPES]
+
+
+def test_norms_that_no_step_could_be_taken_for_are_refused_in_words(team: Callable[..., Team]) -> None:
+    (alone,) = team(workers=1).workers
+    free = alone.store("free", consistency="asp")
+    for spec, words in ((LAMB(), "applies a push on arrival"), (SGD(lr=0.1, clip_global_norm=1.0), "on arrival")):
+        with pytest.raises(UsageError, match=words):
+            free.init({f"w {spec}": np.zeros(SHAPES["wide"], np.float32)}, spec)
+    small = alone.store("small", consistency="asp")
+    small.init({"w": np.zeros(2, np.float32)}, SGD(lr=1.0, clip_norm=5.0))
+    assert small.update({"w": np.array([30, 40], np.float32)})["w"].tolist() == [-3.0, -4.0]
+    with pytest.raises(UsageError, match="stays under bsp, or apart from it"):
+        small.set(consistency="bsp")
+    with pytest.raises(UsageError, match="no push to a sparse table has"):
+        small.table("rows", 4, LAMB())

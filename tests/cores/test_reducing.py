@@ -15,7 +15,7 @@ def test_what_comes_late_for_a_step_that_is_reduced_is_answered_so() -> None:
     bench = Bench(phases=EDGES)
     bench.push("a", A, 1, 0)
     bench.push("b", B, 1, 0)
-    bench.push("c", C, 1, 0, segs=(0, 1))
+    bench.push("c", C, 1, 0, segs=(0, 1), values=False)
     assert bench.status("c") is Status.LATE
     bench.push("c next", C, 2, 1, segs=(0, 1))
     assert bench.status("c next") is None
@@ -135,3 +135,48 @@ def test_uneven_update_counts_are_measured_and_applied_alike() -> None:
         (*part[:3], part.update) for part in bench.measured[1].parts
     ]
     assert bench.held() == [-3.0, -3.0, -2.0, -2.0]
+
+
+def test_a_block_says_of_a_tensor_that_a_step_is_over_while_the_group_of_a_later_step_is_reduced() -> None:
+    """Else the group's total of step 1 waits for step 0 elsewhere, and step 0 there for this tensor."""
+    bench = Bench(phases=((Span(9, 0, 4),), (Span(12, 2, 3),)))
+    bench.mark(B, clock=0)
+    bench.push("b1", B, 1, 1, segs=(2, 3))
+    bench.mark(B, clock=1)
+    assert bench.settled == []
+    bench.end(A)
+    assert bench.settled == [(12, 1)]
+    assert [(measure.scope, measure.clock) for measure in bench.measured] == [(9, 1)]
+    bench.total(9, 1, 0, 1.0)
+    assert [(measure.scope, measure.clock) for measure in bench.measured] == [(9, 1), (12, 1)]
+
+
+def test_a_step_that_waits_behind_a_neighbours_total_is_not_overtaken_and_not_read_past() -> None:
+    bench = Bench(phases=GROUP, members=(A,))
+    bench.push("a0", A, 1, 0, segs=(3, 4), last=False)
+    bench.mark(A, clock=0)
+    bench.push("a1", A, 2, 1, last=False)
+    bench.mark(A, clock=1)
+    bench.push("a2", A, 3, 2, segs=(0, 1), last=False)
+    bench.mark(A, clock=2)
+    bench.pull("p", 2, segs=(0, 1))
+    assert bench.status("p") is None, "step 1 is closed, but waits for segment 3"
+    for clock in (0, 1, 2):
+        assert [measure.clock for measure in bench.measured] == list(range(clock + 1))
+        bench.total(9, clock, 0, 1.0)
+    assert bench.values("p") == [-1.0]
+    assert bench.held() == [-2.0, -1.0, -1.0, -2.0]
+
+
+def test_values_that_go_with_a_late_answer_are_those_after_its_step() -> None:
+    bench = Bench("bsp:k=1", phases=GROUP)
+    bench.push("a", A, 1, 0, 2.0)
+    bench.push("b", B, 1, 0, 4.0, connection="old")
+    assert bench.status("b") is None
+    bench.push("b again", B, 1, 0, 4.0)
+    bench.total(9, 0, 0, 1.0)
+    assert bench.said["b again"][0].status is Status.LATE
+    assert bench.values("b again") == [-2.0] * 4
+    assert bench.said["b again"][0].answer.aux == 1
+    bench.push("b once more", B, 1, 0, 4.0)
+    assert bench.said["b once more"][0].status is Status.LATE

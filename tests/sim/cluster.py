@@ -13,16 +13,19 @@ from dataclasses import dataclass, field
 from random import Random
 
 from tests.sim.ledger import WORKERS_MAX, Ledger, LedgerError
+from tests.sim.norms import Norms, norms_of
 from tests.sim.scheduler import STORE, Scheduler
 from tests.sim.server import Server
 from tests.sim.timeline import Faults, Link, Timeline
 from tests.sim.worker import Job, Version, Worker
 from windlass.window_core import WindowCore
-from windlass_proto.consistency import Consistency
+from windlass_proto.consistency import Consistency, Mode
 from windlass_proto.errors import InvariantError
 from windlass_proto.layout import Block, GroupLayout, TensorSpec
 from windlass_proto.step_modes import ModeChange, StepModes
 from windlass_scheduler.roster_core import Entered
+from windlass_server.reducing import Phases
+from windlass_server.reduction_core import ReductionCore
 from windlass_server.share_core import ShareCore
 
 FAULTS_S = 0.5
@@ -35,8 +38,8 @@ BLOCK_ELEMENTS = 64
 MODES = ("bsp", "ssp:1", "asp", "bsp", "ssp:0", "ssp:3", "bsp:k=2", "bsp:k=1,late=fold")
 
 
-def _cores(consistency: Consistency, blocks: list[Block], *, mean: bool) -> ShareCore:
-    return ShareCore(consistency, blocks, mean=mean)
+def _cores(consistency: Consistency, blocks: list[Block], *, mean: bool, phases: dict[int, Phases]) -> ShareCore:
+    return ShareCore(consistency, blocks, mean=mean, phases=phases)
 
 
 def _as_it_is(server: Server) -> None:
@@ -49,6 +52,7 @@ class Parts:
 
     make_core: Callable[..., ShareCore] = _cores
     make_window: Callable[..., WindowCore] = WindowCore
+    make_reduction: Callable[..., ReductionCore] = ReductionCore
     rebuild: Callable[[Server], None] = _as_it_is
 
 
@@ -129,6 +133,7 @@ class Cluster:
     workers: list[Worker] = field(init=False)
     scheduler: Scheduler = field(init=False)
     job: Job = field(init=False)
+    norms: Norms = field(init=False)
     _sealed: bool = False
     _gone: set[int] = field(default_factory=set)
     _accepted: dict[int, list[Link]] = field(default_factory=dict)
@@ -141,10 +146,13 @@ class Cluster:
         runs = [range(VSHARDS * i // count, VSHARDS * (i + 1) // count) for i in range(count)]
         ledger = Ledger(StepModes(plan.consistency))
         checks = (ledger.check_release, ledger.check_stamp)
-        self.servers = [Server(self.timeline, plan.layouts, run, self._make_core, *checks) for run in runs]
+        owner = {vshard: i for i, run in enumerate(runs) for vshard in run}
+        self.norms = self._make_norms(owner)
+        self.servers = self.norms.servers = [
+            Server(self.timeline, plan.layouts, run, self._make_core, *checks, self.norms) for run in runs
+        ]
         for server in self.servers:
             self.parts.rebuild(server)
-        owner = {vshard: i for i, run in enumerate(runs) for vshard in run}
         self.job = Job(plan.seed, plan.layouts, count, owner.__getitem__, ledger, plan.exact)
         self.workers = []
         self.scheduler = Scheduler(self.timeline, self.servers, plan.workers)
@@ -182,7 +190,15 @@ class Cluster:
 
     def _make_core(self, table: int, blocks: list[int]) -> ShareCore:
         held = [self.plan.layouts[table - 1].blocks[block] for block in blocks]
-        return self.parts.make_core(self.plan.consistency, held, mean=self.plan.exact)
+        phases = {index: spans for index, spans in self.norms.phases(table).items() if index in blocks}
+        return self.parts.make_core(self.plan.consistency, held, mean=self.plan.exact, phases=phases)
+
+    def _make_norms(self, owner: dict[int, int]) -> Norms:
+        layouts = {layout.table_id: layout for layout in self.plan.layouts}
+        bsp = self.plan.consistency.mode is Mode.BSP
+        rules = {table: norms_of(self.plan.seed, table) if bsp else () for table in layouts}
+        make = self.parts.make_reduction
+        return Norms(self.timeline, self.faults, layouts, rules, owner.__getitem__, make)
 
     def _schedule(self) -> None:
         plan = self.plan

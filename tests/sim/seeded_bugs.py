@@ -18,10 +18,13 @@ from windlass_proto.consistency import Consistency
 from windlass_proto.frames import Status
 from windlass_proto.layout import Block
 from windlass_proto.step_modes import StepModes
-from windlass_server.gate_runs import GateRun
+from windlass_server.gate_runs import BlockState, GateRun
+from windlass_server.reducing import Reducing, ReducingRun
+from windlass_server.reduction_core import ReductionCore, Told
 from windlass_server.roster_clocks import Awaited, RosterClocks
 from windlass_server.session_filter import SessionFilter, Verdict
 from windlass_server.share_core import Answer, Effect, Push, Roster, ShareCore
+from windlass_server.share_events import Totals
 from windlass_server.step_stamps import StepStamps
 
 
@@ -127,8 +130,8 @@ class _VotesWithoutHold(RosterClocks):
 class NoHold(ShareCore):
     """Votes for a newcomer's clock and then completes that step without it."""
 
-    def __init__(self, consistency: Consistency, blocks: list[Block], *, mean: bool = True) -> None:
-        super().__init__(consistency, blocks, mean=mean)
+    def __init__(self, consistency: Consistency, blocks: list[Block], **how: Any) -> None:
+        super().__init__(consistency, blocks, **how)
         self.clocks = _VotesWithoutHold()
 
 
@@ -202,8 +205,9 @@ class DropsLate(ShareCore):
 class TakesLate(ShareCore):
     """A push for a step that is complete is taken as if it were open."""
 
-    def _open_step(self, state: Any, event: Push) -> int:
-        return event.clock
+    def _open_step(self, state: Any, event: Any) -> int:
+        clock: int = event.clock
+        return clock
 
 
 class Unreleased(ShareCore):
@@ -238,6 +242,67 @@ class NoStampOnMarks(WindowCore):
         self, store: int, clock: int, servers: Iterable[int], *, leaves: bool = False, stamp: Stamp | None = None
     ) -> None:
         super().close_step(store, clock, servers, leaves=leaves)
+
+
+class TotalTwice(Reducing):
+    """A total that has been taken is taken again when it comes once more."""
+
+    def give(self, scope: int, clock: int, phase: int, totals: Totals) -> list[ReducingRun]:
+        runs = list(self.runs)
+        free = super().give(scope, clock, phase, totals)
+        self.runs = runs
+        return free
+
+
+class ReadsBeforeTheTotal(Reducing):
+    """What is closed may be read while it is reduced."""
+
+    def holds(self, state: BlockState, seg_begin: int, seg_end: int, clock: int) -> bool:
+        """The core asks of gates for the step that they are of, of reads for one that is over."""
+        asks_gates = clock in state.gates
+        return asks_gates and super().holds(state, seg_begin, seg_end, clock)
+
+
+class MeasuresEarly(Reducing):
+    """A block speaks for a step before all its segments can."""
+
+    def _is_whole(self, *_: Any) -> bool:
+        return True
+
+
+class OfAnotherStep(ReductionCore):
+    """A partial counts for whatever step of its scope is open."""
+
+    def partial(self, scope: int, block: int, clock: int, phase: int, sums: Totals, origin: Any) -> list[Told]:
+        for open_scope, step, _ in self.awaited():
+            if open_scope == scope:
+                return super().partial(scope, block, step, phase, sums, origin)
+        return super().partial(scope, block, clock, phase, sums, origin)
+
+
+class WithoutWaiting(ReductionCore):
+    """A total is made of the partials that happen to be there."""
+
+    def partial(self, scope: int, block: int, clock: int, phase: int, sums: Totals, origin: Any) -> list[Told]:
+        told = super().partial(scope, block, clock, phase, sums, origin)
+        return told or [Told(origin, scope, block, clock, phase, sums)]
+
+
+class NeverSettled(ReductionCore):
+    """Blocks that have nothing to say are waited for."""
+
+    def settled(self, scope: int, block: int, clock: int) -> list[Told]:
+        return []
+
+
+def _with_reducing(kind: Callable[..., Reducing]) -> Callable[[Server], None]:
+    def rebuild(server: Server) -> None:
+        for core in server.cores.values():
+            for state in core.blocks.values():
+                if state.reducing is not None:
+                    state.reducing = kind(state.reducing.phases)
+
+    return rebuild
 
 
 def _with_stamps(kind: Callable[[], StepStamps]) -> Callable[[Server], None]:
@@ -321,6 +386,16 @@ BUGS = (
     _bug("a repeated push keeps its buffer", Parts(make_core=Unreleased), "buffers"),
     _bug("a step takes the lowest stamp", Parts(rebuild=_with_stamps(LowestStamp)), "stamp"),
     _bug("a stamp counts only where something was pushed", Parts(rebuild=_with_stamps(OnlyPushed)), "stamp"),
+    _bug("a total is taken twice", Parts(rebuild=_with_reducing(TotalTwice)), "invariant", "driver"),
+    _bug(
+        "a step is read before its total has come",
+        Parts(rebuild=_with_reducing(ReadsBeforeTheTotal)),
+        "staleness", "same-clock", "read-your-writes", "exact",
+    ),
+    _bug("a block measures before its segments are there", Parts(rebuild=_with_reducing(MeasuresEarly)), "norm"),
+    _bug("a partial counts for another step", Parts(make_reduction=OfAnotherStep), "norm", "liveness"),
+    _bug("a total is made without all partials", Parts(make_reduction=WithoutWaiting), "norm"),
+    _bug("a block that has nothing is waited for", Parts(make_reduction=NeverSettled), "liveness"),
     _bug("a mark goes out without its record", Parts(make_window=NoStampOnMarks), "stamp"),
     _bug("a step needs one worker less", Parts(rebuild=_with_clocks(OneTooFew)), "bound", "staleness"),
     _bug(

@@ -13,11 +13,14 @@ from typing import NamedTuple
 import numpy as np
 
 from tests.sim import wire
+from tests.sim.norms import Norms
 from tests.sim.timeline import Link, Timeline
 from tests.sim.wire import Values
 from windlass_proto.frames import Entry, EntryFlag, Flag, Kind, Op, Status
 from windlass_proto.layout import GroupLayout
+from windlass_server.reduction_core import Told
 from windlass_server.share_core import Answer, Apply, Effect, Push, Release, Roster, ShareCore, Source, Write
+from windlass_server.share_events import Measure, Settled
 
 
 class Origin(NamedTuple):
@@ -51,6 +54,7 @@ class Server:
         make_core: Callable[[int, list[int]], ShareCore],
         on_release: Callable[[int], None],
         on_apply: Callable[[int, int, list[int]], None],
+        norms: Norms,
     ) -> None:
         self.timeline = timeline
         self.layouts = {layout.table_id: layout for layout in layouts}
@@ -59,6 +63,7 @@ class Server:
         self.buffers: list[Buffer] = []
         self.on_release = on_release
         self.on_apply = on_apply
+        self.norms = norms
         self.versions: set[int] = set()  # of hyper-parameters, whose records it holds
         self.unknown_stamps = 0
         self._links: dict[bytes, Link] = {}
@@ -162,6 +167,12 @@ class Server:
         votes = [core.clocks.prepare(clock, proposal, mode=mode) for core in self.cores.values()]
         return all(votes), max([0, *(core.clocks.begun for core in self.cores.values())])
 
+    def reduced(self, table: int, told: Told) -> None:
+        """The total of a norm has come."""
+        core = self.cores[table, self.layouts[table].blocks[told.block].vshard]
+        self._execute(table, core, core.reduced(told.block, told.scope, told.clock, told.phase, told.totals))
+        self._flush()
+
     # ---- effects -----------------------------------------------------------------------------------------------------
 
     def _execute(self, table: int, core: ShareCore, effects: list[Effect]) -> None:
@@ -175,6 +186,10 @@ class Server:
             elif isinstance(effect, Write):
                 begin, end = self._span(table, effect.block, effect.seg_begin, effect.seg_end)
                 self.weights[table, effect.block][begin:end] = self._live(effect.buffer)
+            elif isinstance(effect, Measure):
+                self.norms.measured(table, effect, lambda part: self._sum(table, part))
+            elif isinstance(effect, Settled):
+                self.norms.settled(table, effect)
             elif isinstance(effect, Release):
                 self._live(effect.buffer)
                 effect.buffer.released += 1
@@ -183,11 +198,18 @@ class Server:
     def _apply(self, table: int, apply: Apply) -> None:
         begin, end = self._span(table, apply.block, apply.seg_begin, apply.seg_end)
         self.on_apply(apply.clock, apply.stamp, [source.buffer.stamp for source in apply.sources])
+        self.norms.check(table, apply)
         total = np.zeros(end - begin, np.float32)
         for source in apply.sources:
             total += np.float32(source.weight) * self._slice(source, end - begin)
         weights = self.weights[table, apply.block]
         weights[begin:end] -= total / np.float32(apply.divisor)
+
+    def _sum(self, table: int, apply: Apply) -> int:
+        """What tells an update from others: an integer made of its gradients' bits."""
+        begin, end = self._span(table, apply.block, apply.seg_begin, apply.seg_end)
+        bits = (self._slice(source, end - begin).view(np.uint32) for source in apply.sources)
+        return sum(int(each.sum(dtype=np.uint64)) for each in bits)
 
     def _slice(self, source: Source, elements: int) -> Values:
         values = self._live(source.buffer)[source.begin : source.begin + elements]

@@ -35,6 +35,8 @@ def test_the_seeds_meet_what_they_are_for() -> None:
         "exact": 0,
         "versions": 0,
         "unknown stamps": 0,
+        "totals": 0,
+        "partials said again": 0,
         "late": 0,
         "modes": 0,
         "modes with a version": 0,
@@ -47,6 +49,8 @@ def test_the_seeds_meet_what_they_are_for() -> None:
             core.tallies.duplicates for server in cluster.servers for core in server.cores.values()
         )
         met["versions"] += len(cluster.job.versions)
+        met["totals"] += cluster.norms.totals
+        met["partials said again"] += cluster.norms.said_again
         met["unknown stamps"] += sum(server.unknown_stamps for server in cluster.servers)
         met["modes"] += len(cluster.job.ledger.modes.changes)
         met["modes with a version"] += sum(change.stamp is not None for change in cluster.job.ledger.modes.changes)
