@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 
+import numpy as np
+
 from benchmarks.aligned import aligned_vector
 from benchmarks.case import Case, Extent
 from benchmarks.contender import Field
@@ -22,7 +24,10 @@ from benchmarks.streams import StreamPass, Streams, compiled_streams
 from windlass_proto.rule_specs import (
     FTML,
     FTRL,
+    LAMB,
+    LARS,
     SGD,
+    TRUST_RULES,
     AdaBelief,
     Adadelta,
     Adagrad,
@@ -36,7 +41,7 @@ from windlass_proto.rule_specs import (
     Signum,
     Sum,
 )
-from windlass_rules import registry
+from windlass_rules import norms, registry
 
 FLOAT32_BYTES = 4
 STEP = 1000
@@ -63,7 +68,10 @@ RULES: tuple[tuple[str, RuleSpec], ...] = (
     ("adamax", Adamax()),
     ("adabelief", AdaBelief()),
     ("ftml", FTML()),
+    ("lamb", LAMB()),
+    ("lars", LARS()),
 )
+"""LAMB and LARS pass over memory twice, so their share of a floor that passes once is no goal."""
 GOALS = (Goal("windlass", "same streams", 0.9), Goal("windlass adam", "torch", 1.1))
 
 
@@ -102,9 +110,34 @@ def update_pass(spec: RuleSpec) -> Callable[[int], Callable[[], None]]:
         weights, gradient = aligned_vector(parameters), aligned_vector(parameters)
         slots = tuple(aligned_vector(parameters) for _ in built.slots)
         scalars = built.scalars(spec, STEP)
-        return lambda: built.update(weights, slots, 0, gradient, 1.0, scalars)
+        if built.measure is None:
+            return lambda: built.update(weights, slots, 0, gradient, 1.0, scalars)
+        measure, lanes = built.measure, np.zeros(2 * norms.LANES)
+
+        def both() -> None:
+            measure(weights, slots, 0, gradient, 1.0, scalars, lanes)
+            built.update(weights, slots, 0, gradient, 1.0, scalars)
+
+        return both
 
     return of
+
+
+def squares_pass(parameters: int) -> Callable[[], None]:
+    """The norm of a gradient, as clipping takes it."""
+    squares = norms.build_squares(np.dtype(np.float32))
+    gradient, lanes = aligned_vector(parameters), np.zeros(norms.LANES)
+    return lambda: squares(gradient, 1.0, lanes)
+
+
+def dot_pass(parameters: int) -> Callable[[], None]:
+    """The same by NumPy's BLAS, in float32."""
+    gradient = aligned_vector(parameters)
+
+    def dot() -> None:
+        np.dot(gradient, gradient)
+
+    return dot
 
 
 def stream_pass(streams: Streams) -> Callable[[int], Callable[[], None]]:
@@ -130,9 +163,21 @@ def kernels(extent: Extent) -> Iterator[Row]:
                 parameters = size // FLOAT32_BYTES
                 setting = f"{rule}, {parameters / 2**20:g} Mi parameters"
                 bytes_moved = parameters * streams.bytes_a_parameter
-                goals = GOALS if size >= BEYOND_CACHES_BYTES else ()
+                goals = GOALS if size >= BEYOND_CACHES_BYTES and type(spec) not in TRUST_RULES else ()
                 load = one_tensor(size)
                 yield from contest("kernels", setting, field, load, extent.pace, goals, bytes_moved)
 
 
-CASES = (Case("kernels", "each update rule on one core against its same-streams floor", kernels),)
+def gradient_norms(extent: Extent) -> Iterator[Row]:
+    with Field() as field:
+        for contender in (Kernel("numpy dot", dot_pass), Kernel("windlass squares", squares_pass)):
+            field.enter(contender.name, lambda contender=contender: contender)  # type: ignore[misc]
+        for size in extent.sizes(1 << 20, 4 << 20, 64 << 20):
+            setting = f"norm of a gradient, {size / FLOAT32_BYTES / 2**20:g} Mi parameters"
+            yield from contest("kernels", setting, field, one_tensor(size), extent.pace, (), size)
+
+
+CASES = (
+    Case("kernels", "each update rule on one core against its same-streams floor", kernels),
+    Case("norms", "the norm of a gradient on one core against NumPy's dot product", gradient_norms),
+)

@@ -20,11 +20,12 @@ own with another rule.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
 from windlass_proto.rule_specs import LAMB
-from windlass_rules.norms import CHUNK, LANES, Lanes, add_chunk
+from windlass_rules.norms import CHUNK, LANES, Lanes, add_squares
 from windlass_rules.powers import power
 from windlass_rules.rule import Slot, Variant, Vector, clipped
 
@@ -54,29 +55,24 @@ def _measure(
     root_scale = scalars[6]
     eps = scalars[7]
     weight_decay = scalars[8]
-    w2 = np.zeros(CHUNK, np.float64)
-    u2 = np.zeros(CHUNK, np.float64)
+    one: Any = scalars.dtype.type(1)
+    u = np.empty(CHUNK, scalars.dtype)
+    found = np.empty(CHUNK, np.float64)
     for at in range(0, n, CHUNK):
-        size = min(CHUNK, n - at)
-        wc = w[at : at + size]
-        mc = m[at : at + size]
-        vc = v[at : at + size]
-        gc = g[at : at + size]
-        for i in range(size):
+        end = min(at + CHUNK, n)
+        wc = w[at:end]
+        mc = m[at:end]
+        vc = v[at:end]
+        gc = g[at:end]
+        for i in range(wc.size):
             grad = min(max(gscale * gc[i], -clip), clip)
             mi = beta1 * mc[i] + beta1_rest * grad
             vi = beta2 * vc[i] + beta2_rest * (grad * grad)
             mc[i] = mi
             vc[i] = vi
-            x = np.float64(wc[i])
-            y = np.float64(mi * mean_scale / (np.sqrt(vi) * root_scale + eps) + weight_decay * wc[i])
-            w2[i] = x * x
-            u2[i] = y * y
-        for i in range(size, CHUNK):
-            w2[i] = 0.0
-            u2[i] = 0.0
-        add_chunk(w2, lanes[:LANES])
-        add_chunk(u2, lanes[LANES:])
+            u[i] = mi * mean_scale / (np.sqrt(vi) * root_scale + eps) + weight_decay * wc[i]
+        add_squares(wc, one, found, lanes[:LANES])
+        add_squares(u[: wc.size], one, found, lanes[LANES:])
 
 
 def _lamb(

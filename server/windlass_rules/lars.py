@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from windlass_proto.rule_specs import LARS
-from windlass_rules.norms import CHUNK, LANES, Lanes, add_chunk
+from windlass_rules.norms import CHUNK, LANES, Lanes, add_squares
 from windlass_rules.rule import Slot, Variant, Vector, clipped
 
 
@@ -42,22 +42,16 @@ def _measure(
     if begin < 0 or w.size != n or slots[0][begin : begin + n].size != n:
         raise IndexError("the range of an update leaves its block")
     clip = scalars[0]
-    w2 = np.zeros(CHUNK, np.float64)
-    g2 = np.zeros(CHUNK, np.float64)
+    one: Any = scalars.dtype.type(1)
+    grad = np.empty(CHUNK, scalars.dtype)
+    found = np.empty(CHUNK, np.float64)
     for at in range(0, n, CHUNK):
-        size = min(CHUNK, n - at)
-        wc = w[at : at + size]
-        gc = g[at : at + size]
-        for i in range(size):
-            x = np.float64(wc[i])
-            y = np.float64(min(max(gscale * gc[i], -clip), clip))
-            w2[i] = x * x
-            g2[i] = y * y
-        for i in range(size, CHUNK):
-            w2[i] = 0.0
-            g2[i] = 0.0
-        add_chunk(w2, lanes[:LANES])
-        add_chunk(g2, lanes[LANES:])
+        end = min(at + CHUNK, n)
+        gc = g[at:end]
+        for i in range(gc.size):
+            grad[i] = min(max(gscale * gc[i], -clip), clip)
+        add_squares(w[at:end], one, found, lanes[:LANES])
+        add_squares(grad[: gc.size], one, found, lanes[LANES:])
 
 
 def _lars(

@@ -87,27 +87,37 @@ def folded(lanes: Lanes) -> tuple[float, ...]:
 
 @register_jitable(error_model="numpy")
 def add_chunk(found: Lanes, lanes: Lanes) -> None:
-    """Add CHUNK squares to `lanes`; `found` is used up."""
-    half = CHUNK // 2
-    while half > LANES:
-        for i in range(half):
-            found[i] += found[half + i]
-        half //= 2
-    for i in range(LANES):
-        lanes[i] += found[i] + found[LANES + i]
+    """Add CHUNK squares to `lanes`; `found` is used up. Loops of fixed length: one of any length stays scalar."""
+    for i in range(512):
+        found[i] += found[512 + i]
+    for i in range(256):
+        found[i] += found[256 + i]
+    for i in range(128):
+        found[i] += found[128 + i]
+    for i in range(64):
+        found[i] += found[64 + i]
+    for i in range(32):
+        lanes[i] += found[i] + found[32 + i]
+
+
+@register_jitable(error_model="numpy")
+def add_squares(x: Vector, scale: float, found: Lanes, lanes: Lanes) -> None:
+    """Add the squares of scale * x, which is a chunk or the rest of a segment."""
+    size = x.size
+    for i in range(size):
+        value = np.float64(scale * x[i])
+        found[i] = value * value
+    if size < CHUNK:
+        for i in range(size, CHUNK):
+            found[i] = 0.0
+    add_chunk(found, lanes)
 
 
 def squares(g: Vector, gscale: float, lanes: Lanes) -> None:
     """Add the squares of gscale * g to `lanes`. Calls go on where the last one ended, whole multiples of CHUNK on."""
-    found = np.zeros(CHUNK, np.float64)
+    found = np.empty(CHUNK, np.float64)
     for begin in range(0, g.size, CHUNK):
-        size = min(CHUNK, g.size - begin)
-        for i in range(size):
-            x = np.float64(gscale * g[begin + i])
-            found[i] = x * x
-        for i in range(size, CHUNK):
-            found[i] = 0.0
-        add_chunk(found, lanes)
+        add_squares(g[begin : min(begin + CHUNK, g.size)], gscale, found, lanes)
 
 
 _BUILDING = threading.Lock()

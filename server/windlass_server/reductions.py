@@ -105,7 +105,7 @@ class Reductions:
         if group is None or not group.core.knows(entry.seg_end, entry.block):
             raise ProtocolError("a server spoke of a norm that is not added here", table=entry.table, block=entry.block)
         sums = struct.unpack(f"<{len(raw) // 8}d", raw) if len(raw) in (0, 8, 16) else None
-        if sums is None or not all(value >= 0 for value in sums):
+        if sums is None or any(value < 0 for value in sums):  # NaN where what is not finite is allowed
             raise ProtocolError("a partial norm is not one", bytes=len(raw))
         if entry.clock > LEFT:
             raise ProtocolError("a partial norm's step is out of reach", clock=entry.clock)

@@ -114,6 +114,12 @@ def test_a_gradient_within_its_bound_is_left_as_it_is_and_a_longer_one_has_the_b
     assert norms.clipping_divisor(spec, Norm.CLIP_TENSOR, math.inf, 1.0) == math.inf
 
 
+def test_a_norm_that_is_no_number_clips_nothing_and_is_trusted_with_1() -> None:
+    """Where gradients that are not finite are allowed, weights show them."""
+    assert norms.clipping_divisor(SGD(lr=1.0, clip_norm=5.0), Norm.CLIP_TENSOR, math.nan, 3.0) == 3.0
+    assert trust_of(LAMB(), (math.nan, math.nan), decay_mult=1.0, clock=0) == 1.0
+
+
 @pytest.mark.parametrize("spec", [LAMB(), LARS()], ids=str)
 def test_a_norm_of_0_is_trusted_with_1(spec: RuleSpec) -> None:
     for sums in ((0.0, 4.0), (4.0, 0.0), (0.0, 0.0)):
