@@ -235,20 +235,11 @@ def set_live(
 def _mode_of(store: Store, consistency: str) -> str:
     """The mode asked for, which every rule of the store must be able to do."""
     mode = Consistency.parse(consistency)
-    normed = [rule for rule in store.exchange.rules.values() if rule_specs.takes_norms(rule)]
-    if normed and (mode.mode is Mode.BSP) != (Consistency.parse(store.consistency).mode is Mode.BSP):
-        raise UsageError(
-            "a store whose rules take norms stays under bsp, or apart from it",
-            store=store.name,
-            mode=store.consistency,
-            asked=consistency,
-            rule=normed[0],
-            next_move="Declare its tensors in a store of the other mode.",
-        )
     if not store.entered:
         raise UsageError("set was called before init", store=store.name, next_move="Declare tensors first.")
     for rule in store.exchange.rules.values():
         rule_specs.check_dense(rule, mode)
+        rule_specs.check_change(rule, Consistency.parse(store.consistency), mode)
     return str(mode)
 
 

@@ -203,6 +203,22 @@ def takes_norms(spec: RuleSpec) -> bool:
     return isinstance(spec, TRUST_RULES) or any(bound is not None for bound in bounds)
 
 
+def check_change(spec: RuleSpec, before: Consistency, after: Consistency) -> None:
+    """Can a store go over to another mode while `spec` updates its tensors?
+
+    Raises:
+        UsageError: its norms are taken of steps, and one of the modes has none.
+    """
+    if takes_norms(spec) and (before.mode is Mode.BSP) != (after.mode is Mode.BSP):
+        raise UsageError(
+            "a store whose rules take norms stays under bsp, or apart from it",
+            mode=before,
+            asked=after,
+            rule=spec,
+            next_move="Declare its tensors in a store of the other mode.",
+        )
+
+
 def is_scheduled(spec: RuleSpec) -> bool:
     """Does a hyper-parameter of `spec` follow a schedule?"""
     return any(isinstance(getattr(spec, name, None), Schedule) for name in SCHEDULED)
