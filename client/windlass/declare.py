@@ -234,12 +234,11 @@ def set_live(
 
 def _mode_of(store: Store, consistency: str) -> str:
     """The mode asked for, which every rule of the store must be able to do."""
-    mode = Consistency.parse(consistency)
+    before, mode = Consistency.parse(store.consistency), Consistency.parse(consistency)
     if not store.entered:
         raise UsageError("set was called before init", store=store.name, next_move="Declare tensors first.")
     for rule in store.exchange.rules.values():
-        rule_specs.check_dense(rule, mode)
-        rule_specs.check_change(rule, Consistency.parse(store.consistency), mode)
+        rule_specs.check_change(rule, before, mode)
     return str(mode)
 
 

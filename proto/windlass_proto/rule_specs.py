@@ -207,8 +207,9 @@ def check_change(spec: RuleSpec, before: Consistency, after: Consistency) -> Non
     """Can a store go over to another mode while `spec` updates its tensors?
 
     Raises:
-        UsageError: its norms are taken of steps, and one of the modes has none.
+        UsageError: not in the new mode at all, or its norms are taken of steps and one of the modes has none.
     """
+    check_dense(spec, after)
     if takes_norms(spec) and (before.mode is Mode.BSP) != (after.mode is Mode.BSP):
         raise UsageError(
             "a store whose rules take norms stays under bsp, or apart from it",
