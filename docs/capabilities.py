@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from windlass_proto import codec_specs, transfer_specs
-from windlass_proto.consistency import Consistency
 from windlass_proto.errors import UsageError
 from windlass_proto.rule_specs import RULES, SGD, RuleSpec
 from windlass_proto.transfer_specs import Transfer
@@ -161,11 +160,10 @@ def _written(rows: list[list[str]]) -> str:
     return "".join(f"| {' | '.join(row)} |\n".replace("|  |", "| |") for row in rows)
 
 
-def may(transfer: Transfer, *, consistency: str = "bsp", sparse: bool = False) -> str:
-    """Can float32 tensors, or rows of a table, be declared so?"""
+def may(transfer: Transfer) -> str:
+    """Can float32 tensors be declared so?"""
     try:
-        mode = Consistency.parse(consistency)
-        transfer_specs.check(transfer, dtype="float32", consistency=mode, rule=SGD(lr=0.1), sparse=sparse)
+        transfer_specs.check(transfer, dtype="float32", rule=SGD(lr=0.1))
     except UsageError:
         return "no"
     return "yes"
@@ -181,8 +179,8 @@ def codec_rows() -> list[list[str]]:
         rows.append(
             [
                 f"`{cls.__name__}`",
-                may(up, consistency="asp"),
-                may(down, consistency="asp"),
+                may(up),
+                may(down),
                 "yes" if spec.feedback else "no",
             ]
         )

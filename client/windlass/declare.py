@@ -73,8 +73,7 @@ def declare(
     transfer = transfer_specs.of(*travels)
     named = {name: array.dtype.name for name, array in arrays.items()} | dict(dtypes)
     for dtype in sorted(set(named.values())):
-        consistency = Consistency.parse(store.consistency)
-        transfer_specs.check(transfer, dtype=dtype, consistency=consistency, rule=optimizer, sparse=False)
+        transfer_specs.check(transfer, dtype=dtype, rule=optimizer)
     _check_groups(groups, {*arrays, *store.exchange.where})
     if not store.exchange.where.keys() >= arrays.keys():
         _check_mixture(store, optimizer)

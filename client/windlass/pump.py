@@ -32,6 +32,8 @@ from windlass_proto.links.bell import Bell
 _BACKGROUND_AFTER_S = 0.001
 _BACKGROUND_TURN_S = 0.05
 _CONNECT_S = 3.0
+_RECONNECT_PAUSE_S = 0.1
+_BRIEF_S = 1.0  # a link that ends sooner, with nothing read, counts for no link: a server that refuses what it is sent
 _RETRY_PAUSE_S = 0.005  # a server whose pool is full frees a 2 MiB buffer about every millisecond
 _SUCCESSES = frozenset({Status.OK, Status.DUPLICATE, Status.LATE})
 _READ_WRITE = select.POLLIN | select.POLLOUT
@@ -95,6 +97,7 @@ class Pump:
         self._waiters = 0
         self._inbox: deque[Any] = deque()
         self._down_since: dict[int, float] = {}
+        self._came_up: dict[int, tuple[float, float]] = {}  # when a link came up, and since when there was none
         self._retry_at: dict[int, float] = {}
         self._paused: dict[int, float] = {}
         self._connecting: dict[int, threading.Thread] = {}
@@ -426,7 +429,13 @@ class Pump:
         link.close()
         if self.links.get(link.server) is link:
             del self.links[link.server]
-            self._down_since[link.server] = time.monotonic()
+            now = time.monotonic()
+            came_up, since = self._came_up.pop(link.server)
+            if link.reader.bytes_read == 0 and now - came_up < _BRIEF_S:  # what is sent ends it: it was never up
+                self._down_since[link.server] = since
+                self._retry_at[link.server] = now + _RECONNECT_PAUSE_S
+            else:
+                self._down_since[link.server] = now
             self.window.link_down(link.server)
 
     def _next_retry_s(self) -> float:
@@ -468,7 +477,7 @@ class Pump:
     def _link_arrived(self, server: int, target: Target, found: Any) -> None:
         self._connecting.pop(server, None)
         if isinstance(found, WindlassError):
-            self._retry_at[server] = time.monotonic() + 0.1
+            self._retry_at[server] = time.monotonic() + _RECONNECT_PAUSE_S
             if not isinstance(found, UnavailableError | ProtocolError):
                 self._fail(found)
             return
@@ -477,7 +486,8 @@ class Pump:
             return
         link = DataLink(server, target, found, self.window, self.heap)
         self.links[server] = link
-        self._down_since.pop(server, None)
+        now = time.monotonic()
+        self._came_up[server] = (now, self._down_since.pop(server, now))
         self._retry_at.pop(server, None)
         self.window.link_up(server)
         self._register(link, select.POLLIN)

@@ -61,9 +61,7 @@ def from_message(group: control_pb2.Group) -> GroupSpec:
             transfer=transfer_specs.from_bytes_untrusted(group.transfer),
         )
         rule_specs.check_dense(spec.rule, spec.consistency)
-        transfer_specs.check(
-            spec.transfer, dtype=group.dtype, consistency=spec.consistency, rule=spec.rule, sparse=False
-        )
+        transfer_specs.check(spec.transfer, dtype=group.dtype, rule=spec.rule)
     except WindlassError as cause:
         raise ProtocolError("a group's declaration cannot be used", reason=str(cause)) from cause
     _check(spec, group)

@@ -130,7 +130,7 @@ def check_dtype(dtype: str) -> None:
         raise UsageError(
             "a sparse table holds float32 or float64",
             dtype=dtype,
-            next_move="Declare float32 rows; codec= and codec_down= make them travel as halves.",
+            next_move="Declare float32 rows; convert what you pull.",
         )
 
 

@@ -1,4 +1,4 @@
-"""How the values of a group or table travel: codecs up and down, and what is done with gradients that are not finite.
+"""How the values of a group travel: codecs up and down, and what is done with gradients that are not finite.
 
 Invariant: a transfer is checked against what it is for (`check`) where it is declared and again where it is read, so no
 server holds one that it cannot carry out. The plain one has no bytes, so that old declarations read as before.
@@ -15,7 +15,6 @@ from google.protobuf.message import DecodeError
 
 from windlass_proto import codec_specs
 from windlass_proto.codec_specs import CodecSpec
-from windlass_proto.consistency import Consistency
 from windlass_proto.errors import ProtocolError, UsageError
 from windlass_proto.gen import codecs_pb2
 
@@ -83,8 +82,8 @@ def of(codec: object, codec_down: object, nonfinite: object) -> Transfer:
     return Transfer(codec, codec_down, Nonfinite(str(nonfinite)))  # type: ignore[arg-type]  # checked above
 
 
-def check(transfer: Transfer, *, dtype: str, consistency: Consistency, rule: Any, sparse: bool) -> None:
-    """Can tensors of `dtype` under `rule`, in a store of this consistency, travel so?
+def check(transfer: Transfer, *, dtype: str, rule: Any) -> None:
+    """Can tensors of `dtype` under `rule` travel so?
 
     Raises:
         UsageError: they cannot; what can is named.
@@ -99,40 +98,18 @@ def check(transfer: Transfer, *, dtype: str, consistency: Consistency, rule: Any
                 if "16" in dtype
                 else "Declare float32 tensors, or leave the codec out.",
             )
-    if sparse and transfer.up is not None and transfer.up.feedback and not _nearly_exact(transfer.up):
-        raise UsageError(
-            "a table's codec keeps nothing back, which this one needs",
-            codec=transfer.up,
-            next_move="Use wl.codec.Int8(), Dithering(), Float16() or BFloat16() for tables.",
-        )
     if transfer.down is not None and not transfer.down.exact:
-        _check_lossy_down(transfer.down, consistency, sparse=sparse)
+        raise UsageError(
+            "weights come down as they are or as halves",
+            codec_down=transfer.down,
+            next_move="Use codec_down=wl.codec.Float16() or BFloat16().",
+        )
     if transfer.nonfinite is Nonfinite.CLIP and getattr(rule, "clip_value", None) is None:
         raise UsageError(
             "nonfinite='clip' needs a bound to clip to",
             rule=rule,
             next_move="Give the rule a clip_value, or pass nonfinite='zero'.",
         )
-
-
-def _nearly_exact(spec: CodecSpec) -> bool:
-    """Does it keep every value to within a share of its block's largest?"""
-    return isinstance(spec, codec_specs.Float16 | codec_specs.BFloat16 | codec_specs.Int8)
-
-
-def _check_lossy_down(spec: CodecSpec, consistency: Consistency, *, sparse: bool) -> None:
-    if sparse:
-        raise UsageError(
-            "rows of a table come down as they are or as halves",
-            codec_down=spec,
-            next_move="Use codec_down=wl.codec.Float16() or BFloat16() for tables.",
-        )
-    raise UsageError(
-        "weights come down as they are or as halves",
-        codec_down=spec,
-        consistency=str(consistency),
-        next_move="Use codec_down=wl.codec.Float16() or BFloat16().",
-    )
 
 
 def to_bytes(transfer: Transfer) -> bytes:

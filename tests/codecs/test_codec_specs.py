@@ -114,11 +114,7 @@ def test_what_is_no_codec_and_no_policy_is_answered_with_the_nearest() -> None:
     [
         (Transfer(up=Int8()), {"dtype": "float64"}, "float32 tensors"),
         (Transfer(down=Float16()), {"dtype": "float16"}, "halves already"),
-        (Transfer(up=OneBit()), {"sparse": True}, "Int8"),
-        (Transfer(up=TopK()), {"sparse": True}, "Int8"),
-        (Transfer(down=Int8()), {"sparse": True}, "Float16"),
-        (Transfer(down=Int8()), {"consistency": Consistency.parse("asp")}, "Float16"),
-        (Transfer(down=TopK()), {"consistency": Consistency.parse("ssp:2")}, "Float16"),
+        (Transfer(down=Int8()), {}, "Float16"),
         (Transfer(down=TopK()), {}, "Float16"),
         (Transfer(nonfinite=Nonfinite.CLIP), {}, "clip_value"),
     ],
@@ -126,7 +122,7 @@ def test_what_is_no_codec_and_no_policy_is_answered_with_the_nearest() -> None:
 def test_what_cannot_be_carried_out_is_refused_with_what_can(
     transfer: Transfer, changes: dict[str, object], said: str
 ) -> None:
-    given_for = {"dtype": "float32", "consistency": BSP, "rule": SGD(lr=0.1), "sparse": False} | changes
+    given_for = {"dtype": "float32", "rule": SGD(lr=0.1)} | changes
     with pytest.raises(UsageError, match=said):
         transfer_specs.check(transfer, **given_for)  # type: ignore[arg-type]
 
@@ -134,4 +130,4 @@ def test_what_cannot_be_carried_out_is_refused_with_what_can(
 @pytest.mark.parametrize("cls", codec_specs.CODECS.values())
 def test_each_codec_goes_up_dense_under_bsp(cls: type) -> None:
     spec = cls(0.1) if cls is TwoBit else cls()
-    transfer_specs.check(Transfer(up=spec), dtype="float32", consistency=BSP, rule=SGD(lr=0.1), sparse=False)
+    transfer_specs.check(Transfer(up=spec), dtype="float32", rule=SGD(lr=0.1))

@@ -13,6 +13,7 @@ from tests.cluster.fault_proxy import FaultProxy, Faults
 from tests.conformance.served import Served, Session, frame, push_entry
 from windlass.data_link import Target
 from windlass_proto import frames, limits
+from windlass_proto.errors import UnavailableError
 from windlass_proto.frames import Header, Op, Status
 from windlass_proto.links.stream import FrameReader, Place
 
@@ -217,6 +218,20 @@ def test_a_link_that_the_server_closes_is_made_again(kind: str) -> None:
                 assert (ticket.result(30.0) == -number).all()
         served.await_connections(0)
         assert served.pool.bytes_lent == 0
+
+
+def test_a_server_that_ends_each_link_at_what_it_is_sent_counts_as_one_that_is_not_there() -> None:
+    with Served() as served:
+        spec = served.declare(1000)
+        with (
+            FaultProxy(upstream(served.targets["tcp"])) as proxy,
+            Session(spec, Target("tcp", proxy.address), rpc_s=1.0) as session,
+        ):
+            session.init(np.zeros(1000, np.float32))
+            proxy.faults = Faults(cut_every=1)
+            with pytest.raises(UnavailableError, match="has not been reachable"):
+                session.ask(Op.PUSH_PULL, np.ones(1000, np.float32)).result(20.0)
+            proxy.faults = Faults()
 
 
 def test_an_answer_goes_to_the_sessions_newest_link() -> None:
