@@ -253,13 +253,13 @@ def test_padding_to_64_bytes_counts_in_the_block_size() -> None:
     assert Driven().declare(0, many).groups[0].block_elements == 2 * SMALLEST
 
 
-@pytest.mark.parametrize("consistency", ["bsp", "asp", "ssp:4", "ssp:0"])
+@pytest.mark.parametrize("consistency", ["bsp", "asp", "ssp:4", "ssp:0", "bsp:k=2", "avg:H=16"])
 def test_known_modes_open_a_store(consistency: str) -> None:
     core = Declarations(Counters())
     assert core.step(OpenStore(1, "job", "main", consistency, 0))
 
 
-@pytest.mark.parametrize("consistency", ["", "ssp", "ssp:", "ssp:-1", "ssp:x", "BSP", "avg:H=16"])
+@pytest.mark.parametrize("consistency", ["", "ssp", "ssp:", "ssp:-1", "ssp:x", "BSP", "avg:16", "avg:H=0"])
 def test_unknown_modes_are_refused(consistency: str) -> None:
     with pytest.raises(UsageError, match="consistency mode is not known"):
         Declarations(Counters()).step(OpenStore(1, "job", "main", consistency, 0))
