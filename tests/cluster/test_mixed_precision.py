@@ -125,7 +125,7 @@ def test_what_a_half_tensor_cannot_be_is_refused(
     store = team(workers=1)[0].store("model")
     with pytest.raises(UsageError, match=said):
         store.init(arrays, SGD(lr=1.0), **options)
-    with pytest.raises(UsageError, match="codec_down"):
+    with pytest.raises(UsageError, match="Declare float32 rows"):
         store.table("t", 4, SGD(lr=1.0), dtype=np.float16)
 
 
