@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from windlass import declare, saved_rules
+from windlass import actions, live_changes, saved_rules
 from windlass._version import __version__
 from windlass.arrays import as_numpy
 from windlass.data_link import InFrame
@@ -103,7 +103,7 @@ class Saving:
 
     def write(self, asking: control_pb2.AgreeRequest, written: Ticket, making: _Making) -> None:
         """Begin the thread that waits for the parts and writes the manifest."""
-        action = declare.ask(self._store, asking, "a checkpoint")
+        action = actions.ask(self._store, asking, "a checkpoint")
         self._thread = threading.Thread(target=self._write, args=(action.action_id, written, making), name="checkpoint")
         self._thread.start()
 
@@ -115,7 +115,7 @@ class Saving:
             self._error = error
         result = "" if self._error is None else _error_text(self._error)
         try:
-            declare.agreed(self._store, action_id, result)
+            actions.agreed(self._store, action_id, result)
         except WindlassError as error:
             self._error = self._error or error
 
@@ -128,7 +128,7 @@ class Saving:
     def _await_writer(self, asking: control_pb2.AgreeRequest) -> None:
         from windlass_proto import checkpoint_format
 
-        reply = declare.ask(self._store, asking, f"checkpoint of step {self.step}")
+        reply = actions.ask(self._store, asking, f"checkpoint of step {self.step}")
         result = reply.result
         if reply.granted:  # the writer has ended; perhaps it had done everything but say so
             try:
@@ -141,7 +141,7 @@ class Saving:
                     next_move="The checkpoints before it are as they were.",
                 )
                 result = _error_text(lost)
-            declare.agreed(self._store, reply.action_id, result)
+            actions.agreed(self._store, reply.action_id, result)
         self._ended = True
         self._error = _error_of(result)
 
@@ -192,13 +192,13 @@ def save(store: Store, root: Path, state: Mapping[str, Any] | None, keep_last: i
     given = _as_json(state or {})
     step = store.steps_done
     saving = Saving(store, root / checkpoint_format.folder_name(step), step)
-    call = declare.next_call(store, "checkpoint")
+    call = actions.next_call(store, "checkpoint")
     said = json.dumps(given)
     text = f"{root}, keep_last={keep_last}, state={said[:_STATE_SHOWN]}"
-    digest = declare.digest_of_text(f"{root}\0{keep_last}\0{said}")
-    cut = declare.asking(store, "checkpoint", f"call {call}", digest, text)
-    written = declare.asking(store, "checkpoint written", f"call {call}", digest, text)
-    reply = declare.ask(store, cut, "a checkpoint")
+    digest = actions.digest_of_text(f"{root}\0{keep_last}\0{said}")
+    cut = actions.asking(store, "checkpoint", f"call {call}", digest, text)
+    written = actions.asking(store, "checkpoint written", f"call {call}", digest, text)
+    reply = actions.ask(store, cut, "a checkpoint")
     if not reply.granted:
         _raise(reply.result)
         saving.wait_for_writer(written)
@@ -208,11 +208,11 @@ def save(store: Store, root: Path, state: Mapping[str, Any] | None, keep_last: i
         making = _Making(store, root, given, keep_last)
         _order(store, Phase.COPY, making.key, saving.path, attempt=making.attempt).result()
     except WindlassError as error:
-        declare.agreed(store, reply.action_id, _error_text(error))
+        actions.agreed(store, reply.action_id, _error_text(error))
         raise
     ticket = _order(store, Phase.WRITE, making.key, saving.path, attempt=making.attempt, answers=making.answers)
     saving.write(written, ticket, making)
-    declare.agreed(store, reply.action_id)
+    actions.agreed(store, reply.action_id)
     return saving
 
 
@@ -355,10 +355,10 @@ def _request(order: Order, share: tuple[int, int], answer: bytearray, ticket: Ti
 
 def restore(store: Store, place: Path) -> Resume:
     """Bring back a checkpoint, or the newest in a folder; see `Store.restore`."""
-    asking = declare.asking(
-        store, "restore", f"call {declare.next_call(store, 'restore')}", declare.digest_of_text(str(place)), str(place)
+    asking = actions.asking(
+        store, "restore", f"call {actions.next_call(store, 'restore')}", actions.digest_of_text(str(place)), str(place)
     )
-    reply = declare.ask(store, asking, "restore")
+    reply = actions.ask(store, asking, "restore")
     result = _carry_out(store, reply.action_id, place, needed=True) if reply.granted else reply.result
     _raise(result)
     return _take(store, result)[1]
@@ -368,8 +368,8 @@ def resume(store: Store, place: Path) -> Resume | None:
     """Bring back the newest checkpoint of a folder, once in the store's life; see `Store.resume`."""
     text = str(place)
     store.resumes += 1
-    asking = declare.asking(store, "resume", f"call {store.resumes}", declare.digest_of_text(text), text, step=0)
-    reply = declare.ask(store, asking, "resume")
+    asking = actions.asking(store, "resume", f"call {store.resumes}", actions.digest_of_text(text), text, step=0)
+    reply = actions.ask(store, asking, "resume")
     if reply.granted:
         late = UsageError(
             "a store that has made steps was to be resumed",
@@ -396,9 +396,9 @@ def _carry_out(store: Store, action_id: int, place: Path, *, needed: bool, refus
             raise refused
         result = _load(store, place, needed=needed)
     except WindlassError as error:
-        declare.agreed(store, action_id, _error_text(error))
+        actions.agreed(store, action_id, _error_text(error))
         raise
-    declare.agreed(store, action_id, result)
+    actions.agreed(store, action_id, result)
     return result
 
 
@@ -484,7 +484,7 @@ def _take(store: Store, result: str) -> tuple[Manifest, Resume]:
         )
     take_offset(store, result)
     store.open.unstamp()
-    declare.watch_plateau(store)
+    live_changes.watch_plateau(store)
     _refresh(store)
     return manifest, Resume(store.steps_done, manifest.epoch, dict(manifest.state))
 

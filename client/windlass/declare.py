@@ -1,7 +1,7 @@
-"""Declaring: how workers agree on tensors, first values and one-off actions through the scheduler.
+"""Declaring: how workers agree on tensors and tables, and on their first values, through the scheduler.
 
-`init`, `assign` and their like are SPMD: every worker makes the same call at the same step, and it is one action. The
-scheduler compares, grants the action to one worker, and lets the others wait until it is done.
+`init`, `table` and `delete` are SPMD: every worker makes the same call at the same step. The scheduler compares, lets
+one worker write first values, and the others wait until it has.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from windlass import actions, live_changes
 from windlass.arrays import Array
 from windlass.data_link import InFrame
 from windlass.dense_table import DenseTable
@@ -26,28 +27,21 @@ from windlass_proto import (
     init_specs,
     life_specs,
     limits,
-    rule_records,
     rule_specs,
     table_specs,
     transfer_specs,
 )
-from windlass_proto.consistency import Consistency, Mode
-from windlass_proto.errors import UnavailableError, UsageError, WindlassError
+from windlass_proto.errors import UnavailableError, UsageError
 from windlass_proto.frames import Op
 from windlass_proto.init_specs import InitSpec
 from windlass_proto.layout import dtype_named
 from windlass_proto.life_specs import AdmitSpec, Evictions
-from windlass_proto.rule_records import RuleChange
 from windlass_proto.rule_specs import RuleSpec
-from windlass_proto.schedules import Plateau, Rate
 
 if TYPE_CHECKING:
     from windlass.sparse_table import Table
     from windlass.store import Store
     from windlass_proto.gen import control_pb2
-
-_FAILED = "failed"  # what an action leaves behind that could not be done
-_TEXT_CHARACTERS = 500  # of an action in words; up to 4 bytes each
 
 
 def declare(
@@ -76,7 +70,7 @@ def declare(
         transfer_specs.check(transfer, dtype=dtype, rule=optimizer)
     _check_groups(groups, {*arrays, *store.exchange.where})
     if not store.exchange.where.keys() >= arrays.keys():
-        _check_mixture(store, optimizer)
+        live_changes.check_mixture(store, optimizer)
     member = store.member
     request = pb.DeclareRequest(
         session=member.session,
@@ -133,7 +127,7 @@ def declare_table(
         observe(store)
     else:
         if name not in store.exchange.declared():
-            _check_mixture(store, optimizer)
+            live_changes.check_mixture(store, optimizer)
         _carry_out(store, request, {})
     found = store.exchange.sparse_named(name)
     if found is None:
@@ -190,198 +184,11 @@ def _carry_out(store: Store, request: control_pb2.DeclareRequest, arrays: Mappin
     return fresh
 
 
-def agree(store: Store, action: str, names: list[str], digest: str, text: str) -> int | None:
-    """Ask to carry out `action` at this step: its id if this worker is to do it, None once another has done it."""
-    request = asking(store, action, f"call {next_call(store, action)}", digest, text)
-    request.names.extend(names if action == "delete" else ())
-    reply = ask(store, request, f"{action} in store {store.name}")
-    return reply.action_id if reply.granted else None
-
-
-def set_live(
-    store: Store, names: str, hyper_parameters: Mapping[str, Any], consistency: str | None = None, key: str = ""
-) -> int:
-    """Change hyper-parameters of the tensors that `names` matches, the mode, or both; the first step it holds from.
-
-    `key` tells a change that worker 0 makes of itself from the calls of all.
-    """
-    if not hyper_parameters and consistency is None:
-        raise UsageError(
-            "set was given nothing to change",
-            store=store.name,
-            next_move="Pass lr=... or consistency=..., for example.",
-        )
-    change = _change_of(store, names, hyper_parameters) if hyper_parameters else None
-    text = change.in_words() if change is not None else ""
-    mode = ""
-    if consistency is not None:
-        mode = _mode_of(store, consistency)
-        text = f"consistency={mode}{', ' if text else ''}{text}"
-    request = asking(store, "set", key or f"call {next_call(store, 'set')}", digest_of_text(f"{names}\0{text}"), text)
-    request.change = rule_records.change_to_bytes(change) if change is not None else b""
-    request.consistency = mode
-    member = store.member
-    reply = ask(store, request, f"set in store {store.name}")
-    member.learn_roster(reply.roster)
-    member.live(store.store_id).learn(reply.record)
-    if reply.granted:
-        return _change_mode(store, reply.action_id, mode, request.change)
-    if reply.result == _FAILED:
-        raise UnavailableError("a change of mode that another worker was to make failed", store=store.name, set=text)
-    return int(reply.result)
-
-
-def _mode_of(store: Store, consistency: str) -> str:
-    """The mode asked for, which every rule of the store must be able to do."""
-    before, mode = Consistency.parse(store.consistency), Consistency.parse(consistency)
-    if not store.entered:
-        raise UsageError("set was called before init", store=store.name, next_move="Declare tensors first.")
-    for rule in store.exchange.rules.values():
-        rule_specs.check_change(rule, before, mode)
-    return str(mode)
-
-
-def _change_mode(store: Store, action_id: int, mode: str, change: bytes) -> int:
-    """Have the servers agree on a step, and say what the mode means where an update was for all and is for each."""
-    from windlass_proto.gen import control_pb2 as pb
-
-    member, before = store.member, store.modes.newest()
-    request = pb.ChangeModeRequest(
-        session=member.session, store_id=store.store_id, action_id=action_id, consistency=mode, change=change
-    )
-    try:
-        changed = member.ask_peers(member.control.change_mode, request, f"set in store {store.name}")
-    except WindlassError:
-        with contextlib.suppress(WindlassError):
-            agreed(store, action_id, _FAILED)
-        raise
-    member.learn_roster(changed.roster)
-    member.live(store.store_id).learn(changed.record)
-    agreed(store, action_id, str(changed.clock))
-    if before.mode is Mode.BSP and store.modes.newest().mode is not Mode.BSP:
-        count = len(changed.roster.members)
-        sys.stderr.write(
-            f"windlass: store {store.name} is {mode} from step {changed.clock} on: {count} workers make {count} "
-            f"updates where {before} made one, so a learning rate chosen for {before} may be too large\n"
-        )
-    return int(changed.clock)
-
-
-def _change_of(store: Store, names: str, hyper_parameters: Mapping[str, Any]) -> RuleChange:
-    """The change as it is told to everybody; it fits the rule of every tensor that it names."""
-    chosen = _matching(store, names)
-    if names != "*" and any(isinstance(lr, Plateau) for lr in [*live_rates(store), hyper_parameters.get("lr")]):
-        raise _mixed(store)
-    declared = store.exchange.declared()
-    change = rule_records.change_of(names, max(table_id for table_id, _ in declared.values()), hyper_parameters)
-    present = store.member.live(store.store_id).newest()
-    for name in chosen:
-        table_id, rule = declared[name]
-        rule_specs.changed(present.rule_of(table_id, name, rule), dict(change.values))
-    return change
-
-
-def watch_plateau(store: Store) -> None:
-    """Worker 0 lowers the lr of tensors that follow a plateau: one a store, that of the first such tensor."""
-    plateau = next((lr for lr in live_rates(store) if isinstance(lr, Plateau)), None)
-    store.plateau = store.member.watch(store.store_id, plateau)
-
-
-def lower_lr(store: Store) -> None:
-    """Between two steps: what the metrics called for. While the scheduler is away it has to wait for the next."""
-    watch_plateau(store)
-    if store.plateau is None:
-        return
-    present = store.plateau.plateau
-    with contextlib.suppress(UnavailableError):
-        if present.lowered() != present:
-            set_live(store, "*", {"lr": present.lowered()}, key="plateau")
-    watch_plateau(store)
-
-
-def live_rates(store: Store) -> list[Rate]:
-    """The different lr of a store's tensors and tables, as they are live; None for a rule that has none."""
-    present = store.member.live(store.store_id).newest()
-    declared = store.exchange.declared()
-    rules = [present.rule_of(table_id, name, rule) for name, (table_id, rule) in declared.items()]
-    return list(dict.fromkeys(getattr(rule, "lr", None) for rule in rules))
-
-
-def _check_mixture(store: Store, optimizer: RuleSpec) -> None:
-    """Worker 0 lowers a plateau for all tensors of a store at once, so no other lr may be beside it."""
-    rates = {isinstance(lr, Plateau) for lr in [*live_rates(store), getattr(optimizer, "lr", None)]}
-    if len(rates) > 1:
-        raise _mixed(store)
-
-
-def _mixed(store: Store) -> UsageError:
-    return UsageError(
-        "a plateau is for all tensors and tables of a store, with no other lr beside it",
-        store=store.name,
-        next_move="Declare the others in a store of their own.",
-    )
-
-
-def _matching(store: Store, pattern: object) -> list[str]:
-    """The declared tensors and tables that a pattern names."""
-    known = list(store.exchange.declared())
-    if not store.entered or not isinstance(pattern, str):
-        raise UsageError(
-            "set was called before init" if isinstance(pattern, str) else "a name pattern is not a string",
-            store=store.name,
-            names=repr(pattern)[:80],
-            next_move="Declare tensors first; names is a pattern such as 'b*'.",
-        )
-    found = [name for name in known if fnmatch.fnmatchcase(name, pattern)]
-    if not found:
-        close = difflib.get_close_matches(pattern, known, 1, cutoff=0.4)
-        raise UsageError(
-            "a name pattern matches no tensor",
-            store=store.name,
-            names=pattern,
-            nearest=close[0] if close else "none",
-            next_move="Patterns are those of fnmatch: * stands for anything, and case counts.",
-        )
-    return found
-
-
 def _say_live_values(store: Store) -> None:
     """Who joins a store whose hyper-parameters were changed live is told so: what it declares is not what it gets."""
     record = store.member.live(store.store_id).newest()
     if record.version:
         sys.stderr.write(f"windlass: store {store.name}: set live, from step {record.since} on: {record.in_words()}\n")
-
-
-def asking(
-    store: Store, action: str, key: str, digest: str, text: str, *, step: int | None = None
-) -> control_pb2.AgreeRequest:
-    """The request for an action of this step, or of `step`."""
-    from windlass_proto.gen import control_pb2 as pb
-
-    return pb.AgreeRequest(
-        session=store.member.session,
-        store_id=store.store_id,
-        step=store.clock if step is None else step,
-        action=action,
-        key=key,
-        digest=digest,
-        text=text[:_TEXT_CHARACTERS],
-    )
-
-
-def ask(store: Store, request: control_pb2.AgreeRequest, what: str) -> control_pb2.AgreeReply:
-    """Wait until this worker is granted the action, or another has done it."""
-    return store.member.ask_peers(store.member.control.agree, request, what)
-
-
-def agreed(store: Store, action_id: int, result: str = "") -> None:
-    """The granted action is done; the others are told `result`."""
-    from windlass_proto.gen import control_pb2 as pb
-
-    request = pb.AgreeDoneRequest(
-        session=store.member.session, store_id=store.store_id, action_id=action_id, result=result
-    )
-    store.member.control.agree_done(request)
 
 
 def delete(store: Store, names: list[str]) -> None:
@@ -392,12 +199,12 @@ def delete(store: Store, names: list[str]) -> None:
         if store.exchange.sparse_named(name) is None:
             store.exchange.place(name)
     text = ", ".join(names)
-    action = agree(store, "delete", names, digest_of_text("\0".join(names)), text[:500])
+    action = actions.agree(store, "delete", names, actions.digest_of_text("\0".join(names)), text[:500])
     if action is not None:
         for ticket in _drops(store, names):
             with contextlib.suppress(UsageError):
                 ticket.result()
-        agreed(store, action)
+        actions.agreed(store, action)
     store.exchange.forget(names)
 
 
@@ -409,30 +216,6 @@ def observe(store: Store) -> None:
     reply = member.control.declare(pb.DeclareRequest(session=member.session, store_id=store.store_id))
     member.live(store.store_id).learn(reply.record)
     _take_groups(store, reply.groups, None)
-
-
-def in_words(arrays: Mapping[str, Array]) -> str:
-    """Names and first values, for an error."""
-    shown = [f"{name}={np.array2string(array.reshape(-1)[:3], precision=6)}" for name, array in arrays.items()]
-    return ", ".join(shown[:4]) + (f" and {len(shown) - 4} more" if len(shown) > 4 else "")
-
-
-def digest_of_text(text: str) -> str:
-    """A digest of a text."""
-    import xxhash
-
-    return xxhash.xxh3_128_hexdigest(text.encode())
-
-
-def digest_of(arrays: Mapping[str, Array]) -> str:
-    """A digest of names and values."""
-    import xxhash
-
-    digest = xxhash.xxh3_128()
-    for name in sorted(arrays):
-        digest.update(name.encode())
-        digest.update(np.ascontiguousarray(arrays[name]).reshape(-1).view(np.uint8).data)
-    return digest.hexdigest()
 
 
 def _check_groups(groups: Mapping[str, Mapping[str, float]], names: set[str]) -> None:
@@ -585,10 +368,3 @@ def _drops(store: Store, names: list[str]) -> list[Ticket]:
         store.member.pump.submit(requests)
         tickets.append(ticket)
     return tickets
-
-
-def next_call(store: Store, action: str) -> int:
-    """Counts the calls of `action` at this step, from 1: every worker's n-th is the same action."""
-    step, calls = store.actions.get(action, (-1, 0))
-    store.actions[action] = (store.clock, calls + 1 if step == store.clock else 1)
-    return store.actions[action][1]

@@ -16,7 +16,7 @@ import secrets
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from windlass import declare
+from windlass import actions
 from windlass_proto import rule_records
 from windlass_proto.rule_records import RuleChange, RuleRecord
 
@@ -47,9 +47,9 @@ def bring_back(store: Store, live: tuple[LiveChange, ...]) -> None:
         return
     record = RuleRecord(1, 0, tuple(change for saved in live for change in _translated(store, saved)))
     text = record.in_words() or "what was declared"
-    asking = declare.asking(store, "set", f"restored {secrets.token_hex(8)}", declare.digest_of_text(text), text)
+    asking = actions.asking(store, "set", f"restored {secrets.token_hex(8)}", actions.digest_of_text(text), text)
     asking.record = rule_records.to_bytes(record)
-    rules.learn(declare.ask(store, asking, f"restore in store {store.name}").record)
+    rules.learn(actions.ask(store, asking, f"restore in store {store.name}").record)
 
 
 def _covers(change: RuleChange, name: str, table: int) -> bool:

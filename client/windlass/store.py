@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from windlass import checkpoints, declare, first_values, mixture
+from windlass import actions, checkpoints, declare, first_values, live_changes, mixture
 from windlass.arrays import Array, as_numpy
 from windlass.averaging import Averaging
 from windlass.data_link import refusal_of
@@ -130,7 +130,7 @@ class Store:
             fresh = declare.declare(
                 self, given, optimizer, groups or {}, reduce, (codec, codec_down, nonfinite), dtypes
             )
-            declare.watch_plateau(self)
+            live_changes.watch_plateau(self)
             plan = self.exchange.params_plan(list(given))
             ticket, requests = self.ticket_of(Op.PULL, plan, clock=0 if fresh else self.clock)
             self.member.pump.submit(requests)
@@ -170,7 +170,7 @@ class Store:
             spec = Normal(0.01) if init is None else init
             life = (life_specs.admission(admit), life_specs.evictions(evict))
             table = declare.declare_table(self, name, dim, optimizer, spec, np.dtype(dtype), reduce, bytes_max, life)
-            declare.watch_plateau(self)
+            live_changes.watch_plateau(self)
             return table
 
     def specs(self) -> dict[str, dict[str, Any]]:
@@ -280,12 +280,12 @@ class Store:
             self._check_writes("assign")
             given = {name: as_numpy(name, value) for name, value in arrays.items()}
             self.exchange.by_table(given, what="an assigned array")
-            action = declare.agree(self, "assign", sorted(given), declare.digest_of(given), declare.in_words(given))
+            action = actions.agree(self, "assign", sorted(given), actions.digest_of(given), actions.in_words(given))
             if action is not None:
                 ticket, requests = self.ticket_of(Op.ASSIGN, self.exchange.push_plan(Op.ASSIGN, given, None))
                 self.member.pump.submit(requests)
                 ticket.result()
-                declare.agreed(self, action)
+                actions.agreed(self, action)
 
     def delete(self, names: Iterable[str] | str) -> None:
         """Delete tensors and tables, slots with them, once the steps before this one are complete. The names are free.
@@ -325,9 +325,9 @@ class Store:
         with self._lock:
             self._check_writes("set")
             self.open.check_nothing_pushed("set")
-            since = declare.set_live(self, names, hyper_parameters, consistency)
+            since = live_changes.carry_out(self, names, hyper_parameters, consistency)
             self.open.unstamp()
-            declare.watch_plateau(self)
+            live_changes.watch_plateau(self)
             return self.clock if consistency is None and self.consistency == "asp" else since
 
     # ---- checkpoints -------------------------------------------------------------------------------------------------
@@ -546,7 +546,7 @@ class Store:
             if jumped is not None:
                 self.member.pump.submit([], jumped)
             if self.plateau is not None and self.plateau.due and self.open.depth == 0:
-                declare.lower_lr(self)
+                live_changes.lower_lr(self)
             self.open.stamp_with(self.present_record() if self._live.records else None)
         return self.open.stamp
 
