@@ -267,7 +267,7 @@ class Cluster:
                     store.leave()
                     if finish:
                         store.finish()
-                    store.raise_failed()
+                    store.tickets.raise_failed()
                 except WindlassError as error:
                     failure = failure or error
             if self._scalars is not None:
@@ -280,7 +280,7 @@ class Cluster:
             if self._private is not None:
                 self._private.stop()
         for store in self._stores.values():
-            store.raise_failed()
+            store.tickets.raise_failed()
         if failure is not None:
             raise failure
 

@@ -1,4 +1,4 @@
-"""First values as they are given to `init`, and steps to which a worker gives nothing.
+"""Values as they are given to `init` and `assign`, and steps to which a worker gives nothing.
 
 Invariant: what `in_halves` returns is NumPy, of the dtype that is declared; bfloat16, which NumPy lacks, as its bits.
 """
@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from windlass import actions
 from windlass.arrays import Array, as_numpy, is_bfloat16
 from windlass_proto.errors import UsageError
+from windlass_proto.frames import Op
 from windlass_proto.layout import DTYPES, HALVES
 
 if TYPE_CHECKING:
@@ -60,6 +62,18 @@ def in_halves(arrays: Mapping[str, Any], dtype: str | None) -> tuple[dict[str, A
             )
         named[name] = dtype
     return given, named
+
+
+def assign(store: Store, arrays: Mapping[str, Any]) -> None:
+    """Have one worker overwrite tensors of `store`, the others wait; see `Store.assign`."""
+    given = {name: as_numpy(name, value) for name, value in arrays.items()}
+    store.exchange.by_table(given, what="an assigned array")
+    action = actions.agree(store, "assign", sorted(given), actions.digest_of(given), actions.in_words(given))
+    if action is not None:
+        ticket, requests = store.ticket_of(Op.ASSIGN, store.exchange.push_plan(Op.ASSIGN, given, None))
+        store.member.pump.submit(requests)
+        ticket.result()
+        actions.agreed(store, action)
 
 
 def skip(store: Store, out: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -13,21 +13,21 @@ from __future__ import annotations
 import contextlib
 import functools
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from windlass import actions, checkpoints, declare, first_values, live_changes, mixture
-from windlass.arrays import Array, as_numpy
+from windlass import checkpoints, declare, first_values, live_changes, mixture
+from windlass.arrays import Array
 from windlass.averaging import Averaging
 from windlass.data_link import refusal_of
 from windlass.exchange import Exchange, Plan
 from windlass.live_modes import LiveModes
 from windlass.mixture import Asked
 from windlass.open_step import OpenStep
+from windlass.open_tickets import OpenTickets
 from windlass.plateau import PlateauWatch
 from windlass.pump import Mark
 from windlass.ticket import Ticket
@@ -68,9 +68,7 @@ class Store:
         self.exchange.steps_done = lambda: self.steps_done
         self._lock = threading.RLock()
         self.actions: dict[str, tuple[int, int]] = {}  # action -> the step of its last calls, and how many
-        self._latest: Ticket | None = None
-        self._failed: deque[Ticket] = deque(maxlen=16)
-        self._steps: deque[Ticket] = deque()
+        self.tickets = OpenTickets(member.pump)
         self._live = member.live(store_id)
         self.plateau: PlateauWatch | None = None
         self.run_dir = run_dir
@@ -278,14 +276,7 @@ class Store:
         """
         with self._lock:
             self._check_writes("assign")
-            given = {name: as_numpy(name, value) for name, value in arrays.items()}
-            self.exchange.by_table(given, what="an assigned array")
-            action = actions.agree(self, "assign", sorted(given), actions.digest_of(given), actions.in_words(given))
-            if action is not None:
-                ticket, requests = self.ticket_of(Op.ASSIGN, self.exchange.push_plan(Op.ASSIGN, given, None))
-                self.member.pump.submit(requests)
-                ticket.result()
-                actions.agreed(self, action)
+            first_values.assign(self, arrays)
 
     def delete(self, names: Iterable[str] | str) -> None:
         """Delete tensors and tables, slots with them, once the steps before this one are complete. The names are free.
@@ -420,8 +411,8 @@ class Store:
                 self.open.push(ticket)
             elif op is Op.PUSH_PULL:
                 mark = self._close_step()
-                self._bound_open_steps(ticket)
-            self._latest = ticket
+                self.tickets.close_step(ticket)
+            self.tickets.sent(ticket)
             self.member.pump.submit(requests, mark)
             return ticket
 
@@ -446,7 +437,7 @@ class Store:
             except UsageError as error:
                 ticket.error = error
         if ticket.error is not None:
-            self._failed.append(ticket)
+            self.tickets.fail(ticket)
 
     def refusal(self, status: Status, request: Request) -> WindlassError:
         """Why a request was refused, with its tensors and this worker; the pump's holder calls this."""
@@ -477,8 +468,7 @@ class Store:
 
     def finish(self) -> None:
         """Wait until what was pushed last is answered."""
-        if self._latest is not None and self._latest.left:
-            self.member.pump.wait(self._latest, None)
+        self.tickets.finish()
         if self.saving is not None and self.saving.writes:
             checkpoints.settle(self)
 
@@ -486,14 +476,6 @@ class Store:
         """The connection is closed: join what still ran."""
         if self.saving is not None:
             self.saving.end()
-
-    def raise_failed(self) -> None:
-        """Raise the error of a ticket that nobody waited for."""
-        while self._failed:
-            ticket = self._failed.popleft()
-            if not ticket.seen and ticket.error is not None:
-                ticket.seen = True
-                raise ticket.error
 
     def _whole_step(
         self, grads: Mapping[str, Any], out: Mapping[str, Any] | None, weight: float, *, borrow: bool, priority: int
@@ -505,14 +487,14 @@ class Store:
         self._stamp_step()  # what is planned depends on which step this is
         plan = mixture.push_plan(self.exchange, Op.PUSH_PULL, grads, out, borrow=borrow)
         ticket, requests = self.ticket_of(Op.PUSH_PULL, plan, priority=priority)
-        self._latest = ticket
+        self.tickets.sent(ticket)
         mark = self._close_step()
-        self._bound_open_steps(ticket)
+        self.tickets.close_step(ticket)
         return ticket, requests, mark
 
     def _check(self) -> None:
         self.member.check_open()
-        self.raise_failed()
+        self.tickets.raise_failed()
 
     def _check_writes(self, call: str) -> None:
         self._check()
@@ -549,14 +531,6 @@ class Store:
                 live_changes.lower_lr(self)
             self.open.stamp_with(self.present_record() if self._live.records else None)
         return self.open.stamp
-
-    def _bound_open_steps(self, ticket: Ticket) -> None:
-        self._steps.append(ticket)
-        while self._steps and self._steps[0].done():
-            self._steps.popleft()
-        if len(self._steps) > limits.OPEN_STEPS_MAX:
-            oldest = self._steps.popleft()
-            self.member.pump.wait(oldest, None)
 
     def ticket_of(
         self,
