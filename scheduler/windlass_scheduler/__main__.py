@@ -15,7 +15,7 @@ from windlass_proto import job_quotas
 from windlass_proto.errors import CorruptionError, UnavailableError, UsageError, WindlassError
 from windlass_proto.keys import VSHARDS_DEFAULT
 from windlass_scheduler.config import SchedulerConfig, token_from_file
-from windlass_scheduler.membership_core import Timing
+from windlass_scheduler.members import Timing
 from windlass_scheduler.process import run
 
 _TIMING = Timing()

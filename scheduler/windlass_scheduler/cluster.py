@@ -41,7 +41,7 @@ from windlass_scheduler.counters import PREFIX as COUNTER_PREFIX
 from windlass_scheduler.counters import Counters
 from windlass_scheduler.declared import Group
 from windlass_scheduler.effects import Answer, Effect, Persist, Record, Refuse, Say
-from windlass_scheduler.membership_core import Role
+from windlass_scheduler.members import Member, Role
 from windlass_scheduler.state import Change, StateStore
 from windlass_scheduler.store_figures import Reported
 from windlass_scheduler.watchers import Audience, Watchers
@@ -391,7 +391,7 @@ class Cluster:
 
     # Snapshots
 
-    def snapshot(self, member: membership_core.Member) -> list[pb.Update]:
+    def snapshot(self, member: Member) -> list[pb.Update]:
         """Everything that a watcher may see, as it is now."""
         updates: list[pb.Update] = []
         if self.routing.owners:

@@ -12,7 +12,7 @@ from windlass_proto.errors import UsageError
 from windlass_proto.job_quotas import Quotas
 from windlass_proto.keys import VSHARDS_DEFAULT
 from windlass_scheduler import limits
-from windlass_scheduler.membership_core import Timing
+from windlass_scheduler.members import Timing
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,12 +15,11 @@ could not be heard then.
 
 from __future__ import annotations
 
-import enum
 import itertools
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Final, TypeAlias, cast
+from dataclasses import dataclass, replace
+from typing import Final, TypeAlias
 
 from windlass_proto import limits as wire_limits
 from windlass_proto.errors import UnavailableError, UsageError
@@ -28,93 +27,7 @@ from windlass_proto.own_rules import InstalledRule
 from windlass_scheduler import limits
 from windlass_scheduler.counters import Counters
 from windlass_scheduler.effects import Answer, Effect, Persist, Record, Say
-
-
-class Role(enum.IntEnum):
-    """Equal to `windlass.v1.Role`."""
-
-    WORKER = 1
-    SERVER = 2
-    OBSERVER = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Address:
-    kind: str
-    address: str
-
-
-@dataclass(frozen=True, slots=True)
-class Timing:
-    """How members show that they live, in seconds; `tick_s` is how often the driver promises to tick.
-
-    A server's lease is long, since each parameter has one copy: to end a server that merely stood still (a paused
-    machine, a debugger) would throw away what only it holds. Its silence shows in the status after three beats.
-    """
-
-    worker_beat_s: float = 1.0
-    server_beat_s: float = 0.1
-    worker_lease_s: float = 10.0
-    server_lease_s: float = 30.0
-    tick_s: float = 0.05
-
-    def beat_s(self, role: Role) -> float:
-        return self.server_beat_s if role is Role.SERVER else self.worker_beat_s
-
-    def lease_s(self, role: Role) -> float:
-        return self.server_lease_s if role is Role.SERVER else self.worker_lease_s
-
-    def closed_s(self, role: Role) -> float:
-        """How long after its watch stream closed a member may stay silent."""
-        return max(1.5 * self.beat_s(role), 2.0 if role is Role.SERVER else 0.3)
-
-
-@dataclass(frozen=True, slots=True)
-class Member:
-    member_id: int
-    session: bytes
-    role: Role
-    rank: int
-    host: str
-    pid: int
-    name: str
-    job: str
-    addresses: tuple[Address, ...]
-    attempt: bytes
-    protocol: int
-    rules: tuple[InstalledRule, ...] = ()  # servers: own rules that they may run
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """`workers_declared` is 0 until somebody says; `complete` once that many were members at one time."""
-
-    name: str
-    workers_declared: int
-    complete: bool
-
-    @property
-    def workers_awaited(self) -> int:
-        return max(1, self.workers_declared)
-
-
-@dataclass(slots=True)
-class Lease:
-    """Signs of life of one member; `stream` is its open watch stream, `closed_s` when it lost it."""
-
-    sign_s: float
-    counter: int = 0
-    beats: int = 0
-    oldest_frame_age_ms: int = 0
-    stream: int | None = None
-    closed_s: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    member: Member
-    reason: str
-
+from windlass_scheduler.members import Address, Ended, Job, Lease, Member, Role, Timing, describe, member_of, record_of
 
 # Events
 
@@ -347,7 +260,7 @@ class Membership:
         self._ended[member.session] = Ended(member, reason)
         effects: list[Effect] = [
             Persist(f"{_MEMBER}{member.member_id}", None),
-            Persist(_ENDED + member.session.hex(), {**_record(member), "reason": reason}),
+            Persist(_ENDED + member.session.hex(), {**record_of(member), "reason": reason}),
         ]
         if len(self._ended) > limits.ENDED_SESSIONS_MAX:
             oldest, _ = self._ended.popitem(last=False)
@@ -391,7 +304,7 @@ class Membership:
         self._members[member.member_id] = member
         self._session_ids[member.session] = member.member_id
         self._leases[member.member_id] = Lease(sign_s=event.now_s)
-        effects.append(Persist(f"{_MEMBER}{member.member_id}", _record(member)))
+        effects.append(Persist(f"{_MEMBER}{member.member_id}", record_of(member)))
         if role is Role.WORKER:
             effects += self._grow_job(job)
         replaces = before.member_id if before is not None else 0
@@ -532,7 +445,7 @@ class Membership:
         """Take up stored members, jobs and ended sessions; every lease starts anew at `now_s`."""
         for key, record in records.items():
             if key.startswith(_MEMBER):
-                member = _member(record)
+                member = member_of(record)
                 self._members[member.member_id] = member
                 self._session_ids[member.session] = member.member_id
                 self._leases[member.member_id] = Lease(sign_s=now_s)
@@ -540,7 +453,7 @@ class Membership:
                 name = key.removeprefix(_JOB)
                 self._jobs[name] = Job(name, int(str(record["workers_declared"])), bool(record["complete"]))
             elif key.startswith(_ENDED):
-                ended = _member(record)
+                ended = member_of(record)
                 self._ended[ended.session] = Ended(ended, str(record["reason"]))
 
     def validate(self) -> None:
@@ -553,45 +466,3 @@ class Membership:
         assert len(self._ended) <= limits.ENDED_SESSIONS_MAX
         for job in self._jobs.values():
             assert job.complete or len(self.workers(job.name)) < job.workers_awaited
-
-
-def describe(member: Member) -> str:
-    """The member in words, for logs, errors and status."""
-    match member.role:
-        case Role.SERVER:
-            what = f"server {member.rank}"
-        case Role.WORKER:
-            what = f"worker rank {member.rank} (job {member.job})"
-        case Role.OBSERVER:
-            what = f"observer (job {member.job})"
-    return f"{what}, pid {member.pid} on {member.host or 'an unnamed host'}"
-
-
-def _record(member: Member) -> dict[str, object]:
-    record: dict[str, object] = asdict(member)
-    record["session"], record["attempt"] = member.session.hex(), member.attempt.hex()
-    record["role"] = int(member.role)
-    record["rules"] = [[rule.name, rule.version, [*rule.fields], rule.by_row] for rule in member.rules]
-    record["addresses"] = [[address.kind, address.address] for address in member.addresses]
-    return record
-
-
-def _member(record: Record) -> Member:
-    addresses = cast("list[list[str]]", record["addresses"])
-    return Member(
-        member_id=int(str(record["member_id"])),
-        session=bytes.fromhex(str(record["session"])),
-        role=Role(int(str(record["role"]))),
-        rank=int(str(record["rank"])),
-        host=str(record["host"]),
-        pid=int(str(record["pid"])),
-        name=str(record["name"]),
-        job=str(record["job"]),
-        addresses=tuple(Address(kind, address) for kind, address in addresses),
-        attempt=bytes.fromhex(str(record["attempt"])),
-        protocol=int(str(record["protocol"])),
-        rules=tuple(
-            InstalledRule(name, version, tuple((field, kind) for field, kind in fields), by_row)
-            for name, version, fields, by_row in cast("list[Any]", record.get("rules", []))
-        ),
-    )

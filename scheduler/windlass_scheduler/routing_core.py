@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Final, TypeAlias, cast
 
 from windlass_scheduler.effects import Effect, Persist, Record, Say
-from windlass_scheduler.membership_core import Address, Member
+from windlass_scheduler.members import Address, Member
 from windlass_scheduler.placement import place
 
 

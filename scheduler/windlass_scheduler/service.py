@@ -1,7 +1,6 @@
 """gRPC in, gRPC out: one method a call of control.proto, none of which decides or blocks.
 
-Every call is authenticated before its handler runs. A refused call ends with a status whose details are an
-error record (`windlass_proto.errors`), so the caller raises the same class with the same values.
+Every call is authenticated before its handler runs, and its errors cross to the caller (`calls`).
 """
 
 # ruff: noqa: N802 - methods have the names that control.proto gives them
@@ -12,13 +11,13 @@ import asyncio
 import functools
 import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
-from typing import Final, NoReturn, TypeVar, cast
+from typing import Final, cast
 
 import grpc
 
-from windlass_proto import errors, own_rules, rule_records
+from windlass_proto import own_rules, rule_records
 from windlass_proto.consistency import Consistency
 from windlass_proto.errors import InvariantError, UnavailableError, UsageError, WindlassError
 from windlass_proto.gen import control_pb2 as pb
@@ -37,10 +36,11 @@ from windlass_scheduler import (
     wire,
 )
 from windlass_scheduler import status as status_page
+from windlass_scheduler.calls import abort, call
 from windlass_scheduler.cluster import Cluster
 from windlass_scheduler.declared import Store
 from windlass_scheduler.effects import Answer, Effect
-from windlass_scheduler.membership_core import Member, Role
+from windlass_scheduler.members import Member, Role
 from windlass_scheduler.roster import ModeWish
 from windlass_scheduler.store_figures import Reported
 
@@ -49,44 +49,6 @@ _log = logging.getLogger("windlass.scheduler")
 _WAIT_S_MAX: Final = 86_400.0
 # The answer in words must reach the caller before its own deadline does.
 _WORDS_FIRST_S: Final = 0.2
-
-_CODES: Final = {
-    errors.UsageError: grpc.StatusCode.INVALID_ARGUMENT,
-    errors.FencedError: grpc.StatusCode.ABORTED,
-    errors.UnavailableError: grpc.StatusCode.UNAVAILABLE,
-    errors.ClosedError: grpc.StatusCode.FAILED_PRECONDITION,
-    errors.ProtocolError: grpc.StatusCode.INVALID_ARGUMENT,
-    errors.CorruptionError: grpc.StatusCode.DATA_LOSS,
-    errors.InvariantError: grpc.StatusCode.INTERNAL,
-}
-
-_Servicer = TypeVar("_Servicer")
-_Request = TypeVar("_Request")
-_Reply = TypeVar("_Reply")
-
-
-async def _abort(context: grpc.aio.ServicerContext, error: WindlassError) -> NoReturn:
-    await context.abort(_CODES[type(error)], errors.to_wire(error).decode())
-    raise AssertionError("abort raises")
-
-
-def _call(
-    method: Callable[[_Servicer, _Request, grpc.aio.ServicerContext], Awaitable[_Reply]],
-) -> Callable[[_Servicer, _Request, grpc.aio.ServicerContext], Awaitable[_Reply]]:
-    """Let a method's errors cross to the caller; one that is not ours is a bug, logged and named so."""
-
-    @functools.wraps(method)
-    async def answered(self: _Servicer, request: _Request, context: grpc.aio.ServicerContext) -> _Reply:
-        try:
-            return await method(self, request, context)
-        except WindlassError as error:
-            await _abort(context, error)
-        except Exception as bug:  # noqa: BLE001 - the RPC boundary
-            _log.exception("call_failed method=%s", method.__name__)
-            what = InvariantError("the scheduler failed in a call", call=method.__name__, reason=repr(bug)[:200])
-            await _abort(context, what)
-
-    return answered
 
 
 class ControlService(control_pb2_grpc.ControlServicer):
@@ -127,7 +89,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
 
     # Members
 
-    @_call
+    @call
     async def Join(self, request: pb.JoinRequest, context: grpc.aio.ServicerContext) -> pb.JoinReply:
         cluster = self._cluster
         live = {member.member_id for member in cluster.membership.members()}
@@ -168,7 +130,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
             beat_port=self._beat_port(),
         )
 
-    @_call
+    @call
     async def Leave(self, request: pb.LeaveRequest, context: grpc.aio.ServicerContext) -> pb.Ack:
         cluster = self._cluster
         member = cluster.membership.member(request.session)
@@ -181,7 +143,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
         try:
             member = cluster.membership.member(request.session)
         except WindlassError as error:
-            await _abort(context, error)
+            await abort(context, error)
         watcher = cluster.watchers.open(member, request.metrics)
         opened = membership_core.WatchOpened(cluster.now_s(), member.member_id, watcher.stream)
         cluster.feed(cluster.membership.step(opened))
@@ -206,7 +168,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
 
     # Stores
 
-    @_call
+    @call
     async def OpenStore(self, request: pb.OpenStoreRequest, context: grpc.aio.ServicerContext) -> pb.OpenStoreReply:
         cluster = self._cluster
         member = cluster.membership.member(request.session)
@@ -254,7 +216,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
             next_move="Observe once the job has begun.",
         )
 
-    @_call
+    @call
     async def Declare(self, request: pb.DeclareRequest, context: grpc.aio.ServicerContext) -> pb.DeclareReply:
         cluster = self._cluster
         if cluster.membership.member(request.session).role is Role.OBSERVER:
@@ -311,14 +273,14 @@ class ControlService(control_pb2_grpc.ControlServicer):
             record=self._cluster.live.newest_bytes(store.store_id),
         )
 
-    @_call
+    @call
     async def Seal(self, request: pb.SealRequest, context: grpc.aio.ServicerContext) -> pb.Ack:
         self._worker_of(request.session, request.store_id)
         event = functools.partial(declaration_core.Seal, session=request.session, declaration_id=request.declaration_id)
         await self._ask(context, lambda w: self._cluster.declarations.step(event(waiter=w)))
         return pb.Ack()
 
-    @_call
+    @call
     async def AwaitSeal(self, request: pb.AwaitSealRequest, context: grpc.aio.ServicerContext) -> pb.AwaitSealReply:
         member = self._worker_of(request.session, request.store_id)
         event = functools.partial(
@@ -336,7 +298,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
         reply = cast("declaration_core.SealAwaited", awaited)
         return pb.AwaitSealReply(sealed=reply.sealed, granted=reply.granted)
 
-    @_call
+    @call
     async def EnterRoster(
         self, request: pb.EnterRosterRequest, context: grpc.aio.ServicerContext
     ) -> pb.EnterRosterReply:
@@ -363,7 +325,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
             restored=cluster.agreements.restored(request.store_id),
         )
 
-    @_call
+    @call
     async def Vote(self, request: pb.VoteRequest, context: grpc.aio.ServicerContext) -> pb.Ack:
         cluster = self._cluster
         member = cluster.membership.member(request.session)
@@ -380,7 +342,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
         cluster.feed(cluster.rosters.step(voted))
         return pb.Ack()
 
-    @_call
+    @call
     async def Agree(self, request: pb.AgreeRequest, context: grpc.aio.ServicerContext) -> pb.AgreeReply:
         member = self._worker_of(request.session, request.store_id)
         event = functools.partial(
@@ -434,7 +396,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
         stored = [effect for effect in effects if not isinstance(effect, Answer)]
         return [*live.step(changing), *stored, Answer(event.waiter, replace(granted, granted=False, result=str(since)))]
 
-    @_call
+    @call
     async def AgreeDone(self, request: pb.AgreeDoneRequest, context: grpc.aio.ServicerContext) -> pb.Ack:
         self._worker_of(request.session, request.store_id)
         event = functools.partial(
@@ -451,7 +413,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
             return [*self._cluster.declarations.step(forget), *effects]
         return effects
 
-    @_call
+    @call
     async def ChangeMode(self, request: pb.ChangeModeRequest, context: grpc.aio.ServicerContext) -> pb.ChangeModeReply:
         cluster = self._cluster
         member = self._worker_of(request.session, request.store_id)
@@ -479,7 +441,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
 
     # Jobs
 
-    @_call
+    @call
     async def Barrier(self, request: pb.BarrierRequest, context: grpc.aio.ServicerContext) -> pb.BarrierReply:
         membership = self._cluster.membership
         member = self._worker(request.session)
@@ -500,7 +462,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
         )
         return pb.BarrierReply(generation=cast("int", generation))
 
-    @_call
+    @call
     async def Broadcast(self, request: pb.BroadcastRequest, context: grpc.aio.ServicerContext) -> pb.BroadcastReply:
         member = self._worker(request.session)
         event = functools.partial(
@@ -521,7 +483,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
         )
         return pb.BroadcastReply(value=cast("bytes", value))
 
-    @_call
+    @call
     async def NextShard(self, request: pb.NextShardRequest, context: grpc.aio.ServicerContext) -> pb.NextShardReply:
         membership = self._cluster.membership
         member = self._worker(request.session)
@@ -553,7 +515,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
             positions=[wire.data_position(position) for position in handed.positions],
         )
 
-    @_call
+    @call
     async def Log(self, request: pb.LogRequest, context: grpc.aio.ServicerContext) -> pb.Ack:
         cluster = self._cluster
         member = self._worker(request.session)
@@ -569,7 +531,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
         cluster.feed(cluster.metrics.step(logged))
         return pb.Ack()
 
-    @_call
+    @call
     async def Report(self, request: pb.ReportRequest, context: grpc.aio.ServicerContext) -> pb.Ack:
         member = self._cluster.membership.member(request.session)
         if len(request.figures) > limits.FIGURES_MAX:
@@ -580,6 +542,6 @@ class ControlService(control_pb2_grpc.ControlServicer):
         said.reported = Reported(wire.store_figures_untrusted(request.stores), self._cluster.now_s())
         return pb.Ack()
 
-    @_call
+    @call
     async def Status(self, request: pb.StatusRequest, context: grpc.aio.ServicerContext) -> pb.StatusReply:
         return status_page.status(self._cluster)

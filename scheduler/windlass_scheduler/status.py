@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from windlass_proto.gen import control_pb2 as pb
 from windlass_scheduler import store_figures, wire
 from windlass_scheduler.cluster import Cluster, MemberFigures
-from windlass_scheduler.membership_core import Job, Member, describe
+from windlass_scheduler.members import Job, Member, describe
 from windlass_scheduler.roster import Roster
 
 _SILENT_BEATS = 3

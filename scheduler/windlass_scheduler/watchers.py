@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from windlass_proto.gen import control_pb2 as pb
 from windlass_scheduler import limits
-from windlass_scheduler.membership_core import Member, Role
+from windlass_scheduler.members import Member, Role
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from windlass_proto.layout import TensorSpec
 from windlass_proto.rule_records import RuleRecord
 from windlass_scheduler import limits
 from windlass_scheduler.declared import Group, Tensor
-from windlass_scheduler.membership_core import Address, Job, Member
+from windlass_scheduler.members import Address, Job, Member
 from windlass_scheduler.metrics_core import LoggedStep
 from windlass_scheduler.roster import Roster
 from windlass_scheduler.routing_core import OwnedRun, Routing

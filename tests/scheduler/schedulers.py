@@ -17,7 +17,7 @@ from windlass_proto.errors import WindlassError
 from windlass_proto.gen import control_pb2 as pb
 from windlass_proto.rule_specs import SGD, to_bytes
 from windlass_scheduler.config import SchedulerConfig
-from windlass_scheduler.membership_core import Timing
+from windlass_scheduler.members import Timing
 from windlass_scheduler.process import Scheduler
 
 TOKEN = b"a-token-of-the-tests"

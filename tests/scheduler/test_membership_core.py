@@ -12,18 +12,15 @@ from hypothesis import strategies as st
 from windlass_proto.errors import UnavailableError, UsageError, WindlassError
 from windlass_scheduler.counters import Counters
 from windlass_scheduler.effects import Answer, Persist
+from windlass_scheduler.members import Address, Member, Role, Timing
 from windlass_scheduler.membership_core import (
-    Address,
     Beat,
     Event,
     Join,
     Leave,
-    Member,
     Membership,
-    Role,
     SessionEnded,
     Tick,
-    Timing,
     WatchClosed,
     WatchOpened,
 )

@@ -28,7 +28,7 @@ from windlass_proto.control_link import ControlLink
 from windlass_proto.errors import ClosedError, UnavailableError, UsageError
 from windlass_proto.gen import control_pb2 as pb
 from windlass_scheduler import limits
-from windlass_scheduler.membership_core import Member, Role
+from windlass_scheduler.members import Member, Role
 from windlass_scheduler.watchers import Audience, Watchers
 
 
