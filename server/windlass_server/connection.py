@@ -2,8 +2,7 @@
 
 Invariant: the thread polls for reading, writing and its wake-up at once and blocks in nothing else, so a worker that
 does not read delays nobody, itself included. It runs cores and kernels itself: there is no hand-over between a frame's
-arrival and its answer. Answers that other connections' threads release come through `outbox`, whose lock is held only
-to append or to take everything.
+arrival and its answer. Answers that other connections' threads release come through the outbox.
 
 A peer that breaks the protocol loses this connection; the process and the other connections never notice.
 """
@@ -16,8 +15,6 @@ import select
 import socket
 import threading
 import time
-from collections import deque
-from collections.abc import Callable
 from concurrent.futures import Executor
 
 import numpy as np
@@ -41,6 +38,7 @@ from windlass_server.dense_memory import Values, Vector
 from windlass_server.dense_rows import NamedRows
 from windlass_server.group_wire import Gradient
 from windlass_server.node import ServerNode
+from windlass_server.outbox import Outbox
 from windlass_server.peer_segments import PeerSegments
 from windlass_server.share_events import Push, deleted_error
 from windlass_server.sparse import Rows, SparseTable
@@ -76,13 +74,9 @@ class Connection:
         self._reader = FrameReader(sock, self._place, checksum=not local, descriptors=local)
         self._writer = FrameWriter(sock, checksum=not local)
         self._segments = PeerSegments()
-        self._outbox: deque[Reply] = deque()
-        self._outbox_lock = threading.Lock()
-        self._answers_bytes = 0  # of values, queued or under way
+        self._outbox = Outbox()
         self._entries_taken = 0
-        self._entries_answered = 0
         self._answers_bytes_max = min(limits.CREDIT_BYTES, node.pool.bytes_max // 4)
-        self._closed = False
         self._stopping = False
         self._bell = Bell()
         self._woken: set[Connection] = set()
@@ -114,9 +108,7 @@ class Connection:
 
     def wake(self) -> None:
         """Make the thread look at its outbox."""
-        with self._outbox_lock:  # else its number may be another socket's by now
-            if not self._closed:
-                self._bell.ring()
+        self._outbox.while_open(self._bell.ring)  # else its number may be another socket's by now
 
     def _serve(self) -> None:
         poll = select.poll()
@@ -154,13 +146,7 @@ class Connection:
         return True
 
     def _close(self) -> None:
-        with self._outbox_lock:
-            self._closed = True
-            dropped = list(self._outbox)
-            self._outbox.clear()
-        for reply in dropped:
-            if reply.snapshot is not None:
-                reply.snapshot.release()
+        self._outbox.close()
         self.node.drop_connection(self)
         self._writer.abandon()
         unfinished: Buffer | None = self._reader.close()
@@ -191,7 +177,7 @@ class Connection:
 
     def _crowded(self) -> bool:
         """Must this peer come again: is the pool lent out, or are too many of its answers still to be read?"""
-        return self.node.pool.full or self._answers_bytes > self._answers_bytes_max
+        return self.node.pool.full or self._outbox.answers_bytes > self._answers_bytes_max
 
     def _extends(self, entry: Entry) -> bool:
         if entry.op in (Op.SET_RULE, Op.REDUCE):
@@ -212,7 +198,7 @@ class Connection:
             refused = header.payload_bytes > 0 and buffer is None
             self._entries_taken += header.entry_count
             try:
-                if self._entries_taken - self._entries_answered > limits.OPEN_ENTRIES_MAX:
+                if self._entries_taken - self._outbox.answered > limits.OPEN_ENTRIES_MAX:
                     raise ProtocolError("a worker left too many entries open", open_max=limits.OPEN_ENTRIES_MAX)
                 for entry in frame.entries:
                     self._take_entry(entry, buffer, refused)
@@ -506,15 +492,7 @@ class Connection:
 
     def post(self, reply: Reply) -> None:
         """Queue an answer for this connection; any thread may. Its thread must then be woken."""
-        with self._outbox_lock:
-            self._entries_answered += 1
-            if not self._closed:
-                self._outbox.append(reply)
-                if reply.snapshot is not None:
-                    self._answers_bytes += reply.snapshot.array.nbytes
-                return
-        if reply.snapshot is not None:
-            reply.snapshot.release()
+        self._outbox.post(reply)
 
     def _deliver(self, reply: Reply) -> None:
         """Called under a share's lock: queue only; `_wake_others` rings afterwards."""
@@ -543,41 +521,17 @@ class Connection:
     def _send_answers(self) -> None:
         """Turn the outbox into frames and send what the socket takes."""
         while self._outbox:
-            with self._outbox_lock:
-                replies = self._next_batch()
-            self._put(replies)
+            self._put(self._outbox.next_batch())
         if self._writer.waiting():
             self._writer.flush()
-
-    def _next_batch(self) -> list[Reply]:
-        batch: list[Reply] = []
-        nbytes = 0
-        while self._outbox and len(batch) < limits.FRAME_ENTRIES_MAX:
-            size = self._outbox[0].snapshot.array.nbytes if self._outbox[0].snapshot is not None else 0
-            if batch and nbytes + size > limits.FRAME_PAYLOAD_BYTES_TARGET:
-                break
-            nbytes += size
-            batch.append(self._outbox.popleft())
-        return batch
 
     def _put(self, replies: list[Reply]) -> None:
         batch = lay_out(replies)
         header = Header(Kind.ANSWER, 0, len(replies), 0, batch.payload_bytes, self.node.generation, 0, 0, 0)
         self.node.counters["bytes_out"] += batch.values_bytes
-        self._writer.put(header, frames.pack_entries(batch.entries), batch.payload, self._releasing(batch.snapshots))
-
-    def _releasing(self, snapshots: list[Buffer]) -> Callable[[], None] | None:
-        """What gives the snapshots of a frame back once it has left."""
-        if not snapshots:
-            return None
-
-        def release() -> None:
-            with self._outbox_lock:
-                self._answers_bytes -= sum([snapshot.array.nbytes for snapshot in snapshots])
-            for snapshot in snapshots:
-                snapshot.release()
-
-        return release
+        self._writer.put(
+            header, frames.pack_entries(batch.entries), batch.payload, self._outbox.releasing(batch.snapshots)
+        )
 
 
 def _check_weight(entry: Entry) -> None:
