@@ -39,6 +39,7 @@ from windlass_proto.layout import Block
 from windlass_proto.step_modes import StepModes
 from windlass_server import gate_runs, share_invariants
 from windlass_server.gate_runs import BlockState, Contribution, GateRun, Waiting
+from windlass_server.open_answers import OpenAnswers
 from windlass_server.reducing import Phases, Reducing, ReducingRun
 from windlass_server.roster_clocks import Awaited, RosterClocks
 from windlass_server.session_filter import SessionFilter, Verdict, ended_error
@@ -87,9 +88,8 @@ class ShareCore:
         self._reduced = [state for state in self.blocks.values() if state.reducing is not None]
         self.tallies = ShareTallies()
         self.story: deque[tuple[Hashable, ...]] = deque(maxlen=limits.STORY_EVENTS_MAX)
-        self._answers: dict[tuple[bytes, int], Waiting] = {}
+        self._open = OpenAnswers()
         self._gated: dict[int, BlockState] = {}  # blocks with open gates
-        self._parking: dict[int, BlockState] = {}  # blocks with parked answers
 
     # ---- events --------------------------------------------------------------------------------------------
 
@@ -133,10 +133,10 @@ class ShareCore:
         refusal = self._admit(event)
         if refusal is not None:
             return refusal
-        waiting = self._wait_for(event, event.clock)
+        waiting = self._open.wait_for(event, event.clock)
         waiting.write = event.buffer
         state = self.blocks[event.block]
-        self._park(state, waiting)
+        self._open.park(state, waiting)
         return self._and_its_mark(event, self._release_parked(state))
 
     def pull(self, origin: Any, clock: int, block: int, seg_begin: int, seg_end: int) -> list[Effect]:
@@ -148,7 +148,7 @@ class ShareCore:
         waiting = Waiting(origin, b"", 0, clock, block, seg_begin, seg_end, True)
         if self._may_read(state, waiting):
             return [self._answer_of(waiting)]
-        self._park(state, waiting)
+        self._open.park(state, waiting)
         return []
 
     def refuse(self, event: Push, status: Status = Status.RETRY) -> list[Effect]:
@@ -199,8 +199,7 @@ class ShareCore:
 
     def end_session(self, session: bytes) -> list[Effect]:
         """The scheduler has ended `session`: its integers go, nothing waits for it or is taken of it."""
-        for key in [key for key in self._answers if key[0] == session]:
-            self._answers.pop(key).forgotten = True
+        self._open.end_session(session)
         effects = self._drop_unfinished(session)
         self.sessions.end(session)
         self.stamps.end(session, self.clocks.closed.get(session, 0) - 1)
@@ -242,13 +241,7 @@ class ShareCore:
 
     def drop_origin(self, connection: Any) -> None:
         """A connection closed: its parked pulls go; the answers of its pushes wait for it to come back."""
-        for index, state in list(self._parking.items()):
-            state.parked = [w for w in state.parked if w.session or w.origin[0] is not connection]
-            if not state.parked:
-                del self._parking[index]
-        for waiting in self._answers.values():
-            if waiting.origin is not None and waiting.origin[0] is connection:
-                waiting.origin = None
+        self._open.drop_origin(connection)
 
     # ---- admission -----------------------------------------------------------------------------------------
 
@@ -276,7 +269,7 @@ class ShareCore:
     def _repeat(self, event: Push) -> list[Effect]:
         """The entry was admitted before: its answer goes to where it is asked for now."""
         self.tallies.duplicates += 1
-        waiting = self._answers.get((event.session, event.seq))
+        waiting = self._open.find(event)
         if waiting is not None:
             waiting.origin = event.origin
             return [Release(event.buffer)]
@@ -318,12 +311,6 @@ class ShareCore:
             aux = self.blocks[event.block].updates[event.seg_begin]
         return Answer(event.origin, status, event.block, event.seg_begin, event.seg_end, values, aux, error)
 
-    def _wait_for(self, event: Push, clock: int, remaining: int = 0) -> Waiting:
-        """Register an answer that is released later; `remaining` counts segments whose step is open."""
-        waiting = Waiting.of(event, clock, remaining)
-        self._answers[event.session, event.seq] = waiting
-        return waiting
-
     # ---- BSP -----------------------------------------------------------------------------------------------
 
     def _contribute(self, event: Push) -> list[Effect]:
@@ -333,7 +320,7 @@ class ShareCore:
         effects: list[Effect] = []
         waiting = contribution = None
         if event.finite and event.refusal is None:
-            waiting = self._wait_for(event, event.clock, event.seg_end - event.seg_begin)
+            waiting = self._open.wait_for(event, event.clock, event.seg_end - event.seg_begin)
             contribution = Contribution.of(event, self.clocks.rank(event.session))
         else:
             effects = self._reject(event)
@@ -383,9 +370,9 @@ class ShareCore:
         begin, end, reducing = event.seg_begin, event.seg_end, state.reducing
         if not event.values or reducing is None or not reducing.holds(state, begin, end, event.clock + 1):
             return [self._answer(event, Status.LATE, values=event.values)]
-        waiting = self._wait_for(event, event.clock + 1)
+        waiting = self._open.wait_for(event, event.clock + 1)
         waiting.late = True
-        self._park(state, waiting)
+        self._open.park(state, waiting)
         return []
 
     def _complete(self, state: BlockState, clock: int, seg_begin: int, seg_end: int) -> list[Effect]:
@@ -448,7 +435,7 @@ class ShareCore:
         for waiting in run.waiting:
             waiting.remaining -= seg_end - seg_begin
             if waiting.remaining == 0 and not waiting.forgotten:
-                del self._answers[waiting.session, waiting.seq]
+                self._open.close(waiting)
                 if waiting.origin is not None:
                     released.append(waiting)
         state.applied[seg_begin:seg_end] = [clock + 1] * (seg_end - seg_begin)
@@ -496,7 +483,7 @@ class ShareCore:
                 effects += self._complete(state, clock, 0, len(state.applied))
         for state in self._reduced:
             effects += self._reduce(state)
-        for state in list(self._parking.values()):
+        for state in list(self._open.parking.values()):
             effects += self._release_parked(state)
         self.stamps.prune(self.clocks.closed_min)
         return effects
@@ -506,17 +493,16 @@ class ShareCore:
         effects: list[Effect] = []
         forgotten: list[Waiting] = []
         closed = self.clocks.closed.get(session, 0)
-        for state in {**self._gated, **self._parking}.values():
+        for state in {**self._gated, **self._open.parking}.values():
             unused, waited = gate_runs.drop_session(state, session, closed)
             effects += [Release(contribution.buffer) for contribution in unused]
             effects += [Release(waiting.write) for waiting in waited if waiting.write is not None]
             forgotten += waited
-            if not state.parked:
-                self._parking.pop(state.shape.index, None)
+            self._open.tidy([state])
         for waiting in forgotten:
             if not waiting.forgotten:
                 waiting.forgotten = True
-                del self._answers[session, waiting.seq]
+                self._open.close(waiting)
                 self.sessions.note_fate(session, waiting.seq, Status.LATE)
                 if waiting.origin is not None:
                     effects.append(waiting.answer(Status.LATE)._replace(values=False))
@@ -529,7 +515,7 @@ class ShareCore:
             return self._reject(event)
         state = self.blocks[event.block]
         self.tallies.apply(event.clock - self.clocks.closed_min)
-        waiting = self._wait_for(event, event.clock + 1)
+        waiting = self._open.wait_for(event, event.clock + 1)
         at_once = not event.values or self._may_read(state, waiting)
         sources = (Source(event.buffer, 0, 1.0, event.session),)
         fused = waiting if at_once and event.values else None
@@ -537,11 +523,11 @@ class ShareCore:
         found = gate_runs.applies(state, event.seg_begin, event.seg_end, sources, 1.0, event.clock, stamp)
         effects = self._applied(found, fused)
         if at_once:
-            del self._answers[event.session, event.seq]
+            self._open.close(waiting)
             if fused is None:
                 effects.append(self._answer_of(waiting))
         else:
-            self._park(state, waiting)
+            self._open.park(state, waiting)
         effects.append(Release(event.buffer))
         return effects
 
@@ -558,27 +544,15 @@ class ShareCore:
             return True
         return min(state.applied[waiting.seg_begin : waiting.seg_end]) >= waiting.clock
 
-    def _park(self, state: BlockState, waiting: Waiting) -> None:
-        state.parked.append(waiting)
-        self._parking[state.shape.index] = state
-
     def _release_parked(self, state: BlockState) -> list[Effect]:
         """Release what is parked on the block and may be read by now."""
         effects: list[Effect] = []
-        kept = []
-        for waiting in state.parked:
-            if not self._may_read(state, waiting):
-                kept.append(waiting)
-                continue
+        for waiting in self._open.take(state, self._may_read):
             if waiting.write is not None:
                 effects.append(Write(waiting.block, waiting.seg_begin, waiting.seg_end, waiting.write, False))
                 effects.append(Release(waiting.write))
-            self._answers.pop((waiting.session, waiting.seq), None)
             if waiting.origin is not None:
                 effects.append(self._answer_of(waiting))
-        state.parked = kept
-        if not kept:
-            self._parking.pop(state.shape.index, None)
         return effects
 
     def _answer_of(self, waiting: Waiting) -> Answer:
@@ -591,9 +565,8 @@ class ShareCore:
 
     def parked(self) -> int:
         """Answers that wait for a step or for other workers."""
-        pulls = sum(1 for state in self._parking.values() for waiting in state.parked if not waiting.session)
-        return pulls + len(self._answers)
+        return self._open.count()
 
     def validate(self) -> None:
         """Check the module's invariants (InvariantError)."""
-        share_invariants.check(self.blocks, self._gated, self._parking, self._answers, self.clocks, self.sessions)
+        share_invariants.check(self.blocks, self._gated, self._open, self.clocks, self.sessions)

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 
 from windlass_proto.errors import InvariantError
 from windlass_server import gate_runs
-from windlass_server.gate_runs import BlockState, Waiting
+from windlass_server.gate_runs import BlockState
+from windlass_server.open_answers import OpenAnswers
 from windlass_server.roster_clocks import RosterClocks
 from windlass_server.session_filter import SessionFilter
 from windlass_server.share_events import LEFT
@@ -18,8 +19,7 @@ from windlass_server.share_events import LEFT
 def check(
     blocks: Mapping[int, BlockState],
     gated: Mapping[int, BlockState],
-    parking: Mapping[int, BlockState],
-    answers: Mapping[tuple[bytes, int], Waiting],
+    answers: OpenAnswers,
     clocks: RosterClocks,
     sessions: SessionFilter,
 ) -> None:
@@ -35,7 +35,7 @@ def check(
         gate_runs.validate(state.gates, state.applied, reduced)
         if reducing is not None:
             reducing.validate(state.applied)
-        if (index in gated) != bool(state.gates) or (index in parking) != bool(state.parked):
+        if (index in gated) != bool(state.gates) or (index in answers.parking) != bool(state.parked):
             raise InvariantError("a block's open gates or parked answers are not listed", block=index)
         behind = min(state.gates, default=LEFT) < clocks.closed_min
         if behind and clocks.roster.started and not reduced:
@@ -44,7 +44,7 @@ def check(
             for waiting in run.waiting:
                 live[id(waiting)] = live.get(id(waiting), 0) + run.seg_end - run.seg_begin
         live |= {id(waiting): 0 for waiting in state.parked}
-    for key, waiting in answers.items():
+    for key, waiting in answers.by_seq.items():
         if key != (waiting.session, waiting.seq) or sessions.expected(waiting.session) <= waiting.seq:
             raise InvariantError("an answer waits for what was not admitted", seq=waiting.seq)
         if live.get(id(waiting)) != waiting.remaining or waiting.forgotten:

@@ -113,7 +113,7 @@ class AckOnReceipt(ShareCore):
 
     def push(self, event: Push) -> list[Effect]:
         effects = super().push(event)
-        waiting = self._answers.get((event.session, event.seq))
+        waiting = self._open.find(event)
         if waiting is not None and waiting.origin is not None:
             effects.append(waiting.answer(Status.OK))
             waiting.origin = None
@@ -139,7 +139,7 @@ class AnswersLost(ShareCore):
     """An answer that was on its way when the link broke stays with the old connection."""
 
     def _repeat(self, event: Push) -> list[Effect]:
-        waiting = self._answers.get((event.session, event.seq))
+        waiting = self._open.find(event)
         before = waiting.origin if waiting is not None else None
         effects = super()._repeat(event)
         if waiting is not None:
