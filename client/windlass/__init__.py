@@ -98,7 +98,9 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     where = _WHERE.get(name)
     if where is None:
-        raise AttributeError(f"module 'windlass' has no attribute {name!r}")
+        from windlass_proto.arguments import unknown_name
+
+        raise unknown_name("windlass", name, _WHERE)
     if not where:
         return importlib.import_module(f"windlass.{name}")
     return getattr(importlib.import_module(where), name)

@@ -3,6 +3,9 @@
 wl.optim.Adam(lr=wl.schedule.Cosine(1e-3, warmup=100, steps=2000))
 """
 
+from typing import TYPE_CHECKING, Any
+
+from windlass_proto.arguments import unknown_name
 from windlass_proto.schedules import (
     Chain,
     Constant,
@@ -28,3 +31,8 @@ __all__ = [
     "Step",
     "WarmUp",
 ]
+
+if not TYPE_CHECKING:  # type checkers say it by themselves
+
+    def __getattr__(name: str) -> Any:
+        raise unknown_name("windlass.schedule", name, __all__)

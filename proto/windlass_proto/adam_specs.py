@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from windlass_proto.arguments import refused_in_words
 from windlass_proto.hyper_parameters import (
     require_betas,
     require_flag,
@@ -17,6 +18,7 @@ from windlass_proto.hyper_parameters import (
 from windlass_proto.schedules import Rate
 
 
+@refused_in_words
 @dataclass(frozen=True, slots=True)
 class Adam:
     """Adam, with weight decay (if any) added to the gradient.
@@ -51,6 +53,7 @@ class Adam:
         require_flag(self, "amsgrad")
 
 
+@refused_in_words
 @dataclass(frozen=True, slots=True)
 class AdamW:
     """Adam with decoupled weight decay: the weight shrinks by lr * weight_decay, the moments never see it.
@@ -85,6 +88,7 @@ class AdamW:
         require_flag(self, "amsgrad")
 
 
+@refused_in_words
 @dataclass(frozen=True, slots=True)
 class NAdam:
     """Adam with Nesterov's momentum, whose share grows over the first steps.
@@ -121,6 +125,7 @@ class NAdam:
         require_flag(self, "decoupled_weight_decay")
 
 
+@refused_in_words
 @dataclass(frozen=True, slots=True)
 class Adamax:
     """Adam with a decaying maximum of the gradient's size in place of the second moment's root.
@@ -152,6 +157,7 @@ class Adamax:
         require_not_negative(self, "eps")
 
 
+@refused_in_words
 @dataclass(frozen=True, slots=True)
 class AdaBelief:
     """Adam that divides by how far gradients lie from their running mean, not by their size.
@@ -183,6 +189,7 @@ class AdaBelief:
         require_positive(self, "eps")
 
 
+@refused_in_words
 @dataclass(frozen=True, slots=True)
 class FTML:
     """Follow the moving leader: FTRL that forgets, with Adam's rates.

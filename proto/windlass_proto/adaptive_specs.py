@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from windlass_proto.arguments import refused_in_words
 from windlass_proto.hyper_parameters import (
     require_flag,
     require_not_negative,
@@ -17,6 +18,7 @@ from windlass_proto.hyper_parameters import (
 from windlass_proto.schedules import Rate
 
 
+@refused_in_words
 @dataclass(frozen=True, slots=True)
 class Adagrad:
     """Adagrad: each parameter's rate falls with the sum of its squared gradients.
@@ -49,6 +51,7 @@ class Adagrad:
         require_not_negative(self, "lr_decay", "initial_accumulator_value", "eps")
 
 
+@refused_in_words
 @dataclass(frozen=True, slots=True)
 class Adadelta:
     """Adadelta: steps in the size of earlier steps, so that no rate needs to be chosen.
@@ -80,6 +83,7 @@ class Adadelta:
         require_positive(self, "eps")
 
 
+@refused_in_words
 @dataclass(frozen=True, slots=True)
 class RMSprop:
     """RMSprop: gradients divided by the root of a running mean of their squares.
@@ -116,6 +120,7 @@ class RMSprop:
         require_flag(self, "centered")
 
 
+@refused_in_words
 @dataclass(frozen=True, slots=True)
 class FTRL:
     """FTRL-Proximal: Adagrad's rates with an L1 penalty that makes weights exactly 0.

@@ -14,7 +14,6 @@ Invariant: a spec is a value; equal specs encode equal values with equal seeds t
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, TypeAlias
@@ -22,6 +21,7 @@ from typing import Any, ClassVar, Final, TypeAlias
 from google.protobuf.message import Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
+from windlass_proto.arguments import refused_in_words
 from windlass_proto.errors import ProtocolError, UsageError
 from windlass_proto.gen import codecs_pb2
 
@@ -29,6 +29,7 @@ BLOCK_MIN: Final = 64
 BLOCK_MAX: Final = 65_536
 
 
+@refused_in_words
 @dataclass(frozen=True, slots=True)
 class Float16:
     """IEEE half precision, rounded to nearest even: 2 bytes a value. What exceeds 65,504 is cut to it."""
@@ -37,6 +38,7 @@ class Float16:
     exact: ClassVar[bool] = True
 
 
+@refused_in_words
 @dataclass(frozen=True, slots=True)
 class BFloat16:
     """The upper half of a float32, rounded to nearest even: 2 bytes a value, float32's range."""
@@ -45,6 +47,7 @@ class BFloat16:
     exact: ClassVar[bool] = True
 
 
+@refused_in_words
 @dataclass(frozen=True, slots=True)
 class Int8:
     """Values of a block as multiples of max|x| / 127, rounded to nearest even: 1 byte a value, 4 a block.
@@ -60,6 +63,7 @@ class Int8:
         _check_block("Int8", self.block)
 
 
+@refused_in_words
 @dataclass(frozen=True, slots=True)
 class OneBit:
     """Signs, times the mean of |x| over a block: 1 bit a value, 4 bytes a block.
@@ -75,6 +79,7 @@ class OneBit:
         _check_block("OneBit", self.block)
 
 
+@refused_in_words
 @dataclass(frozen=True, slots=True)
 class TwoBit:
     """threshold where x >= threshold, -threshold where x <= -threshold, else 0: 2 bits a value.
@@ -92,6 +97,7 @@ class TwoBit:
         _check_number("TwoBit", "threshold", self.threshold, 1e-30, 1e30)
 
 
+@refused_in_words
 @dataclass(frozen=True, slots=True)
 class TopK:
     """The `ratio` of values that are largest in magnitude, ties by place, with their places: 8 bytes each.
@@ -107,6 +113,7 @@ class TopK:
         _check_number("TopK", "ratio", self.ratio, 1e-6, 0.5)
 
 
+@refused_in_words
 @dataclass(frozen=True, slots=True)
 class RandomK:
     """One value from each of ratio * n equal runs, at a place that a seed says: 4 bytes each and 8 for the seed.
@@ -124,6 +131,7 @@ class RandomK:
         _check_seed("RandomK", self.seed)
 
 
+@refused_in_words
 @dataclass(frozen=True, slots=True)
 class Dithering:
     """|x| / max|x| of a block rounded up or down by chance to a level, so that its mean is x: `bits` a value.
@@ -140,8 +148,10 @@ class Dithering:
     exact: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if self.bits not in (4, 8):
+        if type(self.bits) is not int or self.bits not in (4, 8):
             raise UsageError("Dithering takes 4 or 8 bits", bits=self.bits, next_move="Change bits.")
+        if not isinstance(self.natural, bool):
+            raise UsageError("Dithering takes natural=True or False", natural=repr(self.natural)[:80])
         _check_block("Dithering", self.block)
         _check_seed("Dithering", self.seed)
 
@@ -211,7 +221,7 @@ def _check_block(codec: str, block: object) -> None:
 
 
 def _check_number(codec: str, name: str, number: object, least: float, most: float) -> None:
-    good = isinstance(number, int | float) and not isinstance(number, bool) and math.isfinite(number)
+    good = isinstance(number, int | float) and not isinstance(number, bool)
     if not good or not least <= float(number) <= most:  # type: ignore[arg-type]
         raise UsageError(
             f"{codec} takes a {name} from {least:g} to {most:g}", **{name: number}, next_move=f"Change {name}."

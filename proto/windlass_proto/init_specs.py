@@ -19,6 +19,7 @@ import math
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
+from windlass_proto.arguments import is_number, refused_in_words
 from windlass_proto.errors import ProtocolError, UsageError
 from windlass_proto.gen import control_pb2
 
@@ -31,6 +32,7 @@ NORMAL_CENTRE: Final = 4 * 65535
 NORMAL_DEVIATION: Final = math.sqrt(8 * (2**32 - 1) / 12)
 
 
+@refused_in_words
 @dataclass(frozen=True, slots=True)
 class Zeros:
     """Every value is 0."""
@@ -40,6 +42,7 @@ class Zeros:
         return CONSTANT, 0.0, 0.0, 0
 
 
+@refused_in_words
 @dataclass(frozen=True, slots=True)
 class Constant:
     """Every value is `value`, finite."""
@@ -54,6 +57,7 @@ class Constant:
         return CONSTANT, float(self.value), 0.0, 0
 
 
+@refused_in_words
 @dataclass(frozen=True, slots=True)
 class Uniform:
     """Values are even in [low, high), in steps of (high - low) / 2**24."""
@@ -73,6 +77,7 @@ class Uniform:
         return UNIFORM, float(self.low), (float(self.high) - float(self.low)) / (1 << 24), self.seed
 
 
+@refused_in_words
 @dataclass(frozen=True, slots=True)
 class Normal:
     """Values are near normal (see the module) with deviation `std` >= 0 around `mean`."""
@@ -131,7 +136,7 @@ def from_message(message: control_pb2.Init) -> InitSpec:
 
 def _finite(name: str, **values: float) -> None:
     for field, value in values.items():
-        if isinstance(value, bool | str) or not math.isfinite(value):
+        if not is_number(value) or not math.isfinite(value):
             raise UsageError(f"{name} takes a finite {field}", **{field: value}, next_move=f"Change {field}.")
 
 

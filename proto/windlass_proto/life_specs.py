@@ -20,12 +20,14 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
 from windlass_proto import limits
+from windlass_proto.arguments import is_number, refused_in_words
 from windlass_proto.errors import ProtocolError, UsageError
 from windlass_proto.gen import control_pb2
 
 _STEPS_MAX: Final = (1 << 31) - 1
 
 
+@refused_in_words
 @dataclass(frozen=True, slots=True)
 class Count:
     """An id is given a row by its `n`-th push (under "bsp": by the n-th step in which somebody pushes to it).
@@ -40,6 +42,7 @@ class Count:
         _whole("Count", "n", self.n, limits.ADMISSION_COUNT_MAX)
 
 
+@refused_in_words
 @dataclass(frozen=True, slots=True)
 class Probability:
     """Each push of an id without a row gives it one with probability `p`, drawn from a hash of seed, id and step."""
@@ -48,13 +51,14 @@ class Probability:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if isinstance(self.p, bool | str) or not 0.0 < self.p <= 1.0:
+        if not is_number(self.p) or not 0.0 < self.p <= 1.0:
             raise UsageError("Probability takes p above 0, up to 1", p=self.p)
         object.__setattr__(self, "p", float(self.p))
         if type(self.seed) is not int or not 0 <= self.seed < 1 << 64:
             raise UsageError("Probability takes a seed of 0 to 2**64 - 1", seed=self.seed)
 
 
+@refused_in_words
 @dataclass(frozen=True, slots=True)
 class TTL:
     """A row that no push has named for more than `steps` steps is gone."""
@@ -65,6 +69,7 @@ class TTL:
         _whole("TTL", "steps", self.steps, _STEPS_MAX)
 
 
+@refused_in_words
 @dataclass(frozen=True, slots=True)
 class LRU:
     """Of more than `rows_max` rows those go that were pushed to least recently. See `Score` on rows_max."""
@@ -75,6 +80,7 @@ class LRU:
         _rows_max("LRU", self.rows_max)
 
 
+@refused_in_words
 @dataclass(frozen=True, slots=True)
 class LFU:
     """Of more than `rows_max` rows those go that were pushed to least often, 2**24 at most. See `Score` on rows_max."""
@@ -85,6 +91,7 @@ class LFU:
         _rows_max("LFU", self.rows_max)
 
 
+@refused_in_words
 @dataclass(frozen=True, slots=True)
 class Score:
     """Of more than `rows_max` rows those of the lowest score go: pushes, each worth half after `half_life` steps.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from windlass_proto.arguments import refused_in_words
 from windlass_proto.errors import UsageError
 from windlass_proto.hyper_parameters import (
     require_betas,
@@ -20,6 +21,7 @@ from windlass_proto.hyper_parameters import (
 from windlass_proto.schedules import Rate
 
 
+@refused_in_words
 @dataclass(frozen=True, slots=True)
 class SGD:
     """Stochastic gradient descent, with momentum (Polyak or Nesterov) if `momentum` is not 0.
@@ -61,6 +63,7 @@ class SGD:
             )
 
 
+@refused_in_words
 @dataclass(frozen=True, slots=True)
 class Signum:
     """A step of size lr along the sign of the momentum; without momentum this is signSGD.
@@ -89,6 +92,7 @@ class Signum:
         require_share(self, "momentum")
 
 
+@refused_in_words
 @dataclass(frozen=True, slots=True)
 class Lion:
     """A step of size lr along the sign of a mean of momentum and gradient, with decoupled weight decay.
@@ -117,6 +121,7 @@ class Lion:
         require_betas(self)
 
 
+@refused_in_words
 @dataclass(frozen=True, slots=True)
 class DCASGD:
     """SGD for late gradients: each is corrected by how far the weights moved since its worker last saw them.
@@ -156,6 +161,7 @@ class DCASGD:
         require_positive(self, "eps")
 
 
+@refused_in_words
 @dataclass(frozen=True, slots=True)
 class Sum:
     """What is pushed is added: w = w + scale * gradient. For counters, statistics and means of weights.

@@ -10,13 +10,13 @@ must be beyond their kinds is the rule's own affair, on the servers.
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
 
+from windlass_proto import arguments
 from windlass_proto.errors import ProtocolError, UsageError
 from windlass_proto.gen import control_pb2, rules_pb2
 from windlass_proto.hyper_parameters import require_not_negative, require_positive
@@ -187,7 +187,7 @@ def check_servers(rule: OwnRule, servers: Mapping[str, tuple[InstalledRule, ...]
 
 def _absent(rule: OwnRule, server: str, rules: tuple[InstalledRule, ...], wanted: str) -> UsageError:
     known = [each.name for each in rules]
-    near = difflib.get_close_matches(rule.name, known, n=1, cutoff=0.4)
+    near = arguments.nearest(rule.name, known)
     return UsageError(
         "a server does not have an update rule",
         rule=rule.name,
@@ -195,7 +195,7 @@ def _absent(rule: OwnRule, server: str, rules: tuple[InstalledRule, ...], wanted
         version_asked=wanted or "any",
         version_there="none",
         allowed_there=", ".join(f"{each.name}=={each.version}" for each in rules) or "none",
-        next_move=(f"Did you mean {near[0]}? " if near else "")
+        next_move=(f"Did you mean {near}? " if near else "")
         + f"Install its package there and start the server with --allow-rule {rule.name}.",
     )
 
@@ -207,11 +207,8 @@ def _check_fields(rule: OwnRule, installed: InstalledRule) -> None:
     given |= {name: 0.0 for name in SHARED if getattr(rule, name) is not None}
     for name, value in given.items():
         if name not in fields:
-            near = difflib.get_close_matches(name, list(fields), n=1, cutoff=0.4)
             raise UsageError(
-                f"{rule.name} has no such hyper-parameter",
-                given=name,
-                next_move=(f"Did you mean {near[0]}? " if near else "") + f"Known: {', '.join(fields)}.",
+                f"{rule.name} has no such hyper-parameter", given=name, next_move=arguments.did_you_mean(name, fields)
             )
         kind = kind_of(rule.name, name, value)
         if kind != fields[name] and (kind, fields[name]) != ("integer", "number"):

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from windlass_proto.arguments import refused_in_words
 from windlass_proto.hyper_parameters import require_not_negative, require_positive, require_shared
 from windlass_proto.schedules import Rate
 
 
+@refused_in_words
 @dataclass(frozen=True, slots=True)
 class RowWiseAdagrad:
     """Adagrad with one sum a row, of the means of its squared gradients: a table costs its rows and little more.
@@ -41,6 +43,7 @@ class RowWiseAdagrad:
         require_not_negative(self, "lr_decay", "initial_accumulator_value", "eps")
 
 
+@refused_in_words
 @dataclass(frozen=True, slots=True)
 class GroupAdagrad:
     """Row-wise Adagrad with a group lasso: rows that gradients do not hold up become exactly 0.
@@ -69,6 +72,7 @@ class GroupAdagrad:
         require_not_negative(self, "l21", "initial_accumulator_value", "eps")
 
 
+@refused_in_words
 @dataclass(frozen=True, slots=True)
 class GroupFTRL:
     """FTRL-Proximal with one rate a row, and penalties on values (l1), on their squares (l2) and on whole rows (l21).

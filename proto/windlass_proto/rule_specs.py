@@ -13,7 +13,6 @@ which hands the server to whoever can write to it.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Mapping
 from typing import Any, Final, TypeAlias
 
@@ -23,6 +22,7 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 from windlass_proto import own_rules
 from windlass_proto.adam_specs import FTML, AdaBelief, Adam, Adamax, AdamW, NAdam
 from windlass_proto.adaptive_specs import FTRL, Adadelta, Adagrad, RMSprop
+from windlass_proto.arguments import did_you_mean
 from windlass_proto.consistency import Consistency, Mode
 from windlass_proto.errors import ProtocolError, UsageError
 from windlass_proto.gen import rules_pb2
@@ -145,12 +145,12 @@ def from_name(name: str, hyper_parameters: Mapping[str, object]) -> RuleSpec:
         UsageError: if no rule has that name or no such hyper-parameter, or a value is not valid.
     """
     if name not in RULES:
-        raise UsageError("no update rule has this name", name=name, next_move=_did_you_mean(name, RULES))
+        raise UsageError("no update rule has this name", name=name, next_move=did_you_mean(name, RULES))
     cls = RULES[name]
     known = [field.name for field in dataclasses.fields(cls)]
     for given in hyper_parameters:
         if given not in known:
-            raise UsageError(f"{name} has no such hyper-parameter", given=given, next_move=_did_you_mean(given, known))
+            raise UsageError(f"{name} has no such hyper-parameter", given=given, next_move=did_you_mean(given, known))
     if cls is SGD and "lr" not in hyper_parameters:
         raise UsageError("sgd has no default learning rate", given=sorted(hyper_parameters), next_move="Give lr.")
     return cls(**hyper_parameters)  # type: ignore[arg-type]  # a spec checks its own values
@@ -236,7 +236,7 @@ def changed(spec: RuleSpec, values: Mapping[str, object]) -> RuleSpec:
         known = [each for each in SCHEDULED if getattr(spec, each) is not None]
     for given in values:
         if given not in known:
-            raise UsageError(f"{name} has no such hyper-parameter", given=given, next_move=_did_you_mean(given, known))
+            raise UsageError(f"{name} has no such hyper-parameter", given=given, next_move=did_you_mean(given, known))
         before, after = getattr(spec, given), values[given]
         switched = isinstance(before, bool) or (given in SWITCHES and bool(before) != bool(after))
         if switched or given in ONLY_AT_FIRST:
@@ -350,9 +350,3 @@ def _refuse_unknown_fields(message: Message, what: str, **known: str) -> None:
             **known,
             next_move="Run the same release on both sides.",
         )
-
-
-def _did_you_mean(name: str, known: Mapping[str, object] | list[str]) -> str:
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.4)
-    listed = f"Known: {', '.join(known)}."
-    return f"Did you mean {near[0]}? {listed}" if near else listed

@@ -24,6 +24,7 @@ from google.protobuf.message import Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
 from windlass_proto import limits
+from windlass_proto.arguments import refused_in_words
 from windlass_proto.errors import ProtocolError, UsageError
 from windlass_proto.gen import rules_pb2
 
@@ -37,6 +38,7 @@ _PI: Final = 3.141592653589793
 _LN_2: Final = 0.6931471805599453
 
 
+@refused_in_words
 @dataclass(frozen=True, slots=True)
 class Constant:
     """lr at every step."""
@@ -50,6 +52,7 @@ class Constant:
         return self.lr
 
 
+@refused_in_words
 @dataclass(frozen=True, slots=True)
 class Step:
     """lr * gamma ** (clock // step_size)."""
@@ -67,6 +70,7 @@ class Step:
         return self.lr * _whole_power(self.gamma, clock // self.step_size)
 
 
+@refused_in_words
 @dataclass(frozen=True, slots=True)
 class MultiStep:
     """lr * gamma ** (the number of milestones that are <= clock)."""
@@ -90,6 +94,7 @@ class MultiStep:
         return self.lr * _whole_power(self.gamma, bisect_right(self.milestones, clock))
 
 
+@refused_in_words
 @dataclass(frozen=True, slots=True)
 class Polynomial:
     """end + (lr - end) * (1 - clock / steps) ** power, and `end` from `steps` on."""
@@ -109,6 +114,7 @@ class Polynomial:
         return _between(self.end, self.lr, _power((self.steps - clock) / self.steps, self.power))
 
 
+@refused_in_words
 @dataclass(frozen=True, slots=True)
 class Cosine:
     """Half a cosine from lr to `end`, over `steps` steps of which the first `warmup` rise linearly from 0 to lr."""
@@ -134,6 +140,7 @@ class Cosine:
         return _between(self.end, self.lr, (1.0 + cos_pi(share)) / 2.0)
 
 
+@refused_in_words
 @dataclass(frozen=True, slots=True)
 class InverseSqrt:
     """lr * sqrt(warmup / clock), after `warmup` steps that rise linearly from 0 to lr.
@@ -154,6 +161,7 @@ class InverseSqrt:
         return self.lr * math.sqrt(self.warmup / clock)
 
 
+@refused_in_words
 @dataclass(frozen=True, slots=True)
 class WarmUp:
     """From `start` linearly to what `into` begins with, over `steps` steps; then `into`, from its own clock 0."""
@@ -174,6 +182,7 @@ class WarmUp:
         return _between(self.start, self.into.value(0), clock / self.steps)
 
 
+@refused_in_words
 @dataclass(frozen=True, slots=True)
 class Chain:
     """One schedule after the other: (schedule, steps), each from its own clock 0; the last one goes on."""
@@ -202,6 +211,7 @@ class Chain:
         return self.parts[-1][0].value(clock)
 
 
+@refused_in_words
 @dataclass(frozen=True, slots=True)
 class Plateau:
     """lr, until a logged metric has not got better for `patience` values: then worker 0 sets lr * factor, and so on.
@@ -224,7 +234,7 @@ class Plateau:
         metric: object = self.metric
         if not (isinstance(metric, str) and 1 <= len(metric.encode()) <= limits.NAME_BYTES_MAX):
             raise UsageError("Plateau takes the name of a logged metric", metric=repr(metric)[:80])
-        if self.factor >= 1 or self.rises not in (True, False):
+        if self.factor >= 1 or not isinstance(self.rises, bool):
             raise UsageError("Plateau takes factor < 1, rises=True or False", factor=self.factor, rises=self.rises)
 
     def value(self, clock: int) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from windlass_proto.arguments import refused_in_words
 from windlass_proto.hyper_parameters import (
     require_betas,
     require_not_negative,
@@ -19,6 +20,7 @@ from windlass_proto.hyper_parameters import (
 from windlass_proto.schedules import Rate
 
 
+@refused_in_words
 @dataclass(frozen=True, slots=True)
 class LAMB:
     """Adam's direction, scaled so that each tensor moves by lr times its own norm.
@@ -50,6 +52,7 @@ class LAMB:
         require_not_negative(self, "eps")
 
 
+@refused_in_words
 @dataclass(frozen=True, slots=True)
 class LARS:
     """SGD with momentum, whose rate is scaled for each tensor to trust_coefficient times weight norm by gradient norm.
