@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from windlass import actions, live_changes, saved_rules
+from windlass import actions, live_changes, residuals, saved_rules
 from windlass._version import __version__
 from windlass.arrays import as_numpy
 from windlass.data_link import InFrame
@@ -37,7 +37,7 @@ from windlass_proto.frames import Op
 
 if TYPE_CHECKING:
     from windlass.store import Store
-    from windlass_proto.checkpoint_format import Manifest, Part
+    from windlass_proto.checkpoint_format import Manifest, Part, Residual
     from windlass_proto.gen import control_pb2
 
 # An order belongs to no step: it neither waits for a step's credit nor holds any back.
@@ -69,6 +69,7 @@ class Saving:
         self._ended = False
         self._error: Exception | None = None
         self._thread: threading.Thread | None = None
+        self._gathering: residuals.Gathering | None = None
         self._asking: control_pb2.AgreeRequest | None = None
 
     def __repr__(self) -> str:
@@ -82,7 +83,7 @@ class Saving:
         """
         if self._thread is not None:
             self._thread.join()
-        elif not self._ended and self._asking is not None:
+        if not self._ended and self._asking is not None:
             self._await_writer(self._asking)
         self.seen = True
         if self._error is not None:
@@ -91,7 +92,7 @@ class Saving:
 
     @property
     def writes(self) -> bool:
-        """Does this worker write the manifest?"""
+        """Does this worker write the manifest, or what it keeps back?"""
         return self._thread is not None
 
     def end(self) -> None:
@@ -101,16 +102,21 @@ class Saving:
 
     # ---- the worker that carries it out ------------------------------------------------------------------------------
 
-    def write(self, asking: control_pb2.AgreeRequest, written: Ticket, making: _Making) -> None:
+    def write(
+        self, asking: control_pb2.AgreeRequest, written: Ticket, making: _Making, gathering: residuals.Gathering | None
+    ) -> None:
         """Begin the thread that waits for the parts and writes the manifest."""
         action = actions.ask(self._store, asking, "a checkpoint")
+        self._gathering = gathering
         self._thread = threading.Thread(target=self._write, args=(action.action_id, written, making), name="checkpoint")
         self._thread.start()
 
     def _write(self, action_id: int, written: Ticket, making: _Making) -> None:
         try:
+            if self._gathering is not None:
+                self._gathering.write()
             written.result()
-            making.finish(self.path)
+            making.finish(self.path, self._gathering.collect() if self._gathering is not None else ())
         except Exception as error:  # noqa: BLE001 - a thread's root: `result` raises it
             self._error = error
         result = "" if self._error is None else _error_text(self._error)
@@ -121,9 +127,16 @@ class Saving:
 
     # ---- the others --------------------------------------------------------------------------------------------------
 
-    def wait_for_writer(self, asking: control_pb2.AgreeRequest) -> None:
-        """Another worker carries it out: `result` asks what came of it."""
+    def wait_for_writer(self, asking: control_pb2.AgreeRequest, gathering: residuals.Gathering | None) -> None:
+        """Another worker carries it out: `result` asks what came of it. This one writes what it keeps back."""
         self._asking = asking
+        if gathering is not None:
+            self._thread = threading.Thread(target=self._write_residual, args=(gathering,), name="residual")
+            self._thread.start()
+
+    def _write_residual(self, gathering: residuals.Gathering) -> None:
+        with contextlib.suppress(WindlassError):  # the scheduler is away: then nobody hears of the checkpoint either
+            gathering.write()
 
     def _await_writer(self, asking: control_pb2.AgreeRequest) -> None:
         from windlass_proto import checkpoint_format
@@ -160,11 +173,12 @@ class _Making:
         self._bands = _bands_by_server(store)
         self._manifest = _manifest(store, state)
 
-    def finish(self, folder: Path) -> None:
+    def finish(self, folder: Path, kept: tuple[Residual, ...]) -> None:
         """Write the manifest, then take away what is not part of it and what is too old."""
         from windlass_proto import checkpoint_format
 
-        manifest = replace(self._manifest, parts=tuple(self._part(server) for server in sorted(self.answers)))
+        parts = tuple(self._part(server) for server in sorted(self.answers))
+        manifest = replace(self._manifest, parts=parts, residuals=kept)
         checkpoint_format.write_manifest(folder, manifest)
         with contextlib.suppress(OSError):  # what is left over costs room, not the checkpoint
             checkpoint_format.sweep(folder, manifest)
@@ -201,7 +215,9 @@ def save(store: Store, root: Path, state: Mapping[str, Any] | None, keep_last: i
     reply = actions.ask(store, cut, "a checkpoint")
     if not reply.granted:
         _raise(reply.result)
-        saving.wait_for_writer(written)
+        told = json.loads(reply.result or "{}")  # a release before this one said nothing
+        part = residuals.gathering(store, saving.path, told["attempt"], call) if "attempt" in told else None
+        saving.wait_for_writer(written, part)
         return saving
     try:
         _check_folder(store, saving.path)
@@ -211,8 +227,8 @@ def save(store: Store, root: Path, state: Mapping[str, Any] | None, keep_last: i
         actions.agreed(store, reply.action_id, _error_text(error))
         raise
     ticket = _order(store, Phase.WRITE, making.key, saving.path, attempt=making.attempt, answers=making.answers)
-    saving.write(written, ticket, making)
-    actions.agreed(store, reply.action_id)
+    saving.write(written, ticket, making, residuals.gathering(store, saving.path, making.attempt, call))
+    actions.agreed(store, reply.action_id, json.dumps({"attempt": making.attempt}))
     return saving
 
 
@@ -411,6 +427,7 @@ def _load(store: Store, place: Path, *, needed: bool) -> str:
     folder, manifest = found
     if manifest.store != store.name:
         raise UsageError("a checkpoint is of another store", folder=folder, store=store.name, checkpoint=manifest.store)
+    residuals.check(folder, manifest)
     key = secrets.token_hex(16)
     before = manifest.step - store.clock
     try:
@@ -482,6 +499,7 @@ def _take(store: Store, result: str) -> tuple[Manifest, Resume]:
             digest=manifest.digest,
             expected=told["manifest"],
         )
+    residuals.bring_back(store, storage.place_of(told["folder"]), manifest, clock=told["clock"])
     take_offset(store, result)
     store.open.unstamp()
     live_changes.watch_plateau(store)

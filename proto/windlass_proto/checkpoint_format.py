@@ -3,6 +3,7 @@
     step-000123/
         part-0-5f2a91c4.safetensors     what server 0 held: weights, slots and update counts by block, rows by band
         part-1-5f2a91c4.safetensors
+        residual-0-5f2a91c4.safetensors what worker 0 kept back under codecs with feedback
         manifest.json                   what the parts are, what was declared, whose step, the user's state
 
 Invariant: a folder without a whole manifest is no checkpoint. The manifest carries a digest of itself and one of each
@@ -39,6 +40,7 @@ FORMAT_MAX: Final = 2
 MANIFEST: Final = "manifest.json"
 _FOLDER: Final = re.compile(r"step-(\d{6,18})")
 _PART: Final = re.compile(r"part-\d{1,5}-[0-9a-f]{8}\.safetensors")
+_RESIDUAL: Final = re.compile(r"residual-\d{1,5}-[0-9a-f]{8}\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,19 @@ class Part:
     digest: str
     blocks: tuple[tuple[int, int], ...]
     bands: tuple[tuple[int, int, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Residual:
+    """One file: what worker `rank` kept back, an array for each tensor in its shape.
+
+    A release that knows of none passes it by, and keeps nothing back at first.
+    """
+
+    rank: int
+    file: str
+    nbytes: int
+    digest: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,11 +126,18 @@ class Manifest:
     state: Mapping[str, Any] = field(default_factory=dict)
     tables: tuple[TableSpec, ...] = ()
     live: tuple[LiveChange, ...] = ()
+    residuals: tuple[Residual, ...] = ()
 
     @property
     def format(self) -> int:
         """The lowest format that holds all of it."""
         return 2 if self.tables or self.live else 1
+
+    @cached_property
+    def files(self) -> dict[str, int]:
+        """The files that it names, with their lengths."""
+        parts = {part.file: part.nbytes for part in self.parts}
+        return parts | {residual.file: residual.nbytes for residual in self.residuals}
 
     @cached_property
     def raw(self) -> bytes:
@@ -137,6 +159,8 @@ class Manifest:
             record["tables"] = [_table_record(table) for table in self.tables]
         if self.live:
             record["live"] = [_live_record(live) for live in self.live]
+        if self.residuals:
+            record["residuals"] = [_residual_record(residual) for residual in self.residuals]
         return json.dumps({"digest": _digest(record), **record}, indent=1).encode() + b"\n"
 
     @cached_property
@@ -155,6 +179,10 @@ def folder_name(step: int) -> str:
 
 def part_name(server: int, attempt: str) -> str:
     return f"part-{server}-{attempt}.safetensors"
+
+
+def residual_name(rank: int, attempt: str) -> str:
+    return f"residual-{rank}-{attempt}.safetensors"
 
 
 def check_part_name_untrusted(name: str) -> str:
@@ -185,7 +213,7 @@ def newest(root: Path, passed_over: Callable[[str], object]) -> tuple[Path, Mani
         except CorruptionError as error:
             passed_over(str(error))
             continue
-        torn = [part.file for part in manifest.parts if not _has_length(folder / part.file, part.nbytes)]
+        torn = [file for file, nbytes in manifest.files.items() if not _has_length(folder / file, nbytes)]
         if not torn:
             return folder, manifest
         passed_over(f"a checkpoint lacks a part or some of it (folder={folder}, part={torn[0]})")
@@ -198,10 +226,9 @@ def is_named_as_one(folder: Path) -> bool:
 
 
 def sweep(folder: Path, manifest: Manifest) -> None:
-    """Remove parts in a checkpoint's folder that it does not name: of attempts that came to nothing."""
-    named = {part.file for part in manifest.parts}
+    """Remove files in a checkpoint's folder that it does not name: of attempts that came to nothing."""
     for path in storage.listed(folder):
-        if _PART.fullmatch(path.name) and path.name not in named:
+        if _is_ours(path.name) and path.name not in manifest.files:
             path.unlink(missing_ok=True)
 
 
@@ -224,9 +251,13 @@ def _remove(folder: Path) -> None:
     """The manifest first, so that a half-removed folder is no checkpoint; other people's files stay."""
     (folder / MANIFEST).unlink(missing_ok=True)
     for path in storage.listed(folder):
-        if _PART.fullmatch(path.name) or path.name.startswith((".part-", f".{MANIFEST}.")):
+        if _is_ours(path.name) or path.name.startswith((".part-", ".residual-", f".{MANIFEST}.")):
             path.unlink(missing_ok=True)
     storage.remove_if_empty(folder)
+
+
+def _is_ours(name: str) -> bool:
+    return bool(_PART.fullmatch(name) or _RESIDUAL.fullmatch(name))
 
 
 def _step_of(folder: Path) -> int:
@@ -306,6 +337,7 @@ def _manifest_untrusted(record: Mapping[str, Any]) -> Manifest:
         state=record["state"],
         tables=tables,
         live=tuple(_live_untrusted(live) for live in record.get("live", [])),
+        residuals=tuple(map(residual_untrusted, record.get("residuals", []))),
     )
 
 
@@ -329,6 +361,27 @@ def _part_untrusted(part: Mapping[str, Any], groups: tuple[Group, ...], tables: 
         raise ValueError("a part names a band that its table lacks")
     file = check_part_name_untrusted(part["file"])
     return Part(file, _count(part["bytes"]), str(part["xxh3_128"]), blocks, bands)
+
+
+def _residual_record(residual: Residual) -> dict[str, Any]:
+    return {
+        "rank": residual.rank,
+        "file": residual.file,
+        "bytes": residual.nbytes,
+        "xxh3_128": residual.digest,
+    }
+
+
+def residual_untrusted(record: Mapping[str, Any]) -> Residual:
+    """Read one entry of a manifest's `residuals`.
+
+    Raises:
+        KeyError, TypeError, ValueError: it is none.
+    """
+    file = str(record["file"])
+    if not _RESIDUAL.fullmatch(file):
+        raise ValueError("a residual has another kind of name")
+    return Residual(_count(record["rank"]), file, _count(record["bytes"]), str(record["xxh3_128"]))
 
 
 def _position_untrusted(position: Mapping[str, Any]) -> Position:

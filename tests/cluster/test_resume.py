@@ -28,11 +28,12 @@ import numpy as np
 import windlass as wl
 from windlass.datasets import load_digits
 
-place, stops_at = sys.argv[1], int(sys.argv[2])
+TRAVELS = {{"plain": {{}}, "one bit": {{"codec": wl.codec.OneBit(block=64)}}}}
+place, stops_at, travels = sys.argv[1], int(sys.argv[2]), TRAVELS[sys.argv[3]]
 digits = runpy.run_path({str(DIGITS)!r})
 with wl.connect() as cluster:
     store = cluster.store("digits", consistency="bsp")
-    params = store.init(digits["initial"](0), optimizer=wl.optim.Adam(lr=1e-2))
+    params = store.init(digits["initial"](0), optimizer=wl.optim.Adam(lr=1e-2), **travels)
     rule = wl.optim.Adam(lr=wl.schedule.Step(0.1, step_size=30, gamma=0.5))
     table = store.table("seen", 4, rule, admit=wl.admit.Count(9), evict=wl.evict.TTL(1))
     print("resumed", store.resume(place), flush=True)
@@ -70,20 +71,21 @@ def last_line(out: str) -> list[str]:
     return out.splitlines()[-1].split()
 
 
-def test_a_run_killed_and_resumed_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("travels", ["plain", "one bit"])
+def test_a_run_killed_and_resumed_ends_as_an_undisturbed_one(travels: str, tmp_path: Path) -> None:
     ends = []
     for name in ("undisturbed", "killed"):
         run = tmp_path / name
         run.mkdir()
         place = str(run / "checkpoints")
         if name == "killed":
-            with running(run, place, str(STOPS_AT)) as (cluster, workers):
+            with running(run, place, str(STOPS_AT), travels) as (cluster, workers):
                 for rank in (0, 1):
                     workers.await_text(rank, "stopped")
                 for pid in (workers[0].process.pid, *cluster.pids.values(), workers[1].process.pid):
                     os.kill(pid, signal.SIGKILL)
             assert [folder.name for folder in checkpoint_format.folders(Path(place))] == ["step-000040", "step-000030"]
-        with running(run, place, "-1") as (_, workers):
+        with running(run, place, "-1", travels) as (_, workers):
             outs = [worker.out for worker in workers.finish()]
         begun = "None" if name == "undisturbed" else "Resume(step=40, epoch=1, state={'seen': 40})"
         assert all(out.startswith(f"resumed {begun}\n") for out in outs), outs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from windlass_proto import checkpoint_format as format_
-from windlass_proto.checkpoint_format import Group, Manifest, Part, Position
+from windlass_proto.checkpoint_format import Group, Manifest, Part, Position, Residual
 from windlass_proto.consistency import Consistency
 from windlass_proto.errors import CorruptionError
 from windlass_proto.group_specs import GroupSpec
@@ -44,6 +45,26 @@ def test_a_manifest_comes_back_as_it_was(tmp_path: Path) -> None:
     assert os.listdir(folder) == ["manifest.json"]
 
 
+def test_what_workers_kept_is_part_of_a_checkpoint_and_of_no_other_format(tmp_path: Path) -> None:
+    names = [format_.residual_name(1, attempt) for attempt in ("0badcafe", "00000000")]
+    folder = tmp_path / format_.folder_name(3)
+    folder.mkdir()
+    for name in names:
+        (folder / name).write_bytes(b"12345")
+    residual = Residual(1, names[0], 5, "ab")
+    with_it = dataclasses.replace(manifest(), residuals=(residual,))
+    format_.write_manifest(folder, with_it)
+    assert format_.read_manifest_untrusted(folder) == with_it
+    assert with_it.format == 1
+    assert format_.newest(tmp_path, print) == (folder, with_it)
+    format_.sweep(folder, with_it)
+    assert sorted(os.listdir(folder)) == ["manifest.json", names[0]], "what it does not name goes"
+    (folder / names[0]).write_bytes(b"1234")
+    passed: list[str] = []
+    assert format_.newest(tmp_path, passed.append) is None
+    assert names[0] in passed[0]
+
+
 def test_every_torn_manifest_is_refused_by_name(tmp_path: Path) -> None:
     folder = written(tmp_path, 3)
     raw = (folder / "manifest.json").read_bytes().rstrip()
@@ -75,8 +96,9 @@ def test_an_altered_manifest_is_refused(tmp_path: Path, before: str, after: str)
         {"groups": [{"dtype": "float32"}]},
         {"state": []},
         {"data": [{"loader": "x"}]},
+        {"residuals": [{"rank": 0, "file": "../residual-0-00000000.safetensors", "bytes": 1, "xxh3_128": ""}]},
     ],
-    ids=["count", "path", "block", "group", "state", "position"],
+    ids=["count", "path", "block", "group", "state", "position", "residual"],
 )
 def test_a_manifest_that_is_whole_and_nonsense_is_refused(tmp_path: Path, change: dict[str, object]) -> None:
     path = written(tmp_path, 3) / "manifest.json"
