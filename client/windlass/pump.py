@@ -508,7 +508,7 @@ class Pump:
             next_move="Look at `windlass status` and the server's log.",
         )
         lane = self.window.lanes[server]
-        for request in [*lane.inflight.values(), *lane.again, *(item[2] for item in lane.heap)]:
+        for request in [*lane.inflight.values(), *lane.again, *lane.queued()]:
             # It stays queued, so that what follows keeps its order; its values go nowhere.
             owner, request.owner, request.out = request.owner, None, None
             self._finish(owner, error)

@@ -19,12 +19,11 @@ Prior art: TCP's send window, and the task queues of ps-lite's customer, without
 
 from __future__ import annotations
 
-import heapq
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
+from windlass.lane import Lane, LaneMark
 from windlass_proto import limits
 from windlass_proto.errors import InvariantError, ProtocolError
 from windlass_proto.frames import Entry, EntryFlag, Flag, Op, Status
@@ -148,45 +147,6 @@ class Finished(NamedTuple):
     answer: Entry
 
 
-@dataclass(slots=True)
-class _Mark:
-    store: int
-    clock: int
-    leaves: bool
-    stamp: Stamp | None = None
-
-
-@dataclass(slots=True)
-class _Lane:
-    """One server's queue."""
-
-    up: bool = False
-    heap: list[tuple[int, int, Request]] = field(default_factory=list)
-    again: deque[Request] = field(default_factory=deque)  # frozen entries to send once more, in order
-    inflight: dict[int, Request] = field(default_factory=dict)
-    inflight_bytes: int = 0
-    marks: deque[_Mark] = field(default_factory=deque)
-    last_marks: dict[int, _Mark] = field(default_factory=dict)
-    waiting: dict[tuple[int, int], int] = field(default_factory=dict)  # (store, clock) -> entries not sent yet
-    flying: dict[tuple[int, int], int] = field(default_factory=dict)  # (store, clock) -> entries in flight
-    told: dict[int, int] = field(default_factory=dict)  # store -> the newest version whose record went over this link
-
-    def launch(self, request: Request) -> None:
-        self.inflight[request.tag] = request
-        self.inflight_bytes += request.nbytes
-        key = (request.store, request.clock)
-        self.flying[key] = self.flying.get(key, 0) + 1
-
-    def land(self, request: Request) -> None:
-        del self.inflight[request.tag]
-        self.inflight_bytes -= request.nbytes
-        _take_one(self.flying, (request.store, request.clock))
-
-    def completes_open_step(self, store: int, clock: int) -> bool:
-        """Does an entry of step `clock` belong to the oldest step under way?"""
-        return clock <= min((c for s, c in self.flying if s == store), default=clock)
-
-
 class WindowCore:
     """The window of one session over all servers. The driver's pump lock owns it."""
 
@@ -201,7 +161,7 @@ class WindowCore:
         self.generation = 0
         self.credit_bytes = credit_bytes
         self.frame_bytes = frame_bytes
-        self.lanes: dict[int, _Lane] = {}
+        self.lanes: dict[int, Lane] = {}
         self.seqs: dict[tuple[int, int], int] = {}
         self.stamps: dict[int, list[Stamp]] = {}  # store -> those given, in order
         self._returned: dict[tuple[int, int], dict[int, Request]] = {}  # share -> seq -> what came back
@@ -227,7 +187,7 @@ class WindowCore:
 
         `stamp` is that of the step, which each of them is told ahead of the mark, also where nothing was pushed.
         """
-        mark = _Mark(store, clock, leaves, stamp)
+        mark = LaneMark(store, clock, leaves, stamp)
         self._note_stamp(store, stamp)
         for server in servers:
             lane = self._lane(server)
@@ -268,7 +228,7 @@ class WindowCore:
             flags = Flag.MARK | (Flag.LEAVE if mark.leaves else 0)
         return OutFrame(store, flags, mark.clock if mark else 0, self.generation, requests)
 
-    def _records_ahead(self, lane: _Lane, store: int, requests: list[Request], mark: _Mark | None) -> list[Request]:
+    def _records_ahead(self, lane: Lane, store: int, requests: list[Request], mark: LaneMark | None) -> list[Request]:
         """The records that go ahead of a frame: of all stamps that this link was not told, up to the newest in it."""
         told = lane.told.get(store, 0)
         needed = {r.stamp.version: r.stamp for r in requests if r.stamp is not None and r.stamp.version > told}
@@ -283,7 +243,7 @@ class WindowCore:
             for _, s in sorted(needed.items())
         ]
 
-    def _take(self, lane: _Lane) -> list[Request]:
+    def _take(self, lane: Lane) -> list[Request]:
         """Requests of one store that fit a frame and the credit."""
         taken: list[Request] = []
         nbytes = 0
@@ -296,14 +256,14 @@ class WindowCore:
             if lane.again:
                 lane.again.popleft()
             else:
-                self._pop(lane, request)
+                lane.unqueue(request)
                 self._freeze(lane, request)
             lane.launch(request)
             nbytes += request.nbytes
             taken.append(request)
         return taken
 
-    def _head(self, lane: _Lane) -> Request | None:
+    def _head(self, lane: Lane) -> Request | None:
         """What goes next: the first in order, or, where the credit forbids that, the first of the oldest open step."""
         if lane.again:
             return lane.again[0]  # the credit let it go once
@@ -314,19 +274,9 @@ class WindowCore:
             return first
         if lane.completes_open_step(first.store, first.clock):
             return first
-        if not any(lane.completes_open_step(*key) for key in lane.waiting):
-            return None
-        return min(item for item in lane.heap if lane.completes_open_step(item[2].store, item[2].clock))[2]
+        return lane.first_to_complete()
 
-    def _pop(self, lane: _Lane, request: Request) -> None:
-        if lane.heap[0][2] is request:
-            heapq.heappop(lane.heap)
-        else:
-            lane.heap = [item for item in lane.heap if item[2] is not request]
-            heapq.heapify(lane.heap)
-
-    def _freeze(self, lane: _Lane, request: Request) -> None:
-        _take_one(lane.waiting, (request.store, request.clock))
+    def _freeze(self, lane: Lane, request: Request) -> None:
         self._wires += 1
         request.wire = self._wires
         request.tag = self._wires & 0xFFFFFFFF
@@ -335,13 +285,10 @@ class WindowCore:
             self._unanswered.setdefault(request.share, {})[request.seq] = request
         request.generation = self.generation
 
-    def _is_due(self, lane: _Lane, mark: _Mark) -> bool:
-        """Have all entries of the mark's step been sent, and sent again where a link broke?"""
-        if any(store == mark.store and clock <= mark.clock for store, clock in lane.waiting):
-            return False
-        return not any(request.store == mark.store for request in lane.again)
+    def _is_due(self, lane: Lane, mark: LaneMark) -> bool:
+        return lane.is_due(mark)
 
-    def _due_mark(self, lane: _Lane, store: int | None) -> _Mark | None:
+    def _due_mark(self, lane: Lane, store: int | None) -> LaneMark | None:
         """The newest due mark of `store` (None: of any), older ones being implied by it."""
         due = None
         for mark in lane.marks:
@@ -398,7 +345,7 @@ class WindowCore:
         unanswered = self._unanswered.get(request.share)
         return bool(unanswered) and expected < min(unanswered or (expected,))
 
-    def _return(self, lane: _Lane, request: Request) -> None:
+    def _return(self, lane: Lane, request: Request) -> None:
         """The server did not take the entry: once all its share's entries are back, they go again, in order."""
         if request.op not in WRITES:
             lane.again.append(request)
@@ -406,14 +353,14 @@ class WindowCore:
         self._returned.setdefault(request.share, {})[request.seq] = request
         self._resend_if_all_back(lane, request.share)
 
-    def _settle(self, lane: _Lane, request: Request) -> None:
+    def _settle(self, lane: Lane, request: Request) -> None:
         unanswered = self._unanswered[request.share]
         del unanswered[request.seq]
         if not unanswered:
             del self._unanswered[request.share]
         self._resend_if_all_back(lane, request.share)
 
-    def _resend_if_all_back(self, lane: _Lane, share: tuple[int, int]) -> None:
+    def _resend_if_all_back(self, lane: Lane, share: tuple[int, int]) -> None:
         """Resend once the first entry sent back and all after it are here.
 
         Those before it were admitted: under BSP their answers may wait for the very entries that came back.
@@ -442,7 +389,7 @@ class WindowCore:
                 back += self._returned.pop(share).values()
         lane.again = deque(sorted(back, key=lambda request: request.wire))
         lane.inflight, lane.inflight_bytes, lane.flying, lane.told = {}, 0, {}, {}
-        self._repeat_marks(lane)
+        lane.repeat_marks()
 
     def set_routing(self, server_of: Callable[[int], int], generation: int) -> None:
         """Shares have other owners: what is not on its way goes to them."""
@@ -455,19 +402,17 @@ class WindowCore:
             stay = [r for r in lane.again if server_of(r.share[1]) == server]
             moved += [r for r in lane.again if server_of(r.share[1]) != server]
             lane.again = deque(stay)
-            waiting = [r for _, _, r in lane.heap]
-            lane.heap, lane.waiting = [], {}
-            for request in waiting:
+            for request in lane.drain(lambda _: True):
                 self._queue(request)
         for request in sorted(moved, key=lambda request: request.wire):
             self._reroute(request)
-        newest: dict[int, _Mark] = {}
+        newest: dict[int, LaneMark] = {}
         for mark in (m for lane in self.lanes.values() for m in (*lane.last_marks.values(), *lane.marks)):
             known = newest.get(mark.store, mark)
             newest[mark.store] = max(known, mark, key=lambda m: (m.clock, m.leaves))
         for lane in self.lanes.values():
             lane.last_marks |= newest
-            self._repeat_marks(lane)
+            lane.repeat_marks()
 
     def _reroute(self, request: Request) -> None:
         """A frozen entry goes, as it is, to the present owner of its share."""
@@ -475,31 +420,22 @@ class WindowCore:
         request.generation = self.generation
         self._lane(request.server).again.append(request)
 
-    def _repeat_marks(self, lane: _Lane) -> None:
-        lane.marks.extendleft(mark for mark in lane.last_marks.values() if mark not in lane.marks)
-
     def _queue(self, request: Request) -> None:
         request.server = self.server_of(request.share[1])
-        lane = self._lane(request.server)
-        heapq.heappush(lane.heap, (-request.priority, request.order, request))
-        key = (request.store, request.clock)
-        lane.waiting[key] = lane.waiting.get(key, 0) + 1
+        self._lane(request.server).queue(request)
 
     def abandon(self, store: int | None = None) -> list[Request]:
         """Forget everything unfinished (of one store); returns it. Nothing of it is sent any more."""
         gone: set[Request] = set()
         for lane in self.lanes.values():
-            gone.update(lane.inflight.values(), lane.again, (r for _, _, r in lane.heap))
+            gone.update(lane.inflight.values(), lane.again, lane.queued())
         gone.update(self._fenced, *(returned.values() for returned in self._returned.values()))
         gone = {r for r in gone if store is None or r.store == store}
         for lane in self.lanes.values():
             for request in [r for r in lane.inflight.values() if r in gone]:
                 lane.land(request)
             lane.again = deque(r for r in lane.again if r not in gone)
-            for _, _, request in (item for item in lane.heap if item[2] in gone):
-                _take_one(lane.waiting, (request.store, request.clock))
-            lane.heap = [item for item in lane.heap if item[2] not in gone]
-            heapq.heapify(lane.heap)
+            lane.drain(gone.__contains__)
         self._fenced = [r for r in self._fenced if r not in gone]
         self._returned = _without(self._returned, gone)
         self._unanswered = _without(self._unanswered, gone)
@@ -517,13 +453,8 @@ class WindowCore:
             InvariantError: if one does not hold.
         """
         for server, lane in self.lanes.items():
-            flying = Counter((request.store, request.clock) for request in lane.inflight.values())
-            nbytes = sum(request.nbytes for request in lane.inflight.values())
-            if lane.inflight_bytes != nbytes or lane.flying != flying:
-                raise InvariantError("what is in flight is miscounted", server=server, nbytes=nbytes)
-            if lane.waiting != Counter((request.store, request.clock) for _, _, request in lane.heap):
-                raise InvariantError("what waits is miscounted", server=server)
-            if any(request.op in WRITES and request.seq for _, _, request in lane.heap):
+            lane.validate(server)
+            if any(request.op in WRITES and request.seq for request in lane.queued()):
                 raise InvariantError("a seq was given before the wire", server=server)
             again = [request.wire for request in lane.again]
             if any(request.op in WRITES and not request.seq for request in lane.again):
@@ -545,10 +476,10 @@ class WindowCore:
             yield from returned.values()
         yield from self._fenced
 
-    def _lane(self, server: int) -> _Lane:
+    def _lane(self, server: int) -> Lane:
         lane = self.lanes.get(server)
         if lane is None:
-            lane = self.lanes[server] = _Lane()
+            lane = self.lanes[server] = Lane()
         return lane
 
 
@@ -558,11 +489,3 @@ def _without(
     """What `held` keeps, by share and seq, without `gone`."""
     kept = {share: {seq: r for seq, r in sent.items() if r not in gone} for share, sent in held.items()}
     return {share: sent for share, sent in kept.items() if sent}
-
-
-def _take_one(counts: dict[tuple[int, int], int], key: tuple[int, int]) -> None:
-    """One less under `key`; a count of nothing goes."""
-    if counts[key] == 1:
-        del counts[key]
-    else:
-        counts[key] -= 1

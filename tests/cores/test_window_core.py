@@ -23,9 +23,17 @@ class Desk:
         self.window.link_up(0)
 
     def ask(
-        self, name: str, op: Op = Op.PUSH, *, share: tuple[int, int] = SHARE, store: int = 1, **how: Any
+        self,
+        name: str,
+        op: Op = Op.PUSH,
+        *,
+        share: tuple[int, int] = SHARE,
+        store: int = 1,
+        segments: tuple[int, int] = (0, 1),
+        last: bool = False,
+        **how: Any,
     ) -> Request:
-        request = Request(op, store, share, 0, 0, 1, owner=name, **how)
+        request = Request(op, store, share, 0, *segments, owner=name, last=last, **how)
         self.window.submit(request)
         return request
 
@@ -73,6 +81,33 @@ def test_priorities_reorder_what_waits_and_seqs_follow_the_wire() -> None:
     desk.window.link_down(0)
     desk.window.link_up(0)
     assert desk.sent() == [("high", 1), ("low", 2), ("higher", 3)], "what was sent is not overtaken"
+
+
+def test_the_last_push_of_a_step_overtakes_nothing_that_its_segments_step_would_be_complete_without() -> None:
+    desk = Desk()
+    desk.ask("pull of the step before", Op.PULL, segments=(0, 4), priority=-2)
+    desk.ask("other segment", segments=(2, 4))
+    desk.ask("first part", segments=(0, 2))
+    desk.ask("whatever is there", Op.PULL, segments=(0, 1), nowait=True)
+    desk.ask("last part", Op.PUSH_PULL, segments=(1, 2), last=True, priority=5)
+    desk.ask("later part elsewhere", segments=(0, 1), priority=4)
+    names = [name for name, _ in desk.sent()]
+    assert names == [
+        "pull of the step before",
+        "first part",
+        "last part",
+        "later part elsewhere",
+        "other segment",
+        "whatever is there",
+    ]
+
+
+def test_a_last_push_does_not_hurry_other_blocks_or_stores() -> None:
+    desk = Desk()
+    desk.window.submit(Request(Op.PUSH, 1, SHARE, 1, 0, 1, owner="other block of the share", last=False))
+    desk.ask("other table", share=(2, 0))
+    desk.ask("last", last=True, priority=1)
+    assert [name for name, _ in desk.sent()][0] == "last"
 
 
 def test_pulls_take_no_seq() -> None:
