@@ -107,7 +107,7 @@ def test_a_last_push_does_not_hurry_other_blocks_or_stores() -> None:
     desk.window.submit(Request(Op.PUSH, 1, SHARE, 1, 0, 1, owner="other block of the share", last=False))
     desk.ask("other table", share=(2, 0))
     desk.ask("last", last=True, priority=1)
-    assert [name for name, _ in desk.sent()][0] == "last"
+    assert next(name for name, _ in desk.sent()) == "last"
 
 
 def test_pulls_take_no_seq() -> None:

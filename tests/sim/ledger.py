@@ -69,6 +69,7 @@ class Book:
     reached: int = 0  # the step that a late push was told is open
     late: int = 0  # pushes that came late
     stamps: dict[int, int] = field(default_factory=dict)  # step -> the version it was stamped with
+    done: dict[Place, int] = field(default_factory=dict)  # steps whose last push of a place was made
     places: dict[Place, list[Pushed]] = field(default_factory=dict)
     seen: dict[tuple[Place, int], int] = field(default_factory=dict)
 
@@ -134,26 +135,28 @@ class Ledger:
         sure = [push for push in pushes if push.is_applied or not self.modes.at(push.clock).needed]
         return sum(push.clock < clock - mode.bound for push in sure if push.is_applied or not mode.needed)
 
-    def check_release(self, clock: int) -> None:
-        """An answer for someone who has closed `clock` steps is let go now."""
+    def check_release(self, clock: int, places: list[Place]) -> None:
+        """An answer about `places` for someone who has closed `clock` steps is let go now."""
         mode = self.modes.at(clock - 1)
         closed = clock - mode.bound  # steps that are closed by now: by all, or by as many as they need
         if mode.mode is Mode.ASP or closed <= 0:
             return
+        by_place = mode.mode is Mode.BSP  # a step may be complete there before it is closed
         if needed := self.modes.at(closed - 1).needed:
-            self._check_needed(closed, needed)
+            self._check_needed(closed, needed, places)
             return
         for book in self.books:
-            if book.counting and not (book.ended or book.left) and book.clock < closed:
+            counts = book.counting and not (book.ended or book.left)
+            if counts and book.clock < closed and not (by_place and _is_done(book, places, closed)):
                 text = f"a pull at clock {clock} was answered while worker {book.worker} had closed {book.clock} steps"
                 raise LedgerError("bound", text)
 
-    def _check_needed(self, clock: int, needed: int) -> None:
-        """A pull at `clock` is answered once so many workers have closed the step before it, or all there are."""
+    def _check_needed(self, clock: int, needed: int, places: list[Place]) -> None:
+        """A pull at `clock` is answered once so many workers are done with the step before it, or all there are."""
         there = sum(book.counting and not (book.ended or book.left) and book.join_clock < clock for book in self.books)
-        closed = sum(book.clock >= clock for book in self.books)
-        if closed < min(needed, there):
-            text = f"a pull at clock {clock} was answered when {closed} of {there} workers had come so far"
+        done = sum(book.clock >= clock or _is_done(book, places, clock) for book in self.books)
+        if done < min(needed, there):
+            text = f"a pull at clock {clock} was answered when {done} of {there} workers had come so far"
             raise LedgerError("bound", text)
 
     def check_stamp(self, clock: int, stamp: int, pushed: list[int]) -> None:
@@ -185,14 +188,46 @@ class Ledger:
             pushes = book.places.get(place, [])
             count, total = round(-float(lanes[2 * book.worker])), round(-float(lanes[2 * book.worker + 1]))
             sure = [push for push in pushes if push.counts]
-            maybe = [push for push in pushes if push.is_open or (book.ended and push.status is Status.LATE)]
-            maybe = [push for push in maybe if not push.counts]
+            maybe = [push for push in pushes if _may_count(book, push)]
             _balance(book, place, count, total, sure, maybe)
+            self._check_whole(book, place, (count - len(sure), total - sum(push.number for push in sure)))
             low += sum(push.number % 5 + 1 for push in sure)
             high += sum(push.number % 5 + 1 for push in sure + maybe)
         shared = round(-float(lanes[LANES - 1]))
         if not low <= shared <= high:
             raise LedgerError("shared", f"the shared lane of {place} holds {shared}, due are {low} to {high}")
+
+    def _check_whole(self, book: Book, place: Place, spare: tuple[int, int]) -> None:
+        """What a dead worker pushed to a place in a step of bsp counts there as a whole, or not at all.
+
+        `spare` is what the place holds beside what was acknowledged: how many pushes, and the sum of their numbers.
+        """
+        steps: dict[int, list[Pushed]] = {}
+        reached = {(0, 0)}
+        for push in book.places.get(place, []):
+            mode = self.modes.at(push.clock)
+            alone = mode.mode is not Mode.BSP or mode.needed
+            if not alone:
+                steps.setdefault(push.clock, []).append(push)
+            elif _may_count(book, push):
+                reached |= {(n + 1, total + push.number) for n, total in reached}
+        for pushes in steps.values():
+            maybe = [push for push in pushes if _may_count(book, push)]
+            with_all = {(n + len(maybe), total + sum(push.number for push in maybe)) for n, total in reached}
+            reached = with_all if any(push.counts for push in pushes) else reached | with_all
+        if spare not in reached:
+            text = f"{place} holds a part of a step of dead worker {book.worker}: {spare[0]} pushes beside those told"
+            raise LedgerError("torn", text)
+
+
+def _may_count(book: Book, push: Pushed) -> bool:
+    """Is its fate unknown?"""
+    return not push.counts and (push.is_open or (book.ended and push.status is Status.LATE))
+
+
+def _is_done(book: Book, places: list[Place], closed: int) -> bool:
+    """Has its worker made its last push of `closed` steps to all of `places`?"""
+    return all(book.done.get(place, 0) >= closed for place in places)
 
 
 def _balance(book: Book, place: Place, count: int, total: int, sure: list[Pushed], maybe: list[Pushed]) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from tests.sim.cluster import Parts
 from tests.sim.server import Server
+from windlass.lane import Lane
 from windlass.window_core import WRITES, Request, Stamp, WindowCore
 from windlass_proto.consistency import Consistency
 from windlass_proto.frames import Status
@@ -83,6 +84,39 @@ class NewSeqOnRetry(WindowCore):
                 del sent[request.seq]
                 request.seq = self.seqs[request.share] = self.seqs[request.share] + 1
                 sent[request.seq] = request
+
+
+class _Overtaken(Lane):
+    __slots__ = ()
+
+    def _hurry(self, beside: list[Request], last: Request) -> None:
+        """Nothing."""
+
+
+class OvertakesItsOwn(WindowCore):
+    """The last push of a step overtakes what was pushed before it to the same tensor."""
+
+    def _lane(self, server: int) -> Lane:
+        return self.lanes.setdefault(server, _Overtaken())
+
+
+class ClosesAtLast(ShareCore):
+    """The last push for some segments is taken as the last of the step."""
+
+    def push(self, event: Push) -> list[Effect]:
+        effects = super().push(event)
+        return effects + (self.mark(event.session, event.clock) if event.last else [])
+
+
+class KeepsHalves(ShareCore):
+    """What a dead worker had begun counts as if it were finished."""
+
+    def _drop_unfinished(self, session: bytes) -> list[Effect]:
+        for state in self._gated.values():
+            for run in (run for runs in state.gates.values() for run in runs):
+                if any(c.session == session for c in run.contributions):
+                    run.done.add(session)
+        return super()._drop_unfinished(session)
 
 
 class Counting(ShareCore):
@@ -359,7 +393,11 @@ BUGS = (
         Parts(make_window=SeqAtSubmit, rebuild=_with_filter(HighestSeq)),
         "lost", "read-your-writes", "staleness",
     ),
-    _bug("a step is released by a count", Parts(make_core=Counting), "bound", "staleness", "acknowledged", "exact"),
+    _bug(
+        "a step is released by a count",
+        Parts(make_core=Counting),
+        "bound", "staleness", "acknowledged", "exact", "stamp",
+    ),
     _bug("no mark is sent", Parts(make_window=NoMark), "liveness"),
     _bug("one filter for a whole vshard", Parts(rebuild=_one_filter_a_vshard), "acknowledged", "lost"),
     _bug(
@@ -373,6 +411,17 @@ BUGS = (
         "frozen", "doubled", "read-your-writes",
     ),
     _bug("a hole is not noticed", Parts(rebuild=_with_filter(HighestSeq)), "lost", "read-your-writes", "exact"),
+    _bug(
+        "a last push overtakes others of its step",
+        Parts(make_window=OvertakesItsOwn),
+        "acknowledged", "exact", "read-your-writes", "same-clock", "staleness",
+    ),
+    _bug(
+        "a last push for some segments closes the step",
+        Parts(make_core=ClosesAtLast),
+        "acknowledged", "bound", "staleness", "invariant", "exact",
+    ),
+    _bug("half a step of a dead worker is applied", Parts(make_core=KeepsHalves), "torn"),
     _bug("a step completes before the one before it", Parts(make_core=OutOfOrder), "invariant", "acknowledged"),
     _bug("an answer comes before the apply", Parts(make_core=AckOnReceipt), "read-your-writes", "bound", "same-clock"),
     _bug("a newcomer's step completes without it", Parts(make_core=NoHold), "bound", "same-clock", "acknowledged"),

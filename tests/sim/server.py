@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tests.sim import wire
+from tests.sim.ledger import Place
 from tests.sim.norms import Norms
 from tests.sim.timeline import Link, Timeline
 from tests.sim.wire import Values
@@ -52,7 +53,7 @@ class Server:
         layouts: list[GroupLayout],
         vshards: range,
         make_core: Callable[[int, list[int]], ShareCore],
-        on_release: Callable[[int], None],
+        on_release: Callable[[int, list[Place]], None],
         on_apply: Callable[[int, int, list[int]], None],
         norms: Norms,
     ) -> None:
@@ -224,7 +225,8 @@ class Server:
         origin: Origin = answer.origin
         values = None
         if answer.values:
-            self.on_release(origin.read_clock)
+            places = [(table, answer.block, seg) for seg in range(answer.seg_begin, answer.seg_end)]
+            self.on_release(origin.read_clock, places)
             begin, end = self._span(table, answer.block, answer.seg_begin, answer.seg_end)
             values = self.weights[table, answer.block][begin:end].copy()
         entry = Entry(

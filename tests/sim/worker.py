@@ -306,9 +306,11 @@ class Worker:
 
     def _step(self, rng: Random) -> Iterator[list[Request]]:
         """One step in one of the forms that the library offers."""
-        form = rng.choice(("update", "update", "accumulate", "push then pull", "push on", "nothing"))
+        form = rng.choice(("update", "by layer", "by layer", "accumulate", "push then pull", "push on", "nothing"))
         clock = self.book.clock
-        if form == "update":
+        if form == "by layer":
+            yield from self._by_layer(rng, clock)
+        elif form == "update":
             places = self._some(rng)
             requests = [self._write(Op.PUSH_PULL, t, b, x, y, clock, rng, EntryFlag.LAST) for t, b, x, y in places]
             self._close()
@@ -333,6 +335,27 @@ class Worker:
                 yield pushes
         else:
             self._close()
+
+    def _by_layer(self, rng: Random, clock: int) -> Iterator[list[Request]]:
+        """Each place's last push leaves while the step goes on; the values are awaited after it, or never."""
+        coming = []
+        for t, b, x, y in self._some(rng):
+            for _ in range(rng.choice((0, 0, 1, 2))):
+                self._write(Op.PUSH, t, b, x, y, clock, rng, 0)
+            coming.append(self._write(Op.PUSH_PULL, t, b, x, y, clock, rng, EntryFlag.LAST))
+            self._say_last(clock, [(t, b, seg) for seg in range(x, y)])
+            if rng.random() < 0.7:
+                yield []
+        self._close()
+        if rng.random() < 0.2 and not self.job.exact:
+            return
+        for request in coming:
+            yield [request]
+            yield []
+
+    def _say_last(self, clock: int, places: list[Place]) -> None:
+        """This worker pushes nothing more to `places` in its step `clock`."""
+        self.book.done |= dict.fromkeys(places, clock + 1)
 
     def _close(self, *, leaves: bool = False) -> None:
         if leaves:
