@@ -42,10 +42,11 @@ FOOT = """
 its session ends, so N workers cost N times the weights; an observer that pulls is one. A copy is made of what a pull or
 a push_pull answers, segment by segment; a first push before any pull is not compensated. Copies are in no checkpoint.
 
-*Rows of tables*: float32 and float64; only the rows that a push names are stepped, and keep their slots otherwise. *Cut
-over servers*: a tensor may be cut anywhere, and the pieces lie on any servers, with the bits of one piece. *Same
-bits on any CPU*: kernels are IEEE `+ - * / sqrt`, comparisons and selections alone, nothing fused or reordered, and no
-number of a step comes from libm. Both are tested for every row (`tests/rules`).
+*Rows of tables*: float32 and float64; only the rows that a push names are stepped, and keep their slots otherwise.
+*Lazy rows*: the same for rows of dense tensors declared with `lazy=True` ([rows.md](rows.md)), which lie in memory also
+on servers with a device. *Cut over servers*: a tensor may be cut anywhere, and the pieces lie on any servers, with the
+bits of one piece. *Same bits on any CPU*: kernels are IEEE `+ - * / sqrt`, comparisons and selections alone, nothing
+fused or reordered, and no number of a step comes from libm. Both are tested for every row (`tests/rules`).
 
 *Norms*: LAMB and LARS, and every rule of dense tensors with `clip_norm` (each tensor's gradient) or `clip_global_norm`
 (all tensors of one `init` and dtype together, as `torch.nn.utils.clip_grad_norm_`), take norms of the aggregated
@@ -115,6 +116,16 @@ def on_device(variant: Variant, runs: list[Run]) -> str:
     return "compiled only"
 
 
+def steps_whole_tensors(variant: Variant) -> bool:
+    """Does it take their norms, or copies of them?"""
+    return variant.measure is not None or any(slot.per is Per.WORKER for slot in variant.slots)
+
+
+def lazily(variant: Variant) -> str:
+    """The cell of a kernel: may dense tensors under it be lazy?"""
+    return "no" if variant.by_row or steps_whole_tensors(variant) else "yes"
+
+
 def table() -> str:
     """The page."""
     dtypes = [dtype.name for dtype in DTYPES]
@@ -125,6 +136,7 @@ def table() -> str:
         "half tensors",
         "codecs",
         "rows of tables",
+        "lazy rows",
         "state",
         "cut over servers",
         "same bits on any CPU",
@@ -136,8 +148,7 @@ def table() -> str:
         for words, variant in variants(cls).values():
             state = ", ".join(f"{slot.name}{A_ROW[slot.per]}" for slot in variant.slots) or "none"
             dense = "no" if variant.by_row else "yes"
-            alone = variant.measure is not None or any(slot.per is Per.WORKER for slot in variant.slots)
-            of_rows = "no" if alone else "yes"
+            of_rows = "no" if steps_whole_tensors(variant) else "yes"
             cut = "bsp" if variant.measure is not None else "yes"
             rows.append(
                 [
@@ -147,6 +158,7 @@ def table() -> str:
                     dense,
                     dense,
                     of_rows,
+                    lazily(variant),
                     state,
                     cut,
                     "yes",

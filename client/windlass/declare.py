@@ -52,6 +52,8 @@ def declare(
     reduce: str,
     travels: tuple[object, object, object],
     dtypes: Mapping[str, str],
+    *,
+    lazy: bool,
 ) -> bool:
     """Declare `arrays` in `store` and see that they have values; True if one of their tables is new to this worker.
 
@@ -68,6 +70,8 @@ def declare(
     named = {name: array.dtype.name for name, array in arrays.items()} | dict(dtypes)
     for dtype in sorted(set(named.values())):
         transfer_specs.check(transfer, dtype=dtype, rule=optimizer)
+        if lazy:
+            rule_specs.check_lazy(optimizer, dtype)
     _check_groups(groups, {*arrays, *store.exchange.where})
     if not store.exchange.where.keys() >= arrays.keys():
         live_changes.check_mixture(store, optimizer)
@@ -80,6 +84,7 @@ def declare(
         rule=rule_specs.to_bytes(optimizer),
         reduce=reduce,
         transfer=transfer_specs.to_bytes(transfer),
+        lazy=lazy,
     )
     return _carry_out(store, request, arrays)
 

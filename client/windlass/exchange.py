@@ -112,6 +112,7 @@ class Exchange:
         self.rules: dict[int, RuleSpec] = {}
         self.means: dict[int, bool] = {}
         self.transfers: dict[int, Transfer] = {}
+        self.lazy: set[int] = set()  # tables of which only rows that are pushed are updated
         self.where: dict[str, tuple[int, int]] = {}  # tensor name -> (table id, tensor number)
         self.params: dict[int, Flat] = {}  # what init returned
         self.encoders: dict[int, Encoder] = {}
@@ -131,6 +132,7 @@ class Exchange:
         self.rules[table.table_id] = spec.rule
         self.means[table.table_id] = spec.mean
         self.transfers[table.table_id] = spec.transfer
+        self.lazy |= {table.table_id} if spec.lazy else set()
         if spec.transfer.down is not None:
             from windlass.decoder import Decoder
 
@@ -234,6 +236,8 @@ class Exchange:
                 "dtype": layout.dtype_name,
                 "rule": record.rule_of(table_id, name, self.rules[table_id]),
             }
+            if table_id in self.lazy:
+                found[name]["lazy"] = True
             if self.transfers[table_id] != PLAIN:
                 found[name] |= self.transfers[table_id].arguments()
         for table_id, table in self.sparse.items():

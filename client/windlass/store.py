@@ -106,6 +106,7 @@ class Store:
         codec_down: CodecSpec | None = None,
         nonfinite: str = "reject",
         dtype: str | None = None,
+        lazy: bool = False,
     ) -> dict[str, Any]:
         """Declare tensors and give their first values; rank 0's win. Every worker calls it with equal names and shapes.
 
@@ -117,6 +118,7 @@ class Store:
             groups: name pattern (as in fnmatch) -> dict of `lr_mult` and `decay_mult`; the first match counts.
             reduce: "mean" (weighted by `weight=`) or "sum" over workers.
             codec, codec_down, nonfinite, dtype: see docs/compression.md and docs/mixed-precision.md.
+            lazy: a push of `wl.Rows` updates these rows alone, at their cost; see docs/rows.md.
 
         Raises:
             UsageError: another worker declared other names, shapes, dtypes or another rule; both are named.
@@ -126,7 +128,7 @@ class Store:
             given, dtypes = first_values.in_halves(arrays, dtype)
             self.exchange.speak_as(next(iter(arrays.values()), None))
             fresh = declare.declare(
-                self, given, optimizer, groups or {}, reduce, (codec, codec_down, nonfinite), dtypes
+                self, given, optimizer, groups or {}, reduce, (codec, codec_down, nonfinite), dtypes, lazy=lazy
             )
             live_changes.watch_plateau(self)
             plan = self.exchange.params_plan(list(given))

@@ -22,7 +22,7 @@ from windlass_proto.transfer_specs import PLAIN, Transfer
 
 @dataclass(frozen=True)
 class GroupSpec:
-    """A dense group as declared."""
+    """A dense group as declared. `lazy`: only the rows that a step's pushes name are updated."""
 
     store_id: int
     layout: GroupLayout
@@ -30,6 +30,7 @@ class GroupSpec:
     mean: bool
     consistency: Consistency
     transfer: Transfer = PLAIN
+    lazy: bool = False
     job: str = field(default="", compare=False)
 
     @property
@@ -59,8 +60,11 @@ def from_message(group: control_pb2.Group) -> GroupSpec:
             consistency=Consistency.parse(group.consistency),
             job=group.job,
             transfer=transfer_specs.from_bytes_untrusted(group.transfer),
+            lazy=group.lazy,
         )
         rule_specs.check_dense(spec.rule, spec.consistency)
+        if spec.lazy:
+            rule_specs.check_lazy(spec.rule, group.dtype)
         transfer_specs.check(spec.transfer, dtype=group.dtype, rule=spec.rule)
     except WindlassError as cause:
         raise ProtocolError("a group's declaration cannot be used", reason=str(cause)) from cause

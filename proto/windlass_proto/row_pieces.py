@@ -24,6 +24,19 @@ Vector = npt.NDArray[Any]
 Numbers = npt.NDArray[np.uint64]
 
 
+class RowCut(NamedTuple):
+    """Rows of a segment: `head` elements of one begun before it, whole ones, `tail` elements of one that ends after.
+
+    Whole rows lie in elements [low, high) of the segment; `near` are the numbers of those that are meant, 0 at low.
+    """
+
+    head: int
+    low: int
+    high: int
+    tail: int
+    near: npt.NDArray[np.int64]
+
+
 class RowPieces(NamedTuple):
     """Elements [begin, end) of a tensor whose rows have `width` elements."""
 
@@ -61,16 +74,21 @@ class RowPieces(NamedTuple):
         whole[near] = values[head.size : values.size - tail.size].reshape(near.size, self.width)
         tail[:] = values[values.size - tail.size :]
 
-    def _parts(self, run: Vector, rows: Numbers) -> tuple[Vector, Vector, Vector, npt.NDArray[np.int64]]:
-        """Of `run`: the piece of a row that begins before, whole rows, the piece of one that ends behind; and which."""
+    def cut(self, rows: Numbers) -> RowCut:
+        """How the pieces of `rows` lie in the segment."""
         first, last = -(-self.begin // self.width), self.end // self.width
         low, high = min(first * self.width, self.end) - self.begin, max(first, last) * self.width - self.begin
         begins_before = bool(rows.size) and int(rows[0]) < first
         ends_behind = bool(rows.size) and int(rows[-1]) >= max(first, last)
-        head = run[:low] if begins_before else run[:0]
-        tail = run[high : self.end - self.begin] if ends_behind else run[:0]
         near = rows[int(begins_before) : rows.size - int(ends_behind)].astype(np.int64) - first
-        return head, run[low : max(low, high)].reshape(-1, self.width), tail, near
+        tail = self.end - self.begin - high if ends_behind else 0
+        return RowCut(low if begins_before else 0, low, max(low, high), tail, near)
+
+    def _parts(self, run: Vector, rows: Numbers) -> tuple[Vector, Vector, Vector, npt.NDArray[np.int64]]:
+        """Of `run`: the piece of a row that begins before, whole rows, the piece of one that ends behind; and which."""
+        cut = self.cut(rows)
+        whole = run[cut.low : cut.high].reshape(-1, self.width)
+        return run[: cut.head], whole, run[cut.high : cut.high + cut.tail], cut.near
 
 
 def of_segment(layout: GroupLayout, segment: Segment) -> RowPieces:

@@ -27,6 +27,7 @@ from windlass_proto.consistency import Consistency, Mode
 from windlass_proto.errors import ProtocolError, UsageError
 from windlass_proto.gen import rules_pb2
 from windlass_proto.hyper_parameters import SCHEDULED
+from windlass_proto.layout import HALVES
 from windlass_proto.momentum_specs import DCASGD, SGD, Lion, Signum, Sum
 from windlass_proto.own_rules import OwnRule
 from windlass_proto.row_specs import GroupAdagrad, GroupFTRL, RowWiseAdagrad
@@ -194,6 +195,29 @@ def check_rows(spec: RuleSpec) -> None:
             "this update rule keeps a copy of the weights for each worker, which is too much for a table",
             rule=rule_name(spec),
             next_move="Take sgd or rowwise_adagrad for the table.",
+        )
+
+
+def check_lazy(spec: RuleSpec, dtype: str) -> None:
+    """Can `spec` update some rows of dense tensors of `dtype`, and leave the others as they are?
+
+    Raises:
+        UsageError: it needs norms of whole tensors or copies of them, or rows of such tensors cannot be chosen.
+    """
+    why = ""
+    if takes_norms(spec):
+        why = "a step of some rows has no norm of a whole tensor"
+    elif type(spec) is DCASGD:
+        why = "its copies of the weights are of whole tensors"
+    elif dtype in HALVES:
+        why = "half tensors travel whole"
+    if why:
+        raise UsageError(
+            "tensors cannot be lazy with this update rule or dtype",
+            rule=spec,
+            dtype=dtype,
+            reason=why,
+            next_move="Declare them without lazy=True, or as float32 with another rule.",
         )
 
 

@@ -86,6 +86,7 @@ class Declare:
     block_elements_max: int
     rank_zero_awaited: bool
     transfer: bytes = b""
+    lazy: bool = False
     vectors: int = 0
     rows_bytes: int = 0
     quota_bytes: int = 0
@@ -350,6 +351,7 @@ class Declarations:
                     reduce=event.reduce,
                     table=table,
                     transfer=event.transfer,
+                    lazy=event.lazy,
                 )
             )
         declaration = Declaration(
@@ -525,6 +527,7 @@ def _compare_tensor(declared: Declaration, group: Group, spec: TensorSpec, tenso
         ("lr_mult", f"{spec.lr_mult:g}", f"{tensor.spec.lr_mult:g}"),
         ("decay_mult", f"{spec.decay_mult:g}", f"{tensor.spec.decay_mult:g}"),
         ("reduce", group.reduce, event.reduce),
+        ("lazy", str(group.lazy), str(event.lazy)),
         ("kind", table_specs.in_words(group.table), table_specs.in_words(tensor.table)),
     )
     for what, before, now in both:

@@ -39,6 +39,7 @@ class Group:
     reduce: str
     table: bytes = b""
     transfer: bytes = b""
+    lazy: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +143,7 @@ def declaration_record(declaration: Declaration) -> Persist:
                     "reduce": group.reduce,
                     "table": group.table.hex(),
                     "transfer": group.transfer.hex(),
+                    "lazy": group.lazy,
                 }
                 for group in declaration.groups
             ],
@@ -165,6 +167,7 @@ def read_declaration(record: Record) -> Declaration:
                 reduce=cast("str", group["reduce"]),
                 table=bytes.fromhex(cast("str", group.get("table", ""))),
                 transfer=bytes.fromhex(cast("str", group.get("transfer", ""))),
+                lazy=cast("bool", group.get("lazy", False)),
             )
         )
     return Declaration(

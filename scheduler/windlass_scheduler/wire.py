@@ -173,6 +173,7 @@ def group(
         consistency=consistency,
         vshards=vshards,
         transfer=found.transfer,
+        lazy=found.lazy,
         job=job,
         quota_bytes=quota_bytes,
     )

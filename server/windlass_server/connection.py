@@ -281,7 +281,9 @@ class Connection:
         received = None
         if not refused:
             received = (
-                self._values(entry, group, share, buffer) if named is None else self._spread(entry, group, named, raw)
+                self._values(entry, group, share, buffer)
+                if named is None
+                else self._spread(entry, group, named, raw, buffer)
             )
         values, finite = (None, True) if received is None else group.memory.receive(received)
         event = Push(
@@ -399,12 +401,21 @@ class Connection:
         raw, held = self._raw(entry, nbytes, buffer)
         return group.wire.values_untrusted(raw, held, what)
 
-    def _spread(self, entry: Entry, group: DenseGroup, named: NamedRows, raw: npt.NDArray[np.uint8]) -> Values | None:
-        """The gradient that rows stand for; None where there is no room for it."""
+    def _spread(
+        self,
+        entry: Entry,
+        group: DenseGroup,
+        named: NamedRows,
+        raw: npt.NDArray[np.uint8],
+        buffer: Buffer | None,
+    ) -> Values | None:
+        """The gradient that rows stand for, or, of a lazy tensor, theirs; None where there is no room for it."""
         _check_weight(entry)
         nbytes = named.segment_elements * group.spec.layout.dtype.itemsize
         group.wire.traffic.bytes_in += entry.nbytes
         group.wire.traffic.raw_in += nbytes
+        if group.lazy is not None:
+            return dense_rows.as_rows(named, raw, group.spec.layout.dtype, None if entry.arena else buffer)
         try:
             run = self.node.pool.take(nbytes, beyond=self._extends(entry))
         except UnavailableError:

@@ -26,10 +26,11 @@ from windlass_proto.rule_specs import RuleSpec
 from windlass_rules import RuleKernels, norms
 from windlass_rules.norms import Norm
 from windlass_rules.registry import trust_of
-from windlass_server import norm_scopes
+from windlass_server import lazy_rows, norm_scopes
 from windlass_server.dense_memory import DenseMemory, HostMemory, Vector
 from windlass_server.dense_rows import NamedRows
 from windlass_server.group_wire import GroupWire
+from windlass_server.lazy_rows import LazyRows
 from windlass_server.reductions import Reductions
 from windlass_server.share_core import ShareCore
 from windlass_server.share_events import Answer, Apply, Effect, Measure, Release, Settled, Write
@@ -159,6 +160,7 @@ class DenseGroup:
         pool: where snapshots of weights come from.
         memory: where its arrays lie.
         reductions: where norms over several blocks are added.
+        lazy: its rule on rows, if only rows that are pushed are to be stepped.
     """
 
     def __init__(
@@ -169,8 +171,10 @@ class DenseGroup:
         pool: BufferPool,
         memory: DenseMemory,
         reductions: Reductions,
+        lazy: LazyRows | None = None,
     ) -> None:
         self.spec = spec
+        self.lazy = lazy
         self.kernels = kernels
         self.norms = norms.phases(spec.rule)
         self.pool = pool
@@ -293,7 +297,8 @@ class DenseGroup:
         snapshot: Buffer | None = None
         answer = effect.answer
         origin = answer.origin if answer is not None else None
-        fuses = origin is not None and origin.asked is None and not self.wire.encodes
+        by_rows = self.lazy is not None and any(source.buffer.named is not None for source in effect.sources)
+        fuses = origin is not None and origin.asked is None and not self.wire.encodes and not by_rows
         if answer is not None and fuses:
             out = answer.origin.out
             if out is None:
@@ -304,7 +309,9 @@ class DenseGroup:
         if arrays.copies is not None:
             pushed = (effect.sources[0].session, arrays.weights, effect.seg_begin, effect.seg_end)
             slots = (*slots, arrays.copies.for_push(*pushed))
-        for at, stop, divisor, scalars in self._pieces(arrays, effect):
+        if by_rows:
+            self._step_rows(arrays, effect)
+        for at, stop, divisor, scalars in self._pieces(arrays, effect) if not by_rows else ():
             run_begin, run_end = block.span(at, stop)
             out_run = out[run_begin - begin : run_end - begin] if out is not None else None
             self.memory.update(
@@ -323,6 +330,17 @@ class DenseGroup:
             replies.append(_reply(answer, snapshot))
         elif answer is not None:
             self._answer(share, answer, replies, snapshots)
+
+    def _step_rows(self, arrays: BlockArrays, effect: Apply) -> None:
+        """Step the rows of a segment that its sources name: all of them, where one source is the whole gradient."""
+        assert self.lazy is not None
+        begin, end = arrays.block.span(effect.seg_begin, effect.seg_end)
+        ((_, _, divisor, scalars),) = self._pieces(arrays, effect)
+        if all(source.buffer.named is not None for source in effect.sources):
+            self.lazy.update(arrays.weights, arrays.slots, begin, effect.sources, divisor, scalars)
+            return
+        given, count = lazy_rows.spread(effect.sources, end - begin), end - begin
+        self.memory.update(arrays.weights, arrays.slots, begin, count, given, 0, divisor, scalars, None)
 
     def _pieces(self, arrays: BlockArrays, effect: Apply) -> Iterator[tuple[int, int, float, Vector]]:
         """Segments [begin, end) that one call of the kernel updates, with the divisor and the numbers it gets."""

@@ -31,10 +31,14 @@ SUM_RUN_ELEMENTS = 16 * 1024
 
 
 class Values(NamedTuple):
-    """Values of one entry where they arrived: in a pooled buffer, or (buffer None) in a worker's shared memory."""
+    """Values of one entry where they arrived: in a pooled buffer, or (buffer None) in a worker's shared memory.
+
+    `named`: of a lazy tensor the rows whose pieces they are; None: they are whole segments.
+    """
 
     array: Vector
     buffer: Buffer | None
+    named: NamedRows | None = None
 
 
 class DenseMemory(Protocol):

@@ -1,8 +1,8 @@
 """Rows of dense tensors on this server: entries that name some rows of one segment, and what they are turned into.
 
 A push of rows becomes a run of the whole segment with zeros elsewhere, so that it counts as the dense gradient would,
-bit for bit: the rule runs on every row, whose momentum and decay go on. What is saved is the wire. A pull is answered
-with the rows alone.
+bit for bit: the rule runs on every row, whose momentum and decay go on. What is saved is the wire. Of a lazy tensor it
+stays what it is (`as_rows`), and the rule runs on these rows (`lazy_rows`). A pull is answered with the rows alone.
 
 Invariant: the numbers of rows are copied out of what the peer may still change, and checked, before anything is done
 with them; a `NamedRows` that exists can be carried out.
@@ -77,12 +77,22 @@ def named_untrusted(raw: npt.NDArray[np.uint8], entry: Entry, block: Block, layo
     return NamedRows(pieces, rows, elements, segment.end - segment.begin)
 
 
+def as_rows(named: NamedRows, raw: npt.NDArray[np.uint8], dtype: np.dtype[Any], held: Buffer | None) -> Values:
+    """The gradient of these rows, where it arrived: in `held`, or (None) in a worker's shared memory."""
+    if held is not None and named.rows.size:
+        held.hold()
+    return Values(_pieces_of(named, raw, dtype), held if named.rows.size else None, named)
+
+
 def as_dense(named: NamedRows, raw: npt.NDArray[np.uint8], dtype: np.dtype[Any], run: Buffer) -> Values:
     """The gradient of the whole segment that rows of it stand for, in `run`."""
     run.array[:] = 0
     whole = run.array.view(dtype)
     if named.rows.size:
-        at = aligned(8 * named.rows.size)
-        values = raw[at : at + named.elements * dtype.itemsize].view(dtype)
-        named.pieces.scatter(values, named.rows, whole)
+        named.pieces.scatter(_pieces_of(named, raw, dtype), named.rows, whole)
     return Values(whole, run)
+
+
+def _pieces_of(named: NamedRows, raw: npt.NDArray[np.uint8], dtype: np.dtype[Any]) -> Vector:
+    at = aligned(8 * named.rows.size)
+    return raw[at : at + named.elements * dtype.itemsize].view(dtype)

@@ -30,6 +30,7 @@ from windlass_server.checkpoints import Checkpoints
 from windlass_server.dense import DenseGroup, Reply, Share
 from windlass_server.dense_memory import HostMemory
 from windlass_server.device_memory import ParameterDevice
+from windlass_server.lazy_rows import LazyRows
 from windlass_server.reductions import Reductions
 from windlass_server.share_events import LEFT, Effect, Roster, deleted_error
 from windlass_server.sparse import SparseTable
@@ -187,11 +188,13 @@ class ServerNode:
     def _dense(self, spec: GroupSpec) -> Callable[[range], Group]:
         kernels = build(spec.rule, spec.layout.held)
         _check_norms(spec, on_device=self.device is not None)
-        lies_in = HostMemory(kernels) if self.device is None else self.device.memory_for(spec.rule, kernels)
+        lazy = LazyRows(kernels, build_rows(spec.rule, spec.layout.held)) if spec.lazy else None
+        here = self.device is None or spec.lazy  # as rows of tables
+        lies_in = HostMemory(kernels) if here or self.device is None else self.device.memory_for(spec.rule, kernels)
 
         def make(owned: range) -> Group:
             self._check_room(spec, 1 + len(kernels.slots))
-            return DenseGroup(spec, kernels, owned, self.pool, lies_in, self.reductions)
+            return DenseGroup(spec, kernels, owned, self.pool, lies_in, self.reductions, lazy)
 
         return make
 
@@ -481,4 +484,7 @@ def _in_words(spec: GroupSpec | TableSpec) -> str:
         return f"{spec.dtype_name} table {spec.name} of {spec.dim}, {spec.init}, {spec.rule}, {spec.consistency}"
     tensors = ", ".join(f"{t.name}{list(t.shape)}" for t in spec.layout.tensors[:4])
     more = f" and {len(spec.layout.tensors) - 4} more" if len(spec.layout.tensors) > 4 else ""
-    return f"{spec.layout.dtype_name} {tensors}{more}, {spec.rule}, {spec.consistency}, {spec.transfer.in_words()}"
+    lazy = "lazy " if spec.lazy else ""
+    return (
+        f"{lazy}{spec.layout.dtype_name} {tensors}{more}, {spec.rule}, {spec.consistency}, {spec.transfer.in_words()}"
+    )

@@ -65,6 +65,7 @@ DIFFERENCES: dict[str, tuple[dict[str, Any], dict[str, Any] | None, dict[str, An
     "reduce": ({}, None, {"reduce": "sum"}, ["mean", "sum"]),
     "codec": ({"codec": Int8()}, None, {"codec": OneBit()}, ["codec=Int8", "codec=OneBit"]),
     "policy": ({}, None, {"nonfinite": "zero"}, ["nonfinite=reject", "nonfinite=zero"]),
+    "lazy": ({"lazy": True}, None, {}, ["another lazy", "True", "False"]),
     "groups": ({"groups": {"w": {"lr_mult": 2.0}}}, None, {"groups": {"w": {"lr_mult": 3.0}}}, ["2", "3"]),
 }
 

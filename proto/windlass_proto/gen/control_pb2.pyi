@@ -1022,6 +1022,7 @@ class DeclareRequest(_message.Message):
     REDUCE_FIELD_NUMBER: _builtins.int
     BLOCK_ELEMENTS_MAX_FIELD_NUMBER: _builtins.int
     TRANSFER_FIELD_NUMBER: _builtins.int
+    LAZY_FIELD_NUMBER: _builtins.int
     session: _builtins.bytes
     store_id: _builtins.int
     step: _builtins.int
@@ -1033,6 +1034,8 @@ class DeclareRequest(_message.Message):
     """0: the default"""
     transfer: _builtins.bytes
     """windlass.v1.Transfer; empty: values travel as they are"""
+    lazy: _builtins.bool
+    """of dense tensors only the rows that are pushed are updated"""
     @_builtins.property
     def tensors(self) -> _containers.RepeatedCompositeFieldContainer[Global___Tensor]: ...
     def __init__(
@@ -1046,10 +1049,11 @@ class DeclareRequest(_message.Message):
         reduce: _builtins.str = ...,
         block_elements_max: _builtins.int = ...,
         transfer: _builtins.bytes = ...,
+        lazy: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_elements_max", b"block_elements_max", "reduce", b"reduce", "rule", b"rule", "session", b"session", "step", b"step", "store_id", b"store_id", "tensors", b"tensors", "transfer", b"transfer"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_elements_max", b"block_elements_max", "lazy", b"lazy", "reduce", b"reduce", "rule", b"rule", "session", b"session", "step", b"step", "store_id", b"store_id", "tensors", b"tensors", "transfer", b"transfer"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1071,6 +1075,7 @@ class Group(_message.Message):
     CONSISTENCY_FIELD_NUMBER: _builtins.int
     VSHARDS_FIELD_NUMBER: _builtins.int
     TRANSFER_FIELD_NUMBER: _builtins.int
+    LAZY_FIELD_NUMBER: _builtins.int
     JOB_FIELD_NUMBER: _builtins.int
     QUOTA_BYTES_FIELD_NUMBER: _builtins.int
     table_id: _builtins.int
@@ -1083,6 +1088,8 @@ class Group(_message.Message):
     vshards: _builtins.int
     transfer: _builtins.bytes
     """windlass.v1.Transfer; empty: values travel as they are"""
+    lazy: _builtins.bool
+    """only the rows that are pushed are updated"""
     job: _builtins.str
     quota_bytes: _builtins.int
     """of the job, over all servers; 0: none"""
@@ -1101,12 +1108,13 @@ class Group(_message.Message):
         consistency: _builtins.str = ...,
         vshards: _builtins.int = ...,
         transfer: _builtins.bytes = ...,
+        lazy: _builtins.bool = ...,
         job: _builtins.str = ...,
         quota_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_elements", b"block_elements", "consistency", b"consistency", "dtype", b"dtype", "job", b"job", "quota_bytes", b"quota_bytes", "reduce", b"reduce", "rule", b"rule", "store_id", b"store_id", "table_id", b"table_id", "tensors", b"tensors", "transfer", b"transfer", "vshards", b"vshards"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_elements", b"block_elements", "consistency", b"consistency", "dtype", b"dtype", "job", b"job", "lazy", b"lazy", "quota_bytes", b"quota_bytes", "reduce", b"reduce", "rule", b"rule", "store_id", b"store_id", "table_id", b"table_id", "tensors", b"tensors", "transfer", b"transfer", "vshards", b"vshards"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
