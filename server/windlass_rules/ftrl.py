@@ -3,9 +3,9 @@
     grad  = cut(gscale * g)
     n     = n + grad * grad
     size  = beta + sqrt(n) + lr * l2
-    z     = lr * (held + grad) - size * w                   (at step 1: - (beta + sqrt(n)) * w)
-    held  = z / lr, cut to [-l1, l1]
-    w     = 0 where |z| <= lr * l1, else w - lr * (grad + held_before - held) / size
+    z     = held + grad - size / lr * w                     (at step 1: - (beta + sqrt(n)) / lr * w)
+    held  = z, cut to [-l1, l1]
+    w     = 0 where |z| <= l1, else w - lr / size * (grad + held_before - held)
 
 `held` is what L1 holds back of the gradients: l1 with the sign of -w where w is not 0, and short of that
 where it is.
@@ -14,8 +14,8 @@ Reference: H. B. McMahan, G. Holt, D. Sculley, M. Young, D. Ebner, J. Grady, L. 
 D. Golovin, S. Chikkerur, D. Liu, M. Wattenberg, A. Hrafnkelsson, T. Boulos, J. Kubica, "Ad Click
 Prediction: a View from the Trenches", KDD 2013, section 3 and algorithm 1.
 
-Where we differ: lr is the paper's alpha. The paper keeps z / lr, from which each step makes w anew; after a
-step w * size + z is lr * held, which gives z back, so the same step is taken from the weight. Weights that
+Where we differ: lr is the paper's alpha. The paper keeps z, from which each step makes w anew; after a step
+w * size / lr + z is held, which gives z back, so the same step is taken from the weight. Weights that
 were assigned are kept then, a rate or penalty changed live moves none at once, and a rate of 0 is one. The
 paper's sigma_1:t = 1 / eta_t holds from step 1 on, so that first values other than 0 are where weights
 start (subject to both penalties); algorithm 1 leaves beta out of sigma_1, as it starts from 0.
@@ -43,7 +43,7 @@ def _ftrl(
     scalars: Vector,
     out: Vector | None = None,
 ) -> None:
-    """scalars: clip, lr, 1 / lr, frozen, beta, l1, lr * l1, lr * l2, first, zero."""
+    """scalars: clip, lr, 1 / lr, live, l1, cut, beta + lr * l2, the same without first, first, zero."""
     n = g.size
     w = w[begin : begin + n]
     held = slots[0][begin : begin + n]
@@ -55,21 +55,22 @@ def _ftrl(
     clip = scalars[0]
     lr = scalars[1]
     inverse = scalars[2]
-    frozen = scalars[3]
-    beta = scalars[4]
-    l1 = scalars[5]
-    l1_step = scalars[6]
-    l2_step = scalars[7]
+    live = scalars[3]
+    l1 = scalars[4]
+    cut = scalars[5]
+    added = scalars[6]
+    added_before = scalars[7]
     first = scalars[8]
     zero = scalars[9]
     for i in range(n):
         grad = min(max(gscale * g[i], -clip), clip)
         ni = total[i] + grad * grad
-        size = beta + np.sqrt(ni) + l2_step
-        zi = lr * (held[i] + grad) - (size - first) * w[i]
-        hi = min(max(inverse * zi + frozen * held[i], -l1), l1)
-        moved = w[i] - (lr * (grad + (held[i] - hi)) + first * w[i]) / size
-        wi = zero if abs(zi) <= l1_step else moved
+        root = np.sqrt(ni)
+        rate = lr / (root + added)
+        zi = (held[i] + live * grad) - (root + added_before) * (inverse * w[i])
+        hi = min(max(zi, -l1), l1)
+        moved = w[i] - rate * ((grad + first * w[i]) + (held[i] - hi))
+        wi = zero if abs(zi) <= cut else moved
         held[i] = hi
         total[i] = ni
         w[i] = wi
@@ -78,10 +79,10 @@ def _ftrl(
 
 
 def _numbers(spec: FTRL, step: int, lr: float, l2: float) -> tuple[float, ...]:
-    inverse, frozen = (1.0 / lr, 0.0) if lr >= _RATE_MIN else (0.0, 1.0)
-    lr = 0.0 if frozen else lr
-    first = lr * l2 if step == 1 else 0.0
-    return lr, inverse, frozen, spec.beta, spec.l1, lr * spec.l1, lr * l2, first, 0.0
+    first = l2 if step == 1 else 0.0
+    if lr < _RATE_MIN:  # nothing moves: z is what is held, and no weight is cut to 0
+        return 0.0, 0.0, 0.0, spec.l1, -1.0, spec.beta, spec.beta, first, 0.0
+    return lr, 1.0 / lr, 1.0, spec.l1, spec.l1, spec.beta + lr * l2, spec.beta + lr * (l2 - first), first, 0.0
 
 
 _VARIANT = Variant("ftrl", (Slot("held", 0.0), Slot("n", 0.0)), _ftrl, _numbers)

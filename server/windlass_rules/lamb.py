@@ -20,12 +20,11 @@ own with another rule.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 
 from windlass_proto.rule_specs import LAMB
-from windlass_rules.norms import CHUNK, LANES, Lanes, add_squares
+from windlass_rules.norms import CHUNK, EIGHTH, LANES, Lanes, add_squares
 from windlass_rules.powers import power
 from windlass_rules.rule import Slot, Variant, Vector, clipped
 
@@ -55,9 +54,8 @@ def _measure(
     root_scale = scalars[6]
     eps = scalars[7]
     weight_decay = scalars[8]
-    one: Any = scalars.dtype.type(1)
     u = np.empty(CHUNK, scalars.dtype)
-    found = np.empty(CHUNK, np.float64)
+    found = np.empty(EIGHTH, np.float64)
     for at in range(0, n, CHUNK):
         end = min(at + CHUNK, n)
         wc = w[at:end]
@@ -71,8 +69,8 @@ def _measure(
             mc[i] = mi
             vc[i] = vi
             u[i] = mi * mean_scale / (np.sqrt(vi) * root_scale + eps) + weight_decay * wc[i]
-        add_squares(wc, one, found, lanes[:LANES])
-        add_squares(u[: wc.size], one, found, lanes[LANES:])
+        add_squares(wc, None, found, lanes[:LANES])
+        add_squares(u[: wc.size], None, found, lanes[LANES:])
 
 
 def _lamb(

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from windlass_proto.rule_specs import LARS
-from windlass_rules.norms import CHUNK, LANES, Lanes, add_squares
+from windlass_rules.norms import CHUNK, EIGHTH, LANES, Lanes, add_squares
 from windlass_rules.rule import Slot, Variant, Vector, clipped
 
 
@@ -42,16 +42,15 @@ def _measure(
     if begin < 0 or w.size != n or slots[0][begin : begin + n].size != n:
         raise IndexError("the range of an update leaves its block")
     clip = scalars[0]
-    one: Any = scalars.dtype.type(1)
     grad = np.empty(CHUNK, scalars.dtype)
-    found = np.empty(CHUNK, np.float64)
+    found = np.empty(EIGHTH, np.float64)
     for at in range(0, n, CHUNK):
         end = min(at + CHUNK, n)
         gc = g[at:end]
         for i in range(gc.size):
             grad[i] = min(max(gscale * gc[i], -clip), clip)
-        add_squares(w[at:end], one, found, lanes[:LANES])
-        add_squares(grad[: gc.size], one, found, lanes[LANES:])
+        add_squares(w[at:end], None, found, lanes[:LANES])
+        add_squares(grad[: gc.size], None, found, lanes[LANES:])
 
 
 def _lars(
