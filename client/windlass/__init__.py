@@ -22,7 +22,7 @@ from windlass._version import __version__
 
 if TYPE_CHECKING:
     from windlass import admit, codec, evict, init, optim, schedule
-    from windlass.checkpoints import Resume, load_tensors
+    from windlass.checkpoints import Resume
     from windlass.cluster import Cluster, connect
     from windlass.hashing import hash64
     from windlass.mixture import Rows
@@ -54,7 +54,7 @@ _WHERE = {
     "Store": "windlass.store",
     "Ticket": "windlass.ticket",
     "wait": "windlass.ticket",
-    "load_tensors": "windlass.checkpoints",
+    "load_tensors": "windlass.plain_files",
     "Resume": "windlass.checkpoints",
     "Rows": "windlass.mixture",
     "ClosedError": _ERRORS,

@@ -13,6 +13,7 @@ Owner: the store, whose lock is held by the calls; a `Saving` is its thread's un
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import secrets
 import sys
@@ -22,26 +23,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import numpy as np
-
-from windlass import actions, live_changes, residuals, saved_rules
+from windlass import actions, live_changes, residuals, saved_rules, server_orders
 from windlass._version import __version__
-from windlass.arrays import as_numpy
-from windlass.data_link import InFrame
 from windlass.ticket import Ticket
-from windlass.window_core import Request
-from windlass_proto import errors, storage, tensor_file
-from windlass_proto.checkpoint_orders import ANSWER_BYTES, Order, Phase, to_bytes, unpack_answer
+from windlass_proto import errors, storage
+from windlass_proto.checkpoint_orders import Phase, Save, SavedPart, unpack_answer
 from windlass_proto.errors import CorruptionError, InvariantError, UnavailableError, UsageError, WindlassError
-from windlass_proto.frames import Op
 
 if TYPE_CHECKING:
+    from windlass.increments import Base
     from windlass.store import Store
     from windlass_proto.checkpoint_format import Manifest, Part, Residual
     from windlass_proto.gen import control_pb2
 
-# An order belongs to no step: it neither waits for a step's credit nor holds any back.
-_NO_STEP: Final = 1 << 62
 _STATE_SHOWN: Final = 200
 _FIELD_SHOWN: Final = 250
 
@@ -162,7 +156,9 @@ class Saving:
 class _Making:
     """What becomes a manifest: everything but the parts' lengths and digests is known when the copy is made."""
 
-    def __init__(self, store: Store, root: Path, state: Mapping[str, Any], keep_last: int | None) -> None:
+    def __init__(
+        self, store: Store, root: Path, state: Mapping[str, Any], keep_last: int | None, full_every: int
+    ) -> None:
         self.attempt = secrets.token_hex(4)
         self.key = secrets.token_hex(16)
         self.answers: dict[int, bytearray] = {}
@@ -172,44 +168,59 @@ class _Making:
         self._blocks = _blocks_by_server(store)
         self._bands = _bands_by_server(store)
         self._manifest = _manifest(store, state)
+        self._base = self._base_of(store, full_every) if full_every > 1 else None
+        self.how = Save(self.attempt, self._base.attempt if self._base is not None else "", full_every > 1)
+
+    def _base_of(self, store: Store, full_every: int) -> Base | None:
+        from windlass_proto import checkpoint_format
+
+        nothing = SavedPart(0, "", whole=True)
+        coming = {server: self._part(server, nothing) for server in server_orders.places(store)[0]}
+        folder = self._root / checkpoint_format.folder_name(self._manifest.step)
+        from windlass import increments  # its format brings protobuf
+
+        return increments.base_of(folder, self._manifest, coming, full_every)
 
     def finish(self, folder: Path, kept: tuple[Residual, ...]) -> None:
         """Write the manifest, then take away what is not part of it and what is too old."""
-        from windlass_proto import checkpoint_format
+        from windlass_proto import checkpoint_folders, checkpoint_format
 
-        parts = tuple(self._part(server) for server in sorted(self.answers))
+        written = [self._part(server, unpack_answer(answer)) for server, answer in sorted(self.answers.items())]
+        chains = [self._base.followed_by(part) if self._base is not None else (part,) for part in written]
+        parts = tuple(itertools.chain.from_iterable(chains))
         manifest = replace(self._manifest, parts=parts, residuals=kept)
         checkpoint_format.write_manifest(folder, manifest)
         with contextlib.suppress(OSError):  # what is left over costs room, not the checkpoint
-            checkpoint_format.sweep(folder, manifest)
+            checkpoint_folders.sweep(folder, manifest)
             if self._keep_last is not None:
-                checkpoint_format.prune(self._root, folder, self._keep_last, keep=self._resumed_from)
+                checkpoint_folders.prune(self._root, folder, self._keep_last, keep=self._resumed_from)
 
-    def _part(self, server: int) -> Part:
+    def _part(self, server: int, written: SavedPart) -> Part:
         from windlass_proto import checkpoint_format
 
-        written = unpack_answer(self.answers[server])
         name = checkpoint_format.part_name(server, self.attempt)
         blocks, bands = self._blocks.get(server, ()), self._bands.get(server, ())
-        return checkpoint_format.Part(name, written.nbytes, written.digest, blocks, bands)
+        return checkpoint_format.Part(name, written.nbytes, written.digest, blocks, bands, whole=written.whole)
 
 
 # ---- saving ----------------------------------------------------------------------------------------------------------
 
 
-def save(store: Store, root: Path, state: Mapping[str, Any] | None, keep_last: int | None) -> Saving:
+def save(store: Store, root: Path, state: Mapping[str, Any] | None, keep_last: int | None, full_every: int) -> Saving:
     """Make a checkpoint of the store's present step below `root`; see `Store.checkpoint`."""
     from windlass_proto import checkpoint_format
 
     if keep_last is not None and keep_last < 1:
         raise UsageError("keep_last is not positive", keep_last=keep_last, next_move="The newest one always stays.")
+    if full_every < 1:
+        raise UsageError("full_every is not positive", full_every=full_every, next_move="1 makes every one full.")
     given = _as_json(state or {})
     step = store.steps_done
     saving = Saving(store, root / checkpoint_format.folder_name(step), step)
     call = actions.next_call(store, "checkpoint")
     said = json.dumps(given)
-    text = f"{root}, keep_last={keep_last}, state={said[:_STATE_SHOWN]}"
-    digest = actions.digest_of_text(f"{root}\0{keep_last}\0{said}")
+    text = f"{root}, keep_last={keep_last}, full_every={full_every}, state={said[:_STATE_SHOWN]}"
+    digest = actions.digest_of_text(f"{root}\0{keep_last}\0{full_every}\0{said}")
     cut = actions.asking(store, "checkpoint", f"call {call}", digest, text)
     written = actions.asking(store, "checkpoint written", f"call {call}", digest, text)
     reply = actions.ask(store, cut, "a checkpoint")
@@ -221,12 +232,12 @@ def save(store: Store, root: Path, state: Mapping[str, Any] | None, keep_last: i
         return saving
     try:
         _check_folder(store, saving.path)
-        making = _Making(store, root, given, keep_last)
-        _order(store, Phase.COPY, making.key, saving.path, attempt=making.attempt).result()
+        making = _Making(store, root, given, keep_last, full_every)
+        server_orders.send(store, Phase.COPY, making.key, saving.path, how=making.how).result()
     except WindlassError as error:
         actions.agreed(store, reply.action_id, _error_text(error))
         raise
-    ticket = _order(store, Phase.WRITE, making.key, saving.path, attempt=making.attempt, answers=making.answers)
+    ticket = server_orders.send(store, Phase.WRITE, making.key, saving.path, how=making.how, answers=making.answers)
     saving.write(written, ticket, making, residuals.gathering(store, saving.path, making.attempt, call))
     actions.agreed(store, reply.action_id, json.dumps({"attempt": making.attempt}))
     return saving
@@ -297,75 +308,6 @@ def _bands_by_server(store: Store) -> dict[int, tuple[tuple[int, int, int], ...]
     return {server: tuple(bands) for server, bands in held.items()}
 
 
-def _places(store: Store) -> tuple[dict[int, tuple[int, int]], dict[int, list[tuple[int, int]]]]:
-    """By server: a share of the store, and the groups and tables that it holds, as (number in the manifest, table)."""
-    exchange, owner = store.exchange, store.member.server_of
-    held = [
-        (number, table_id, block.vshard)
-        for number, table_id in enumerate(sorted(exchange.tables))
-        for block in exchange.tables[table_id].layout.blocks
-    ]
-    held += [
-        (number, table_id, band.start)
-        for number, table_id in enumerate(sorted(exchange.sparse))
-        for band in exchange.sparse[table_id].bands()
-    ]
-    shares = {owner(vshard): (table_id, vshard) for _, table_id, vshard in held}
-    tables: dict[int, dict[tuple[int, int], None]] = {server: {} for server in shares}
-    for number, table_id, vshard in held:
-        tables[owner(vshard)][number, table_id] = None
-    return shares, {server: list(of_server) for server, of_server in tables.items()}
-
-
-def _order(
-    store: Store,
-    phase: Phase,
-    key: str,
-    folder: Path,
-    *,
-    attempt: str = "",
-    manifest: str = "",
-    steps_before: int = 0,
-    answers: dict[int, bytearray] | None = None,
-) -> Ticket:
-    """One order to each server of the store; `answers` is filled by server."""
-    from windlass_proto import checkpoint_format
-
-    shares, tables = _places(store)
-    ticket = Ticket(store.member.pump, f"checkpoint in {folder}", len(shares), store=store, clock=store.clock)
-    clock = store.clock if store.modes.at(store.clock).is_strict else 0
-    requests = []
-    for server, share in shares.items():
-        file = checkpoint_format.part_name(server, attempt) if attempt else ""
-        held = tuple(tables[server])
-        answer = bytearray(ANSWER_BYTES)
-        if answers is not None:
-            answers[server] = answer
-        order = Order(phase, key, store.store_id, clock, str(folder), held, file, manifest, steps_before)
-        requests.append(_request(order, share, answer, ticket))
-    if not requests:
-        store.on_done(ticket)
-    store.member.pump.submit(requests)
-    return ticket
-
-
-def _request(order: Order, share: tuple[int, int], answer: bytearray, ticket: Ticket) -> Request:
-    raw = to_bytes(order)
-    return Request(
-        Op.CHECKPOINT,
-        order.store_id,
-        share,
-        0,
-        0,
-        0,
-        owner=ticket,
-        clock=_NO_STEP,
-        payload=InFrame((memoryview(raw),), len(raw)),
-        nbytes=len(raw),
-        out=InFrame((memoryview(answer),), ANSWER_BYTES),
-    )
-
-
 # ---- restoring -------------------------------------------------------------------------------------------------------
 
 
@@ -431,12 +373,12 @@ def _load(store: Store, place: Path, *, needed: bool) -> str:
     key = secrets.token_hex(16)
     before = manifest.step - store.clock
     try:
-        _order(store, Phase.STAGE, key, folder, manifest=manifest.digest, steps_before=before).result()
-        _order(store, Phase.APPLY, key, folder, manifest=manifest.digest).result()
+        server_orders.send(store, Phase.STAGE, key, folder, manifest=manifest.digest, steps_before=before).result()
+        server_orders.send(store, Phase.APPLY, key, folder, manifest=manifest.digest).result()
         saved_rules.bring_back(store, manifest.live)
     except WindlassError:
         with contextlib.suppress(WindlassError):  # a server that staged nothing knows of nothing
-            _order(store, Phase.DROP, key, folder).result()
+            server_orders.send(store, Phase.DROP, key, folder).result()
         raise
     return json.dumps({"folder": str(folder), "manifest": manifest.digest, "step": manifest.step, "clock": store.clock})
 
@@ -472,11 +414,11 @@ def choose(place: Path) -> tuple[Path, Manifest] | None:
     Raises:
         CorruptionError: `place` is named as a checkpoint, and is no whole one.
     """
-    from windlass_proto import checkpoint_format
+    from windlass_proto import checkpoint_folders, checkpoint_format
 
     if checkpoint_format.is_named_as_one(place) or (place / checkpoint_format.MANIFEST).exists():
         return place, checkpoint_format.read_manifest_untrusted(place)
-    return checkpoint_format.newest(place, lambda said: sys.stderr.write(f"windlass: passed over: {said}\n"))
+    return checkpoint_folders.newest(place, lambda said: sys.stderr.write(f"windlass: passed over: {said}\n"))
 
 
 def take_offset(store: Store, result: str) -> None:
@@ -517,36 +459,6 @@ def _refresh(store: Store) -> None:
     }
     if out:
         store.pull(list(out), out=out).result()
-
-
-# ---- plain files -----------------------------------------------------------------------------------------------------
-
-
-def export(store: Store, path: str | Path) -> None:
-    """Write present weights to one file; see `Store.export`."""
-    values: dict[str, Any] = store.pull().result()
-    arrays = {name: np.asarray(as_numpy(name, value)) for name, value in values.items()}
-    for name, bits in arrays.items():
-        if store.exchange.dtype_of(name) == "bfloat16":  # a file would show its bits as integers
-            arrays[name] = (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
-    for table in store.exchange.sparse.values():
-        runs = [(np.empty(0, np.uint64), np.empty((0, table.dim), table.dtype)), *table.items()]
-        ids, rows = (np.concatenate(column) for column in zip(*runs, strict=True))
-        order = np.argsort(ids)  # equal rows give equal files, whatever servers hold them
-        arrays |= {f"{table.name}.ids": ids[order], f"{table.name}.rows": rows[order]}
-    tensor_file.write(storage.place_of(path), arrays, {"format": "np", "windlass": __version__})
-
-
-def load_tensors(path: str | Path) -> dict[str, np.ndarray[Any, Any]]:
-    """The arrays of a safetensors file, by name: what `store.export` or another program wrote.
-
-    BF16, which NumPy lacks, comes as float32. `store.init` takes them as first values.
-
-    Raises:
-        UsageError: there is no such file.
-        CorruptionError: it is torn or altered; the file is named.
-    """
-    return tensor_file.load(storage.place_of(path))
 
 
 # ---- results of actions ----------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from windlass import checkpoints, declare, first_values, live_changes, mixture
+from windlass import checkpoints, declare, first_values, live_changes, mixture, plain_files
 from windlass.arrays import Array
 from windlass.averaging import Averaging
 from windlass.data_link import refusal_of
@@ -326,7 +326,12 @@ class Store:
     # ---- checkpoints -------------------------------------------------------------------------------------------------
 
     def checkpoint(
-        self, uri: str | Path | None = None, state: Mapping[str, Any] | None = None, *, keep_last: int | None = None
+        self,
+        uri: str | Path | None = None,
+        state: Mapping[str, Any] | None = None,
+        *,
+        keep_last: int | None = None,
+        full_every: int = 1,
     ) -> checkpoints.Saving:
         """Save tensors, tables, slots and data positions as of the steps closed so far. Training goes on meanwhile.
 
@@ -339,7 +344,8 @@ class Store:
                 reaches. Default `<run_dir>/checkpoints`.
             state: JSON that `resume` gives back, equal on every worker.
             keep_last: remove older checkpoints, so that this many complete ones are left, and the one that the run
-                was resumed from.
+                was resumed from, with what these build on.
+            full_every: of so many checkpoints one is full; the others hold what changed since the one before them.
 
         Raises:
             UsageError: the place is not supported, this step has pushes, or workers call it differently.
@@ -349,7 +355,7 @@ class Store:
             self.check_between_steps("checkpoint")
             checkpoints.check_holdable(self, "checkpoint")
             checkpoints.settle(self)
-            self.saving = checkpoints.save(self, root, state, keep_last)
+            self.saving = checkpoints.save(self, root, state, keep_last, full_every)
             return self.saving
 
     def restore(self, uri: str | Path) -> checkpoints.Resume:
@@ -394,7 +400,7 @@ class Store:
 
         A sparse table makes two arrays, `<name>.ids`, sorted, and `<name>.rows`.
         """
-        checkpoints.export(self, path)
+        plain_files.export(self, path)
 
     # ---- what tables send and ask ------------------------------------------------------------------------------------
 

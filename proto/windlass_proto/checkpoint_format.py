@@ -11,16 +11,20 @@ part, so what is read back is what was written, or a CorruptionError that names 
 group's layout (`layout`), a function of what was declared and not of the servers, so any number of servers can read
 them. Rows of sparse tables lie in the bands of the servers that wrote them, and are found again by their ids.
 
+A part may hold changes alone: it counts with the parts before it in the manifest, which lie in earlier folders. Of a
+block that several parts hold the last one's is read; of a band, ids of a later part's `erased` go from what was read so
+far, and its rows come in place of those.
+
 A format's number grows when an older release could misread a newer folder; a reader reads every earlier one. A folder
 says the lowest format that its contents need: 1 for dense tensors alone, 2 with sparse tables or with
-hyper-parameters that were changed live.
+hyper-parameters that were changed live, 3 with parts of earlier folders.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -36,10 +40,10 @@ from windlass_proto.group_specs import GroupSpec
 from windlass_proto.rule_records import RuleChange
 from windlass_proto.table_specs import TableSpec
 
-FORMAT_MAX: Final = 2
+FORMAT_MAX: Final = 3
 MANIFEST: Final = "manifest.json"
 _FOLDER: Final = re.compile(r"step-(\d{6,18})")
-_PART: Final = re.compile(r"part-\d{1,5}-[0-9a-f]{8}\.safetensors")
+_PART: Final = re.compile(r"part-(\d{1,5})-([0-9a-f]{8})\.safetensors")
 _RESIDUAL: Final = re.compile(r"residual-\d{1,5}-[0-9a-f]{8}\.safetensors")
 
 
@@ -55,7 +59,8 @@ class Group:
 class Part:
     """One file: its blocks as (group, block), its length and its digest.
 
-    `bands` of sparse tables: (table, first vshard, the one after its last).
+    `bands` of sparse tables: (table, first vshard, the one after its last). `folder`: the name of the earlier
+    checkpoint's folder that it lies in, if it is not this one's. `whole`: it needs no part before it.
     """
 
     file: str
@@ -63,6 +68,22 @@ class Part:
     digest: str
     blocks: tuple[tuple[int, int], ...]
     bands: tuple[tuple[int, int, int], ...] = ()
+    folder: str = ""
+    whole: bool = True
+
+    def path(self, folder: Path) -> Path:
+        """Where it lies, if its manifest is in `folder`."""
+        return (folder.parent / self.folder if self.folder else folder) / self.file
+
+    @property
+    def server(self) -> int:
+        """The index of the server that wrote it."""
+        return server_and_attempt(self.file)[0]
+
+    @property
+    def attempt(self) -> str:
+        """Eight digits that the parts of one save have in common."""
+        return server_and_attempt(self.file)[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,13 +152,14 @@ class Manifest:
     @property
     def format(self) -> int:
         """The lowest format that holds all of it."""
+        if any(part.folder or not part.whole for part in self.parts):
+            return 3
         return 2 if self.tables or self.live else 1
 
-    @cached_property
-    def files(self) -> dict[str, int]:
-        """The files that it names, with their lengths."""
-        parts = {part.file: part.nbytes for part in self.parts}
-        return parts | {residual.file: residual.nbytes for residual in self.residuals}
+    def files(self, folder: Path) -> dict[Path, int]:
+        """The files that it names, if it is in `folder`, with their lengths."""
+        parts = {part.path(folder): part.nbytes for part in self.parts}
+        return parts | {folder / residual.file: residual.nbytes for residual in self.residuals}
 
     @cached_property
     def raw(self) -> bytes:
@@ -169,12 +191,17 @@ class Manifest:
         return xxhash.xxh3_128_hexdigest(self.raw)
 
 
-# ---- places ----------------------------------------------------------------------------------------------------------
+# ---- names -----------------------------------------------------------------------------------------------------------
 
 
 def folder_name(step: int) -> str:
     """Names of later steps sort after those of earlier ones."""
     return f"step-{step:06d}"
+
+
+def is_named_as_one(folder: Path) -> bool:
+    """Does a folder have the name of a checkpoint?"""
+    return _FOLDER.fullmatch(folder.name) is not None
 
 
 def part_name(server: int, attempt: str) -> str:
@@ -183,6 +210,13 @@ def part_name(server: int, attempt: str) -> str:
 
 def residual_name(rank: int, attempt: str) -> str:
     return f"residual-{rank}-{attempt}.safetensors"
+
+
+def server_and_attempt(name: str) -> tuple[int, str]:
+    """What `part_name` was made of."""
+    found = _PART.fullmatch(check_part_name_untrusted(name))
+    assert found is not None
+    return int(found[1]), found[2]
 
 
 def check_part_name_untrusted(name: str) -> str:
@@ -196,76 +230,18 @@ def check_part_name_untrusted(name: str) -> str:
     return name
 
 
-def folders(root: Path) -> list[Path]:
-    """Folders of `root` that are named as checkpoints are, the newest first; whole or not."""
-    found = [path for path in storage.listed(root) if _FOLDER.fullmatch(path.name)]
-    return sorted(found, key=_step_of, reverse=True)
+def continues(manifest: Manifest, before: Manifest) -> bool:
+    """Do groups and tables of `before`, a checkpoint of the same store, have the same numbers in `manifest`?"""
+    if manifest.store != before.store:
+        return False
+    groups = [[_group_record(group) | {"deleted": []} for group in one.groups] for one in (before, manifest)]
+    tables = [[_table_record(table) for table in one.tables] for one in (before, manifest)]
+    return all(was == now[: len(was)] for was, now in (groups, tables))
 
 
-def newest(root: Path, passed_over: Callable[[str], object]) -> tuple[Path, Manifest] | None:
-    """The newest complete checkpoint of `root`: its manifest is whole and its parts are there in full length.
-
-    `passed_over` is told why a newer one does not count.
-    """
-    for folder in folders(root):
-        try:
-            manifest = read_manifest_untrusted(folder)
-        except CorruptionError as error:
-            passed_over(str(error))
-            continue
-        torn = [file for file, nbytes in manifest.files.items() if not _has_length(folder / file, nbytes)]
-        if not torn:
-            return folder, manifest
-        passed_over(f"a checkpoint lacks a part or some of it (folder={folder}, part={torn[0]})")
-    return None
-
-
-def is_named_as_one(folder: Path) -> bool:
-    """Does a folder have the name of a checkpoint?"""
-    return _FOLDER.fullmatch(folder.name) is not None
-
-
-def sweep(folder: Path, manifest: Manifest) -> None:
-    """Remove files in a checkpoint's folder that it does not name: of attempts that came to nothing."""
-    for path in storage.listed(folder):
-        if _is_ours(path.name) and path.name not in manifest.files:
-            path.unlink(missing_ok=True)
-
-
-def prune(root: Path, latest: Path, keep_last: int, *, keep: Path | None = None) -> None:
-    """Remove checkpoints of `root` older than the `keep_last` newest complete ones up to `latest`.
-
-    `latest` stays, and so does `keep`.
-    """
-    kept = 0
-    for folder in folders(root):
-        if _step_of(folder) > _step_of(latest) or folder == keep:
-            continue
-        if kept >= keep_last and folder != latest:
-            _remove(folder)
-        elif (folder / MANIFEST).exists():
-            kept += 1
-
-
-def _remove(folder: Path) -> None:
-    """The manifest first, so that a half-removed folder is no checkpoint; other people's files stay."""
-    (folder / MANIFEST).unlink(missing_ok=True)
-    for path in storage.listed(folder):
-        if _is_ours(path.name) or path.name.startswith((".part-", ".residual-", f".{MANIFEST}.")):
-            path.unlink(missing_ok=True)
-    storage.remove_if_empty(folder)
-
-
-def _is_ours(name: str) -> bool:
+def is_ours(name: str) -> bool:
+    """Is it the name of a file that a checkpoint consists of, its manifest aside?"""
     return bool(_PART.fullmatch(name) or _RESIDUAL.fullmatch(name))
-
-
-def _step_of(folder: Path) -> int:
-    return int(folder.name.removeprefix("step-"))
-
-
-def _has_length(path: Path, nbytes: int) -> bool:
-    return path.is_file() and path.stat().st_size == nbytes
 
 
 # ---- the manifest ----------------------------------------------------------------------------------------------------
@@ -349,7 +325,9 @@ def _count(number: Any) -> int:
 
 def _part_record(part: Part) -> dict[str, Any]:
     record = {"file": part.file, "bytes": part.nbytes, "xxh3_128": part.digest, "blocks": list(map(list, part.blocks))}
-    return record | ({"bands": list(map(list, part.bands))} if part.bands else {})
+    record |= {"bands": list(map(list, part.bands))} if part.bands else {}
+    record |= {"folder": part.folder} if part.folder else {}
+    return record | ({} if part.whole else {"whole": False})
 
 
 def _part_untrusted(part: Mapping[str, Any], groups: tuple[Group, ...], tables: tuple[TableSpec, ...]) -> Part:
@@ -359,8 +337,11 @@ def _part_untrusted(part: Mapping[str, Any], groups: tuple[Group, ...], tables: 
     bands = tuple((_count(table), _count(begin), _count(end)) for table, begin, end in part.get("bands", []))
     if any(not begin < end <= tables[table].vshards for table, begin, end in bands):
         raise ValueError("a part names a band that its table lacks")
-    file = check_part_name_untrusted(part["file"])
-    return Part(file, _count(part["bytes"]), str(part["xxh3_128"]), blocks, bands)
+    file, folder = check_part_name_untrusted(part["file"]), str(part.get("folder", ""))
+    if folder and not _FOLDER.fullmatch(folder):
+        raise ValueError("a part lies in a folder that is no checkpoint's")
+    whole = bool(part.get("whole", True))
+    return Part(file, _count(part["bytes"]), str(part["xxh3_128"]), blocks, bands, folder, whole)
 
 
 def _residual_record(residual: Residual) -> dict[str, Any]:
@@ -482,8 +463,9 @@ def updates_key(group: int, block: int) -> str:
 def band_key(table: int, vshard: int, what: str) -> str:
     """Of the band that begins at `vshard`: "updates", int64, one element: how many it has had.
 
-    With admission or eviction also "now", int64, one element: the highest step applied; and "admit.tags" (u32) and
-    "admit.counts" (u16), (vshards, counters).
+    In a part that is not whole, also "erased" (u64): ids of rows that went since the part before; where it is not
+    there, the band is whole nevertheless. With admission or eviction also "now", int64, one element: the highest step
+    applied; and "admit.tags" (u32) and "admit.counts" (u16), (vshards, counters).
     """
     return f"table.{table}.{vshard}.{what}"
 

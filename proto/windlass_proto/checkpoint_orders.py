@@ -18,14 +18,13 @@ import struct
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from windlass_proto import checkpoint_format, limits
 from windlass_proto.errors import ProtocolError, WindlassError
-from windlass_proto.tensor_file import Written
 
 ANSWER_BYTES: Final = 64
-_ANSWER: Final = struct.Struct("<Q16s")
+_ANSWER: Final = struct.Struct("<Q16s?")
 
 
 class Phase(Enum):
@@ -38,13 +37,30 @@ class Phase(Enum):
     DROP = "drop"
 
 
+class Save(NamedTuple):
+    """How parts are made: the attempt in their names, and `base` and `tracks` of an `Order`."""
+
+    attempt: str
+    base: str = ""
+    tracks: bool = False
+
+
+class SavedPart(NamedTuple):
+    """A part that is on the disk: its length, the XXH3-128 of all its bytes, and whether it needs no part before it."""
+
+    nbytes: int
+    digest: str
+    whole: bool
+
+
 @dataclass(frozen=True, slots=True)
 class Order:
     """`tables`: those with a block on this server, as (number of the manifest's group, table id).
 
     `steps_before`: what a clock lacks of the steps that the restored values have had; schedules count those.
     `file` is the part to write (save); `manifest` the digest of the manifest to read (restore); a step's number
-    `clock` 0 never waits.
+    `clock` 0 never waits. `base` names the save (by the attempt of its parts) beside whose parts this one's are read:
+    what has not changed since may be left out. `tracks`: from now on, note what changes.
     """
 
     phase: Phase
@@ -56,6 +72,8 @@ class Order:
     file: str = ""
     manifest: str = ""
     steps_before: int = 0
+    base: str = ""
+    tracks: bool = False
 
 
 def to_bytes(order: Order) -> bytes:
@@ -70,6 +88,8 @@ def to_bytes(order: Order) -> bytes:
         "file": order.file,
         "manifest": order.manifest,
         "steps_before": order.steps_before,
+        "base": order.base,
+        "tracks": order.tracks,
     }
     return json.dumps(record).encode()
 
@@ -86,7 +106,7 @@ def from_bytes_untrusted(raw: bytes) -> Order:
         record = json.loads(raw)
         tables = tuple((group, table) for group, table in record["tables"])
         numbers = (record["store"], record["clock"], *itertools.chain.from_iterable(tables))
-        texts = (record["key"], record["folder"], record["file"], record["manifest"])
+        texts = (record["key"], record["folder"], record["file"], record["manifest"], record.get("base", ""))
         if not all(type(number) is int and 0 <= number < 1 << 62 for number in numbers):
             raise ValueError("an order's number is out of range")
         steps_before = record["steps_before"]
@@ -98,20 +118,23 @@ def from_bytes_untrusted(raw: bytes) -> Order:
             checkpoint_format.check_part_name_untrusted(record["file"])
         if not (Path(record["folder"]).is_absolute() or "://" in record["folder"]):
             raise ValueError("an order's folder is not absolute")
-        key, folder, file, manifest = texts
+        key, folder, file, manifest, base = texts
         store_id, clock = numbers[:2]
-        return Order(Phase(record["phase"]), key[:64], store_id, clock, folder, tables, file, manifest, steps_before)
+        return Order(
+            Phase(record["phase"]), key[:64], store_id, clock, folder, tables, file, manifest, steps_before, base,
+            record.get("tracks", False) is True,
+        )  # fmt: skip
     except (ValueError, KeyError, TypeError, RecursionError, WindlassError) as cause:
         raise ProtocolError("an order cannot be read", reason=str(cause)[:200]) from cause
 
 
-def pack_answer(written: Written | None) -> bytes:
+def pack_answer(saved: SavedPart | None) -> bytes:
     """What a server answers with: of a part on the disk its length and digest, else zeros."""
-    raw = _ANSWER.pack(written.nbytes, bytes.fromhex(written.digest)) if written is not None else b""
+    raw = _ANSWER.pack(saved.nbytes, bytes.fromhex(saved.digest), saved.whole) if saved is not None else b""
     return raw.ljust(ANSWER_BYTES, b"\0")
 
 
-def unpack_answer(raw: bytes | bytearray) -> Written:
+def unpack_answer(raw: bytes | bytearray) -> SavedPart:
     """What `pack_answer` made of a part."""
-    nbytes, digest = _ANSWER.unpack_from(raw)
-    return Written(nbytes, digest.hex())
+    nbytes, digest, whole = _ANSWER.unpack_from(raw)
+    return SavedPart(nbytes, digest.hex(), whole)

@@ -22,12 +22,11 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
-from windlass_proto import storage, tensor_file
-from windlass_proto.checkpoint_orders import Order, Phase
+from windlass_proto import checkpoint_format, storage, tensor_file
+from windlass_proto.checkpoint_orders import Order, Phase, Save, SavedPart
 from windlass_proto.errors import InvariantError, UnavailableError, UsageError, WindlassError
 from windlass_proto.frames import Op, Status
 from windlass_proto.memory import BufferPool
-from windlass_proto.tensor_file import Written
 from windlass_server.checkpoint_copies import Arrays, Copy, copies_of
 from windlass_server.dense import DenseGroup, Origin, Reply, Share
 from windlass_server.gate_runs import stretches
@@ -39,7 +38,7 @@ from windlass_server.staged_blocks import StagedBlock, read_blocks_untrusted
 _LOG = logging.getLogger("windlass.server")
 SAVES_MAX: Final = 8
 
-Done = Callable[[Written | None, WindlassError | None], None]
+Done = Callable[[SavedPart | None, WindlassError | None], None]
 Group = DenseGroup | SparseTable
 Groups = list[tuple[int, Group]]
 """With the number that the manifest gives them among its groups, or among its tables."""
@@ -119,7 +118,7 @@ class _Action:
         self.order = order
         self.lock = threading.Lock()
         self.reached: set[Phase] = set()
-        self.written: Written | None = None
+        self.written: SavedPart | None = None
         self.error: WindlassError | None = None
         self.ended = False
         self.staged: list[StagedBlock | StagedBand] = []
@@ -274,10 +273,12 @@ class Checkpoints:
                     copy.release()
 
         pulls = _Pulls(on_run, on_all)
+        attempt = checkpoint_format.server_and_attempt(action.order.file)[1]
+        save = Save(attempt, action.order.base, action.order.tracks)
         shares: list[tuple[Share, Group, dict[int, tuple[int, Any]]]] = []
         for number, group in groups:
             outs: dict[int, dict[int, tuple[int, Any]]] = {vshard: {} for vshard in group.shares}
-            for vshard, index, copy in copies_of(number, group, self.pool):
+            for vshard, index, copy in copies_of(number, group, self.pool, save):
                 outs[vshard][index] = (len(copies), copy.weights)
                 copies.append(copy)
             shares += [(group.shares[vshard], group, asked) for vshard, asked in outs.items()]
@@ -310,7 +311,8 @@ class Checkpoints:
                 arrays |= copy.arrays()
             folder = storage.place_of(action.order.folder)
             storage.make_folder(folder)
-            action.written = tensor_file.write(folder / action.order.file, arrays)
+            written = tensor_file.write(folder / action.order.file, arrays)
+            action.written = SavedPart(*written, whole=all(copy.whole for copy in copies))
             _LOG.info("part_written file=%s bytes=%d", folder / action.order.file, action.written.nbytes)
             action.reach(Phase.WRITE)
         except Exception as error:  # noqa: BLE001 - a thread's root: the worker is told

@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from windlass_proto import checkpoint_orders, frames, group_specs, limits, rule_records
+from windlass_proto.checkpoint_orders import SavedPart
 from windlass_proto.consistency import Mode
 from windlass_proto.errors import ProtocolError, UnavailableError, WindlassError
 from windlass_proto.frames import Entry, EntryFlag, Flag, Header, Kind, Op, Status
@@ -30,7 +31,6 @@ from windlass_proto.links.bell import Bell
 from windlass_proto.links.stream import Frame, FrameReader, FrameWriter, Place
 from windlass_proto.memory import Buffer
 from windlass_proto.rule_records import DECLARED
-from windlass_proto.tensor_file import Written
 from windlass_server import dense_rows
 from windlass_server.answers import lay_out
 from windlass_server.dense import DenseGroup, Origin, Reply, Share
@@ -485,7 +485,7 @@ class Connection:
         order = checkpoint_orders.from_bytes_untrusted(raw)
         origin = Origin(self, entry.tag, entry.table, Op.CHECKPOINT, None)
 
-        def done(written: Written | None, error: WindlassError | None) -> None:
+        def done(written: SavedPart | None, error: WindlassError | None) -> None:
             status, snapshot = Status.ERROR, None
             if error is None:
                 status = Status.OK

@@ -71,12 +71,6 @@ Snapshots = dict[tuple[int, int, int], Buffer]
 """Copies of weights made in one batch of effects, by block and segments, shared by all answers that want them."""
 
 
-def _forget(snapshots: Snapshots, block: int) -> None:
-    """The block changes: its copies are old."""
-    for key in [key for key in snapshots if key[0] == block]:
-        snapshots.pop(key).release()
-
-
 class _Setting:
     """What the segments of a block that share it are updated with, and the numbers of their latest update."""
 
@@ -106,12 +100,17 @@ class _Setting:
 
 
 class BlockArrays:
-    """The memory of one block."""
+    """The memory of one block.
 
-    __slots__ = ("block", "copies", "settings", "slots", "weights")
+    `version` counts what changed it; `saved` is a checkpoint's copy: the save's attempt, and the version then.
+    """
+
+    __slots__ = ("block", "copies", "saved", "settings", "slots", "version", "weights")
 
     def __init__(self, block: Block, kernels: RuleKernels, memory: DenseMemory) -> None:
         self.block = block
+        self.version = 0
+        self.saved = ("", -1)
         self.weights = memory.zeros(block.elements)
         self.slots = tuple(memory.zeros(block.elements) for _ in kernels.kept)
         self.copies = WorkerCopies(block, memory) if kernels.copies else None
@@ -236,7 +235,7 @@ class DenseGroup:
         for effect in effects:
             if type(effect) is Apply:
                 self._make_way(effect, replies, deliver)
-                _forget(snapshots, effect.block)
+                self._change(share, effect.block, snapshots)
                 self._apply(share, effect, replies, snapshots)
             elif type(effect) is Answer:
                 self._answer(share, effect, replies, snapshots)
@@ -245,7 +244,7 @@ class DenseGroup:
                     done.append(effect.buffer.buffer)
             elif type(effect) is Write:
                 self._make_way(effect, replies, deliver)
-                _forget(snapshots, effect.block)
+                self._change(share, effect.block, snapshots)
                 self._write(share, effect)
             elif type(effect) is Measure:
                 self._take_partial(share, effect)
@@ -270,12 +269,19 @@ class DenseGroup:
                 deliver(reply)
             replies.clear()
 
+    def _change(self, share: Share, block: int, snapshots: Snapshots) -> None:
+        """The block changes: copies of it are old."""
+        share.arrays[block].version += 1
+        for key in [key for key in snapshots if key[0] == block]:
+            snapshots.pop(key).release()
+
     def adopt(self, share: Share, block: int, weights: Vector, slots: tuple[Vector, ...], updates: list[int]) -> None:
         """Serve these values, which have had `updates` by segment, from now on. The caller holds the share's lock."""
         arrays = share.arrays[block]
         arrays.weights = self.memory.exchange(arrays.weights, weights)
         arrays.slots = tuple(map(self.memory.exchange, arrays.slots, slots))
         self.memory.finish()
+        arrays.version += 1
         arrays.settings.clear()
         share.core.blocks[block].updates[:] = updates
         if arrays.copies is not None:

@@ -28,7 +28,7 @@ class PartFiles:
     def __init__(self, folder: Path, manifest_digest: str) -> None:
         self.folder = folder
         self.manifest = checkpoint_format.read_manifest_untrusted(folder)
-        self._places: dict[str, dict[str, Place]] = {}
+        self._places: dict[Path, dict[str, Place]] = {}
         if self.manifest.digest != manifest_digest:
             raise CorruptionError(
                 "servers see another manifest than the worker",
@@ -44,9 +44,9 @@ class PartFiles:
         Raises:
             CorruptionError: it is missing, torn or altered.
         """
-        places = self._places.get(part.file)
+        file = part.path(self.folder)
+        places = self._places.get(file)
         if places is None:
-            file = self.folder / part.file
             digest = tensor_file.digest_of(file, part.nbytes)
             if digest != part.digest:
                 raise CorruptionError(
@@ -56,7 +56,7 @@ class PartFiles:
                     expected=part.digest,
                     next_move="Resume from an earlier checkpoint by naming its folder.",
                 )
-            places = self._places[part.file] = tensor_file.places_untrusted(file)
+            places = self._places[file] = tensor_file.places_untrusted(file)
         return places
 
     def read_untrusted(self, part: Part, key: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
@@ -67,8 +67,8 @@ class PartFiles:
         """
         place = self.places_untrusted(part).get(key)
         if place is None:
-            raise CorruptionError("a part lacks an array", file=self.folder / part.file, array=key)
-        array = tensor_file.read(self.folder / part.file, place)
+            raise CorruptionError("a part lacks an array", file=part.path(self.folder), array=key)
+        array = tensor_file.read(part.path(self.folder), place)
         if array.dtype != dtype or array.shape != shape:
-            raise CorruptionError("a part holds an array of another kind", file=self.folder / part.file, array=key)
+            raise CorruptionError("a part holds an array of another kind", file=part.path(self.folder), array=key)
         return array

@@ -37,6 +37,7 @@ from windlass_proto.errors import UsageError
 from windlass_proto.init_specs import InitSpec
 from windlass_rules.rule import Slot
 from windlass_server import row_kernels
+from windlass_server.row_changes import RowChanges
 from windlass_server.row_life import RowLife
 
 _INDEX_SLOTS_MIN: Final = 64
@@ -85,6 +86,7 @@ class RowTable:
         self.erasures = 0
         self.reserved = 0  # rows that pushes not applied yet may make, where they are made when applied
         self.life: RowLife | None = None
+        self.changes: RowChanges | None = None  # since a checkpoint that another one may build on
         self._ahead = ahead
         self._rows_taken = 0  # memory was taken for so many
         self._index_taken = 0
@@ -118,7 +120,7 @@ class RowTable:
     def nbytes(self) -> int:
         """Bytes in use: rows, slots, ids, indexes."""
         life = sum(values.itemsize for values, _ in self.life.columns().values()) if self.life is not None else 0
-        return self.used * (self.row_bytes + life) + self._index_used * 4
+        return self.used * (self.row_bytes + life + (self.changes is not None)) + self._index_used * 4
 
     def columns(self) -> dict[str, tuple[npt.NDArray[Any], int]]:
         """What a row is made of, by name: an array, and how many of its elements are one row's."""
@@ -179,6 +181,8 @@ class RowTable:
                 values[before * width : self.used * width] = slot.fill
             if reused > self.free_count:
                 values[: self.used * width].reshape(-1, width)[self.free[self.free_count : reused]] = slot.fill
+        if self.changes is not None:
+            self.changes.update(numbers)
         if self._ahead is not None and self.used > before:
             self._take_ahead(self.used - before)
         return None
@@ -227,6 +231,8 @@ class RowTable:
             self.erasures += 1
             if self.life is not None:
                 self.life.gone(erased[:gone])
+            if self.changes is not None:
+                self.changes.erase(erased[:gone], self.ids[erased[:gone]], len(self))
         return gone
 
     def vshards_above(self, count: int) -> list[int]:

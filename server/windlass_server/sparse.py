@@ -291,6 +291,8 @@ class SparseTable:
         scalars = self._numbers_of_step(vshard, effect)
         arrays = (table.rows, *table.slots)
         self.rule.update(arrays, numbers, self.spec.dim, gradient, weight / effect.divisor, scalars)
+        if table.changes is not None:
+            table.changes.update(numbers)
 
     def _summed(self, sources: list[Source], names: list[Ids]) -> tuple[Ids, Vector]:
         """Each row of several sources once, with the weighted sum of its gradients in the order of the sources.

@@ -95,6 +95,7 @@ def _read_band(parts: PartFiles, part: Part, number: int, vshard: int, rows: Row
     """Add the rows of one band of the checkpoint that belong to `rows`; returns its count of updates."""
     places = parts.places_untrusted(part)
     columns = rows.columns()
+    replaces = _erase(parts, part, checkpoint_format.band_key(number, vshard, "erased"), rows)
     for at in itertools.count():
         prefix = checkpoint_format.stretch_key(number, vshard, at, "")
         found = {key.removeprefix(prefix) for key in places if key.startswith(prefix)} if at == 0 else columns.keys()
@@ -109,11 +110,11 @@ def _read_band(parts: PartFiles, part: Part, number: int, vshard: int, rows: Row
                 checkpoint=", ".join(sorted(found)),
                 next_move="Declare the table with the rule that trained it.",
             )
-        _read_stretch(parts, part, (number, vshard, at), rows)
+        _read_stretch(parts, part, (number, vshard, at), rows, replaces=replaces)
     key = checkpoint_format.band_key(number, vshard, "updates")
     updates = int(parts.read_untrusted(part, key, np.dtype(np.int64), (1,))[0])
     if updates < 0:
-        raise CorruptionError("a part counts updates below 0", file=parts.folder / part.file, updates=updates)
+        raise CorruptionError("a part counts updates below 0", file=part.path(parts.folder), updates=updates)
     return updates
 
 
@@ -133,7 +134,21 @@ def _read_life(parts: PartFiles, part: Part, band: tuple[int, range], vshard: in
     life.take(now, held, tags, parts.read_untrusted(part, keys[2], np.dtype(np.uint16), shape))
 
 
-def _read_stretch(parts: PartFiles, part: Part, stretch: tuple[int, int, int], rows: RowTable) -> None:
+def _erase(parts: PartFiles, part: Part, key: str, rows: RowTable) -> bool:
+    """Take out what went since the part before; is this one to be read beside those before it?"""
+    place = parts.places_untrusted(part).get(key)
+    if place is None:
+        return False
+    ids: Ids = parts.read_untrusted(part, key, np.dtype(np.uint64), place.shape)
+    if ids.ndim != 1 or part.whole:
+        raise CorruptionError("a part holds changes that it should not", file=part.path(parts.folder), table=rows.name)
+    rows.erase(np.unique(ids[rows.belonging(ids)]))
+    return True
+
+
+def _read_stretch(
+    parts: PartFiles, part: Part, stretch: tuple[int, int, int], rows: RowTable, *, replaces: bool
+) -> None:
     place = parts.places_untrusted(part)[checkpoint_format.stretch_key(*stretch, "ids")]
     count = place.shape[0] if len(place.shape) == 1 else -1
     ids: Ids = parts.read_untrusted(part, checkpoint_format.stretch_key(*stretch, "ids"), np.dtype(np.uint64), (count,))
@@ -141,8 +156,8 @@ def _read_stretch(parts: PartFiles, part: Part, stretch: tuple[int, int, int], r
     chosen = ids if mine.size == ids.size else ids[mine]
     numbers = np.empty(chosen.size, np.uint32)
     absent = rows.find(chosen, numbers)
-    if absent != chosen.size:
-        raise CorruptionError("a part holds an id twice", file=parts.folder / part.file, table=rows.name)
+    if absent != chosen.size and not replaces:
+        raise CorruptionError("a part holds an id twice", file=part.path(parts.folder), table=rows.name)
     refused = rows.insert(chosen, numbers, absent)
     if refused is not None:
         raise refused

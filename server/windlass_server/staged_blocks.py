@@ -70,7 +70,10 @@ class _Reading:
         self._manifest = manifest
         self._group = group
         self._read: dict[str, npt.NDArray[Any]] = {}
-        self._parts = {block: part for part in manifest.parts for block in part.blocks}
+        self._parts: dict[tuple[int, int], list[Part]] = {}
+        for part in manifest.parts:
+            for block in part.blocks:
+                self._parts.setdefault(block, []).append(part)
         self._found: dict[str, _Source] = {}
         for number, source in enumerate(manifest.groups):
             layout = source.spec.layout
@@ -120,7 +123,7 @@ class _Reading:
                 values[to] = self._values(source.group, b, key)[at]
             count = int(self._updates(source.group, b)[s])
             if count < 0:
-                file = self._files.folder / self._part(source.group, b).file
+                file = self._part(source.group, b).path(self._files.folder)
                 raise CorruptionError("a part lacks a tensor", file=file, tensor=tensor.name)
             updates = max(updates, count)
         return updates
@@ -180,10 +183,9 @@ class _Reading:
         return array
 
     def _part(self, group: int, block: int) -> Part:
-        """The part with a block."""
-        part = self._parts.get((group, block))
-        if part is None:
-            raise CorruptionError(
-                "no part of a checkpoint holds a block", folder=self._files.folder, block=(group, block)
-            )
-        return part
+        """The last part with a block; one that is not whole may leave it out."""
+        key = checkpoint_format.weight_key(group, block)
+        for part in reversed(self._parts.get((group, block), [])):
+            if part.whole or key in self._files.places_untrusted(part):
+                return part
+        raise CorruptionError("no part of a checkpoint holds a block", folder=self._files.folder, block=(group, block))

@@ -20,7 +20,7 @@ from windlass.local_cluster import LocalCluster
 from windlass.optim import SGD, Adam
 from windlass.sparse_table import Table
 from windlass.store import Store
-from windlass_proto import checkpoint_format
+from windlass_proto import checkpoint_folders
 from windlass_proto.errors import CorruptionError, UnavailableError, UsageError
 from windlass_proto.rule_specs import RuleSpec
 
@@ -270,7 +270,7 @@ def test_keep_last_removes_older_ones_and_no_others(team: MakeTeam, tmp_path: Pa
     for _ in range(5):
         steps(store, 1, first=1)
         store.checkpoint(tmp_path, keep_last=2).result()
-    assert [path.name for path in checkpoint_format.folders(tmp_path)] == ["step-000005", "step-000004", "step-000000"]
+    assert [path.name for path in checkpoint_folders.folders(tmp_path)] == ["step-000005", "step-000004", "step-000000"]
     assert (tmp_path / "step-000000" / "notes.txt").exists()
 
 
@@ -515,7 +515,7 @@ def test_a_full_disk_fails_the_checkpoint_and_not_the_training(tmp_path: Path, m
             with pytest.raises(UnavailableError, match=said):
                 store.checkpoint(tmp_path)
             resource.prlimit(cluster.pids["server-1"], resource.RLIMIT_FSIZE, limits)
-            assert checkpoint_format.newest(tmp_path, str)[0] == kept  # type: ignore[index]
+            assert checkpoint_folders.newest(tmp_path, str)[0] == kept  # type: ignore[index]
             assert store.checkpoint(tmp_path).result().name == "step-000003"
 
 
@@ -525,7 +525,7 @@ DYING = """
 import os, sys
 import numpy as np
 import windlass as wl
-from windlass import checkpoints
+from windlass import checkpoints, server_orders
 from windlass_proto.checkpoint_orders import Phase
 
 place, at = sys.argv[1], sys.argv[2]
@@ -534,16 +534,16 @@ with wl.connect() as cluster:
     store.init({"w": np.zeros(300_000, np.float32)}, wl.optim.SGD(lr=1.0))
     store.update({"w": np.ones(300_000, np.float32)})
     if cluster.rank == 0:
-        order = checkpoints._order
+        order = server_orders.send
         def dies(store, phase, *rest, **more):
             if phase is Phase.COPY:
                 cluster.broadcast("granted")
             if phase.value == at:
                 os._exit(9)
             return order(store, phase, *rest, **more)
-        def dies_at_last(making, folder):
+        def dies_at_last(*_):
             os._exit(9)
-        checkpoints._order = dies
+        server_orders.send = dies
         if at == "manifest":
             checkpoints._Making.finish = dies_at_last
         store.checkpoint(place).result()
@@ -572,7 +572,7 @@ def test_a_checkpoint_outlives_the_worker_that_makes_it_or_never_counts(
     assert later == ["saved step-000002", "2 -2.0"]
     lost = "lost the worker that wrote a checkpoint has ended before it was whole"
     assert said == "saved step-000001" or (at == "manifest" and said == lost)
-    complete = [(folder / "manifest.json").exists() for folder in checkpoint_format.folders(place)]
+    complete = [(folder / "manifest.json").exists() for folder in checkpoint_folders.folders(place)]
     assert complete == [True, said != lost], "newest first"
 
 

@@ -16,7 +16,7 @@ from windlass import residuals
 from windlass.local_cluster import LocalCluster
 from windlass.optim import SGD
 from windlass.store import Store
-from windlass_proto import checkpoint_format
+from windlass_proto import checkpoint_folders, checkpoint_format
 from windlass_proto.errors import CorruptionError
 
 pytestmark = pytest.mark.cluster
@@ -104,7 +104,7 @@ def test_a_checkpoint_that_one_worker_calls_says_whose_residuals_it_lacks(
     assert "lacks what workers 1 keep back" in capfd.readouterr().err
     pair.each(lambda _, rank: stores[rank].update(gradients(1, rank)))
     pair.each(lambda _, rank: stores[rank].checkpoint(tmp_path, keep_last=1).result())
-    (newest,) = checkpoint_format.folders(tmp_path)
+    (newest,) = checkpoint_folders.folders(tmp_path)
     found = [residual.rank for residual in checkpoint_format.read_manifest_untrusted(newest).residuals]
     assert found == [0, 1], "who came too late for one takes part in the next"
 

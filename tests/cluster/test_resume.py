@@ -13,7 +13,7 @@ import pytest
 
 from tests.cluster.workers import Workers
 from windlass.local_cluster import LocalCluster
-from windlass_proto import checkpoint_format
+from windlass_proto import checkpoint_folders
 
 pytestmark = pytest.mark.cluster
 
@@ -84,14 +84,14 @@ def test_a_run_killed_and_resumed_ends_as_an_undisturbed_one(travels: str, tmp_p
                     workers.await_text(rank, "stopped")
                 for pid in (workers[0].process.pid, *cluster.pids.values(), workers[1].process.pid):
                     os.kill(pid, signal.SIGKILL)
-            assert [folder.name for folder in checkpoint_format.folders(Path(place))] == ["step-000040", "step-000030"]
+            assert [folder.name for folder in checkpoint_folders.folders(Path(place))] == ["step-000040", "step-000030"]
         with running(run, place, "-1", travels) as (_, workers):
             outs = [worker.out for worker in workers.finish()]
         begun = "None" if name == "undisturbed" else "Resume(step=40, epoch=1, state={'seen': 40})"
         assert all(out.startswith(f"resumed {begun}\n") for out in outs), outs
         assert last_line(outs[0]) == last_line(outs[1])
         kept = [110, 100] if name == "undisturbed" else [110, 100, 40]  # whoever joins later reads what was resumed
-        assert checkpoint_format.folders(Path(place)) == [Path(place) / f"step-{step:06d}" for step in kept]
+        assert checkpoint_folders.folders(Path(place)) == [Path(place) / f"step-{step:06d}" for step in kept]
         logged = {json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()}
         first = 1 if name == "undisturbed" else 41
         assert set(range(first, STEPS + 1)) <= logged <= set(range(1, STEPS + 1)), "steps go on counting"

@@ -6,6 +6,7 @@ import itertools
 import queue
 import secrets
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import pytest
 from tests.conformance.served import STORE, TABLE, Served, Session
 from windlass_proto import checkpoint_format, keys
 from windlass_proto.checkpoint_format import Group, Manifest, Part
-from windlass_proto.checkpoint_orders import Order, Phase
+from windlass_proto.checkpoint_orders import Order, Phase, SavedPart
 from windlass_proto.consistency import Consistency
 from windlass_proto.errors import CorruptionError, UnavailableError, UsageError, WindlassError
 from windlass_proto.frames import Op
@@ -23,8 +24,8 @@ from windlass_proto.init_specs import Normal
 from windlass_proto.layout import GroupLayout, TensorSpec
 from windlass_proto.rule_specs import SGD, Adagrad
 from windlass_proto.table_specs import TableSpec
-from windlass_proto.tensor_file import Written
 from windlass_server.checkpoints import SAVES_MAX
+from windlass_server.dense import DenseGroup
 from windlass_server.sparse import SparseTable
 
 ELEMENTS = 40_000  # three blocks
@@ -35,12 +36,12 @@ class Asked:
     """What came of one order."""
 
     def __init__(self) -> None:
-        self._came: queue.Queue[tuple[Written | None, WindlassError | None]] = queue.Queue()
+        self._came: queue.Queue[tuple[SavedPart | None, WindlassError | None]] = queue.Queue()
 
-    def __call__(self, written: Written | None, error: WindlassError | None) -> None:
+    def __call__(self, written: SavedPart | None, error: WindlassError | None) -> None:
         self._came.put((written, error))
 
-    def result(self) -> Written | None:
+    def result(self) -> SavedPart | None:
         written, error = self._came.get(timeout=20.0)
         if error is not None:
             raise error
@@ -53,14 +54,15 @@ class Asked:
 class Orders:
     """One session's orders to one server."""
 
-    def __init__(self, served: Served, folder: Path) -> None:
+    def __init__(self, served: Served, folder: Path, tables: tuple[tuple[int, int], ...] = ((0, TABLE),)) -> None:
         self.served = served
+        self.tables = tables
         self.session = secrets.token_bytes(16)
         self.folder = folder
 
     def ask(self, phase: Phase, key: str, *, clock: int = 0, file: str = "", manifest: str = "") -> Asked:
         asked = Asked()
-        order = Order(phase, key, STORE, clock, str(self.folder), ((0, TABLE),), file, manifest)
+        order = Order(phase, key, STORE, clock, str(self.folder), self.tables, file, manifest)
         self.served.node.checkpoints.carry_out(self.session, order, asked)
         return asked
 
@@ -184,6 +186,39 @@ def test_open_checkpoints_are_bounded(served: Served, tmp_path: Path) -> None:
         served.node.checkpoints.end_session(orders.session)
         assert lent(served) == 0
         assert worker.push_pull(np.ones(ELEMENTS, np.float32))[0] == -1.0
+
+
+def test_a_checkpoint_of_format_3_is_read_for_ever(served: Served) -> None:
+    """Written by 0.1: ten rows, then changes of rows 2 and 3 while 5 and 6 are erased, then row 5 anew; 2 servers."""
+    folder = Path(__file__).with_name("checkpoints-format-3") / "step-000003"
+    manifest = checkpoint_format.read_manifest_untrusted(folder)
+    assert {part.folder for part in manifest.parts} == {"step-000001", "step-000002", ""}
+    groups = []
+    for number, was in enumerate(manifest.groups):
+        layout = GroupLayout(10 + number, was.spec.layout.dtype_name, was.spec.layout.tensors, 1024, 8)
+        group = served.node.declare(GroupSpec(STORE, layout, was.spec.rule, True, Consistency.parse("asp")))
+        assert isinstance(group, DenseGroup)
+        for share in group.shares.values():
+            for state in share.core.blocks.values():
+                state.present[:] = [True] * len(state.present)
+        groups.append(group)
+    spec = replace(manifest.tables[0], store_id=STORE, table_id=TABLE, consistency=Consistency.parse("asp"))
+    table = served.node.declare(spec)
+    assert isinstance(table, SparseTable)
+    orders = Orders(served, folder, ((0, 10), (1, 11), (0, TABLE)))
+    orders.ask(Phase.STAGE, "k", manifest=manifest.digest).result()
+    orders.ask(Phase.APPLY, "k").result()
+    held: dict[str, np.ndarray] = {}
+    for group in groups:
+        held |= group.spec.layout.views(group.share_of_block[0].arrays[0].weights)
+    assert held["w"].tolist() == [[-1.5] * 3] * 2
+    assert held["still"].tolist() == [2.0] * 5
+    found: dict[int, float] = {}
+    for rows in table.tables.values():
+        live = np.zeros(rows.used, np.uint8)
+        rows.scan(0, live)
+        found |= {int(rows.ids[n]): float(rows.rows[n * 4]) for n in np.flatnonzero(live)}
+    assert found == {1: 0.5, 2: -0.5, 3: -0.5, 4: 0.5, 5: -1.0, 7: 0.5, 8: 0.5, 9: 0.5, 10: 0.5}
 
 
 def test_a_checkpoint_of_format_2_is_read_for_ever(served: Served) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from windlass_proto import checkpoint_format, limits, tensor_file
 from windlass_proto.checkpoint_format import Manifest, Part
+from windlass_proto.checkpoint_orders import Save
 from windlass_proto.consistency import Consistency
 from windlass_proto.errors import CorruptionError, UsageError
 from windlass_proto.frames import Status
@@ -22,7 +24,7 @@ from windlass_proto.memory import BufferPool
 from windlass_proto.rule_specs import SGD, Adagrad, Adam, RuleSpec
 from windlass_proto.table_specs import TableSpec
 from windlass_rules.rows import build_rows
-from windlass_server import checkpoint_copies
+from windlass_server import checkpoint_copies, row_changes
 from windlass_server.dense import Reply
 from windlass_server.part_files import PartFiles
 from windlass_server.sparse import SparseTable
@@ -33,6 +35,7 @@ DIM = 3
 ADAGRAD = Adagrad()
 POOL = BufferPool(64 * limits.MIB)
 FILLED = Reply(None, Status.OK, 0, 0, 1, 0, None, None)  # type: ignore[arg-type]
+SAVE = Save("00000000")
 Held = dict[int, tuple[list[float], list[float]]]
 
 
@@ -86,24 +89,32 @@ def held(tables: list[SparseTable]) -> Held:
     return found
 
 
-def saved(tables: list[SparseTable], folder: Path) -> Manifest:
+def saved(tables: list[SparseTable], folder: Path, save: Save = SAVE, before: Manifest | None = None) -> Manifest:
     """What servers and a worker write, without either."""
     folder.mkdir(exist_ok=True)
     parts = []
     for number, table in enumerate(tables):
-        copies = [copy for _, _, copy in checkpoint_copies.copies_of(0, table, POOL)]
+        copies = [copy for _, _, copy in checkpoint_copies.copies_of(0, table, POOL, save)]
         arrays: checkpoint_copies.Arrays = {}
         for copy in copies:
             copy.fill(FILLED)
             arrays |= copy.arrays()
-        file = checkpoint_format.part_name(number, f"{number:08x}")
+        file = checkpoint_format.part_name(number, save.attempt)
         written = tensor_file.write(folder / file, arrays)
         for copy in copies:
             copy.release()
         bands = tuple((0, rows.held.start, rows.held.stop) for rows in table.tables.values())
-        parts.append(Part(file, written.nbytes, written.digest, (), bands))
+        part = Part(file, written.nbytes, written.digest, (), bands, whole=all(copy.whole for copy in copies))
+        if before is not None and not part.whole:
+            parts += [
+                replace(old, folder=old.folder or checkpoint_format.folder_name(before.step))
+                for old in before.parts
+                if old.server == number
+            ]
+        parts.append(part)
     assert POOL.bytes_lent == 0
-    manifest = Manifest("job", "model", "bsp", 3, 0, "0", (), tuple(parts), tables=(tables[0].spec,))
+    step = 3 if before is None else before.step + 1
+    manifest = Manifest("job", "model", "bsp", step, 0, "0", (), tuple(parts), tables=(tables[0].spec,))
     checkpoint_format.write_manifest(folder, manifest)
     return manifest
 
@@ -145,6 +156,64 @@ def test_rows_and_slots_come_back_on_servers_cut_in_any_way(
         readers = restored(folder, manifest, servers([cut * wider for cut in reads], vshards=VSHARDS * wider))
     assert held(readers) == expected
     assert all(len(rows) == rows.used for table in readers for rows in table.tables.values()), "no holes are read"
+
+
+ROUNDS = st.lists(st.tuples(IDS, st.sets(st.integers(0, 300), max_size=60), st.booleans()), min_size=1, max_size=5)
+
+
+@settings(max_examples=40, deadline=None)
+@given(rounds=ROUNDS, wrote=CUTS, reads=CUTS)
+def test_changes_since_the_save_before_are_enough(
+    rounds: list[tuple[set[int], set[int], bool]], wrote: list[int], reads: list[int]
+) -> None:
+    writers, value, before = servers(wrote), 0.0, None
+    with tempfile.TemporaryDirectory() as name:
+        for at, (items, gone, first) in enumerate(rounds):
+            for work in (erase, put) if first else (put, erase):
+                value += 1.0
+                for table in writers:
+                    if work is put:
+                        put(table, items, dict.fromkeys(items, value))
+                    else:
+                        erase(table, gone)
+            folder = Path(name) / checkpoint_format.folder_name(3 + at)
+            save = Save(f"{at:08x}", "" if before is None else f"{at - 1:08x}", tracks=True)
+            before = saved(writers, folder, save, before)
+            assert len({part.folder for part in before.parts}) == at + 1
+            found = held(restored(folder, checkpoint_format.read_manifest_untrusted(folder), servers(reads)))
+            assert found == held(writers)
+
+
+def test_what_has_not_changed_is_not_written_again(tmp_path: Path) -> None:
+    (writer,) = servers([])
+    put(writer, range(200), dict.fromkeys(range(200), 1.0))
+    first = saved([writer], tmp_path / "step-000003", Save("00000000", "", tracks=True))
+    put(writer, range(7), dict.fromkeys(range(7), 2.0))
+    second = saved([writer], tmp_path / "step-000004", Save("00000001", "00000000", tracks=True), first)
+    whole, changes = second.parts
+    assert (whole.whole, changes.whole, whole.folder, changes.folder) == (True, False, "step-000003", "")
+    ids = [p for key, p in tensor_file.places_untrusted(changes.path(tmp_path / "step-000004")).items() if "ids" in key]
+    assert sum(place.shape[0] for place in ids) == 7
+
+
+@pytest.mark.parametrize("between", ["another save", "a restoration", "too much erased"])
+def test_where_it_is_not_known_what_has_changed_all_is_written(
+    between: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (writer,) = servers([])
+    put(writer, range(200), dict.fromkeys(range(200), 1.0))
+    first = saved([writer], tmp_path / "step-000003", Save("00000000", "", tracks=True))
+    if between == "another save":
+        saved([writer], tmp_path / "step-000009", Save("0000000a", "", tracks=True))
+    elif between == "a restoration":
+        restored(tmp_path / "step-000003", first, [writer])
+    else:
+        monkeypatch.setattr(row_changes, "_GONE_MIN", 3)
+        erase(writer, range(190))
+    expected = held([writer])
+    second = saved([writer], tmp_path / "step-000004", Save("00000001", "00000000", tracks=True), first)
+    assert [(part.whole, part.folder) for part in second.parts] == [(True, "")]
+    assert held(restored(tmp_path / "step-000004", second, servers([]))) == expected
 
 
 def test_counts_of_updates_are_the_highest_of_what_a_band_is_made_of(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from windlass_proto import checkpoint_folders
 from windlass_proto import checkpoint_format as format_
 from windlass_proto.checkpoint_format import Group, Manifest, Part, Position, Residual
 from windlass_proto.consistency import Consistency
@@ -56,12 +57,12 @@ def test_what_workers_kept_is_part_of_a_checkpoint_and_of_no_other_format(tmp_pa
     format_.write_manifest(folder, with_it)
     assert format_.read_manifest_untrusted(folder) == with_it
     assert with_it.format == 1
-    assert format_.newest(tmp_path, print) == (folder, with_it)
-    format_.sweep(folder, with_it)
+    assert checkpoint_folders.newest(tmp_path, print) == (folder, with_it)
+    checkpoint_folders.sweep(folder, with_it)
     assert sorted(os.listdir(folder)) == ["manifest.json", names[0]], "what it does not name goes"
     (folder / names[0]).write_bytes(b"1234")
     passed: list[str] = []
-    assert format_.newest(tmp_path, passed.append) is None
+    assert checkpoint_folders.newest(tmp_path, passed.append) is None
     assert names[0] in passed[0]
 
 
@@ -93,12 +94,13 @@ def test_an_altered_manifest_is_refused(tmp_path: Path, before: str, after: str)
         {"step": -1},
         {"parts": [{"file": "../../etc/part", "bytes": 1, "xxh3_128": "", "blocks": []}]},
         {"parts": [{"file": "part-0-00000000.safetensors", "bytes": 1, "xxh3_128": "", "blocks": [[0, 9]]}]},
+        {"parts": [{"file": "part-0-00000000.safetensors", "bytes": 1, "xxh3_128": "", "blocks": [], "folder": ".."}]},
         {"groups": [{"dtype": "float32"}]},
         {"state": []},
         {"data": [{"loader": "x"}]},
         {"residuals": [{"rank": 0, "file": "../residual-0-00000000.safetensors", "bytes": 1, "xxh3_128": ""}]},
     ],
-    ids=["count", "path", "block", "group", "state", "position", "residual"],
+    ids=["count", "path", "block", "folder", "group", "state", "position", "residual"],
 )
 def test_a_manifest_that_is_whole_and_nonsense_is_refused(tmp_path: Path, change: dict[str, object]) -> None:
     path = written(tmp_path, 3) / "manifest.json"
@@ -111,12 +113,27 @@ def test_a_manifest_that_is_whole_and_nonsense_is_refused(tmp_path: Path, change
 
 def test_the_newest_complete_checkpoint_counts(tmp_path: Path) -> None:
     passed: list[str] = []
-    assert format_.newest(tmp_path / "nothing", passed.append) is None
+    assert checkpoint_folders.newest(tmp_path / "nothing", passed.append) is None
     good = written(tmp_path, 999_999)
     written(tmp_path, 1_000_000, (Part(format_.part_name(0, "0badcafe"), 5, "ab", ()),))
     (tmp_path / "step-1000001").mkdir()
     (tmp_path / "notes").mkdir()
-    found = format_.newest(tmp_path, passed.append)
+    found = checkpoint_folders.newest(tmp_path, passed.append)
     assert found is not None
     assert found[0] == good
     assert ["no manifest" in passed[0], "lacks a part" in passed[1]] == [True, True]
+
+
+def test_a_checkpoint_stays_while_a_later_one_needs_its_parts(tmp_path: Path) -> None:
+    file = format_.part_name(0, "0badcafe")
+    for step, folders in {1: (), 2: (), 3: ("step-000002",), 4: ("step-000002", "step-000003")}.items():
+        elsewhere = tuple(Part(file, 0, "", (), folder=folder) for folder in folders)
+        folder = written(tmp_path, step, (*elsewhere, Part(file, 0, "", (), whole=not folders)))
+        (folder / file).touch()
+    checkpoint_folders.prune(tmp_path, tmp_path / "step-000004", 1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000002", "step-000003", "step-000004"]
+    checkpoint_folders.sweep(tmp_path / "step-000002", manifest(2))
+    assert (tmp_path / "step-000002" / file).exists()
+    (tmp_path / "step-000002" / file).unlink()
+    found = checkpoint_folders.newest(tmp_path, lambda _: None)
+    assert found is None, "without the parts that it builds on, none is complete"

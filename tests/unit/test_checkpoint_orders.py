@@ -9,9 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from windlass_proto import checkpoint_orders, limits
-from windlass_proto.checkpoint_orders import Order, Phase
+from windlass_proto.checkpoint_orders import Order, Phase, SavedPart
 from windlass_proto.errors import ProtocolError
-from windlass_proto.tensor_file import Written
 
 ORDER = Order(Phase.COPY, "ab" * 16, 3, 7, "/runs/x/step-000007", ((0, 5), (2, 9)), "part-0-0badcafe.safetensors", "")
 
@@ -56,6 +55,6 @@ def test_an_order_that_is_too_long_is_refused_unread() -> None:
 
 
 def test_a_parts_length_and_digest_fit_the_answer() -> None:
-    written = Written(1 << 40, "0123456789abcdef" * 2)
+    written = SavedPart(1 << 40, "0123456789abcdef" * 2, whole=False)
     assert checkpoint_orders.unpack_answer(checkpoint_orders.pack_answer(written)) == written
     assert len(checkpoint_orders.pack_answer(None)) == checkpoint_orders.ANSWER_BYTES
