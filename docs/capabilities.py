@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from windlass_proto import codec_specs, transfer_specs
 from windlass_proto.errors import UsageError
 from windlass_proto.rule_specs import RULES, SGD, RuleSpec
 from windlass_proto.transfer_specs import Transfer
+from windlass_rules.cuda_norms import measure_source
 from windlass_rules.cuda_source import update_source
 from windlass_rules.registry import DTYPES, RULE_MODULES
 from windlass_rules.rule import Per, Variant
@@ -48,15 +49,15 @@ on servers with a device. *Cut over servers*: a tensor may be cut anywhere, and 
 bits of one piece. *Same bits on any CPU*: kernels are IEEE `+ - * / sqrt`, comparisons and selections alone, nothing
 fused or reordered, and no number of a step comes from libm. Both are tested for every row (`tests/rules`).
 
-*Norms*: LAMB and LARS, and every rule of dense tensors with `clip_norm` (each tensor's gradient) or `clip_global_norm`
+*Norms*: {trusting}, and every rule of dense tensors with `clip_norm` (each tensor's gradient) or `clip_global_norm`
 (all tensors of one `init` and dtype together, as `torch.nn.utils.clip_grad_norm_`), take norms of the aggregated
 gradient and the weights before a step is applied. Sums of squares are float64, made and added in an order that depends
 on values and layout alone: the same bits on 1, 2 or 5 servers. A tensor that nobody pushed in a step counts as 0. Under
 `asp` and `ssp` there is no step to take a norm of over several blocks: refused there for tensors that are cut, and
-`clip_global_norm` altogether. LAMB and LARS are refused by servers with
-a device, and norms for rows of tables.
+`clip_global_norm` altogether. They are taken for no rows of tables.
 
-*GPU*: on servers with a device ([gpu.md](gpu.md)), for float32 and float64. *tested* names the
+*GPU*: on servers with a device ([gpu.md](gpu.md)), for float32 and float64.
+{rows} step rows of tables alone, which lie in the host's memory. *tested* names the
 device on which the tests of this very kernel passed, by `device_tests.json`, and the day; *compiled only*: the kernel's
 CUDA source has been compiled by NVRTC, and compared with the compiled rule bit for bit on a CPU, but not run on a
 device.
@@ -107,9 +108,11 @@ def device_runs() -> list[Run]:
 
 def on_device(variant: Variant, runs: list[Run]) -> str:
     """The cell of a kernel: where its CUDA twin, as it is today, has been tested."""
-    if variant.by_row or variant.measure is not None:
+    if variant.by_row:
         return "no"
     programs = [update_source(variant, dtype) for dtype in DTYPES]
+    if variant.measure is not None:
+        programs += [measure_source(variant, dtype) for dtype in DTYPES]
     for run in reversed(runs):
         if all(run["programs"].get(program.entry) == program.digest for program in programs):
             return f"tested ({run['date']}, {run['model']})"
@@ -124,6 +127,12 @@ def steps_whole_tensors(variant: Variant) -> bool:
 def lazily(variant: Variant) -> str:
     """The cell of a kernel: may dense tensors under it be lazy?"""
     return "no" if variant.by_row or steps_whole_tensors(variant) else "yes"
+
+
+def named(chosen: Callable[[Variant], bool]) -> str:
+    """The rules whose variants are all `chosen`, in a sentence."""
+    names = [cls.__name__ for cls in RULES.values() if all(chosen(variant) for _, variant in variants(cls).values())]
+    return f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def table() -> str:
@@ -165,7 +174,10 @@ def table() -> str:
                     on_device(variant, runs),
                 ]
             )
-    return HEAD + _written(rows) + FOOT + CODECS_HEAD + _written(codec_rows()) + CODECS_FOOT
+    foot = FOOT.format(
+        trusting=named(lambda variant: variant.measure is not None), rows=named(lambda variant: variant.by_row)
+    )
+    return HEAD + _written(rows) + foot + CODECS_HEAD + _written(codec_rows()) + CODECS_FOOT
 
 
 def _written(rows: list[list[str]]) -> str:

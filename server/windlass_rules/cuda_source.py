@@ -1,9 +1,8 @@
 """The CUDA twin of an update rule, written out from the Python function that Numba compiles.
 
-A rule has one source, its kernel: `for i in range(n)` over assignments of `+ - * /`, comparisons, `min`, `max`, `abs`
-and `np.sqrt`. `update_source` reads that loop and says the same in CUDA C, operation by operation, so a twin cannot
-drift from its rule, and a rule that keeps to the form has its twin for nothing. A kernel of another form has none, and
-`update_source` says so.
+A rule has one source, its kernel. `cuda_loops` reads its loop and says the same in CUDA C, operation by operation, so
+a twin cannot drift from its rule, and a rule that keeps to the form has its twin for nothing. A kernel of another form
+has none, and `update_source` says so. Programs that take norms are in `cuda_norms`.
 
 One launch works on a list of runs (weights, slots, gradients, and the step's numbers, each run with its own), so a
 block list costs one launch however many tensors it has. A run is cut into tiles of `TILE_ELEMENTS`; a thread block
@@ -17,19 +16,15 @@ first argument stays unless the second is beyond it.
 
 from __future__ import annotations
 
-import ast
 import functools
 import hashlib
-import inspect
-import textwrap
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 
-from windlass_proto.errors import UsageError
-from windlass_rules.norms import CHUNK, LANES
-from windlass_rules.rule import Kernel, Variant
+from windlass_rules.cuda_loops import ElementLoop
+from windlass_rules.rule import Variant
 
 TILE_ELEMENTS: Final = 2048
 THREADS: Final = 256
@@ -38,10 +33,6 @@ OPTIONS: Final = ("--fmad=false", "--ftz=false", "--prec-div=true", "--prec-sqrt
 
 _REALS: Final = {"float32": "float", "float64": "double"}
 _PATTERNS: Final = {"float32": ("u32", "0x7f800000u"), "float64": ("u64", "0x7ff0000000000000ull")}
-_ARITHMETIC: Final[dict[type, str]] = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/"}
-_COMPARISONS: Final[dict[type, str]] = {ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">=", ast.Eq: "=="}
-_FUNCTIONS: Final = {"min": ("lesser", 2), "max": ("greater", 2), "abs": ("fabs", 1), "sqrt": ("sqrt", 1)}
-
 _SOURCE_FIELDS: Final = (("at", "u8"), ("weight", "real"))
 
 _PRELUDE: Final = """\
@@ -99,43 +90,22 @@ extern "C" __global__ void {entry}(const Run *runs, u32 count, const Source *sou
 """
 
 
-_SQUARES: Final = """
-extern "C" __global__ void {entry}(const Run *runs, u32 count, const Source *sources)
-{{
-    const Run &run = run_of(runs, count, blockIdx.x);
-    const u64 tile_begin = (blockIdx.x - run.tile) * {tile};
-    const real gscale = run.gscale;
-    for (u32 at = threadIdx.x; at < {tile} / {chunk} * {lanes}; at += {threads}) {{
-        const u64 begin = tile_begin + at / {lanes} * {chunk};
-        const u32 lane = at % {lanes};
-        if (begin >= run.size)
-            continue;
-        double found[{chunk} / {lanes}];
-        for (u32 k = 0; k < {chunk} / {lanes}; ++k) {{
-            const u64 i = begin + lane + k * {lanes};
-            const double x = i < run.size ? (double)(gscale * gradient(sources + run.first, run.sources, i)) : 0.0;
-            found[k] = x * x;
-        }}
-        for (u32 half = {chunk} / {lanes} / 2; half > 0; half /= 2)
-            for (u32 k = 0; k < half; ++k)
-                found[k] = found[k] + found[half + k];
-        run.lanes[begin / {chunk} * {lanes} + lane] = found[0];
-    }}
-}}
-"""
+Field = tuple[str, str, str]
+"""Of a run's record: its name, its type in C, and in NumPy, where "real" is the program's own."""
 
 
 @dataclass(frozen=True, slots=True)
 class CudaSource:
     """A program of one kernel, `entry(const Run *runs, u32 count, const Source *sources)`.
 
-    `run` and `source` are the NumPy types of the records that it reads.
+    `run` and `source` are the NumPy types of the records that it reads; a thread block takes `tile` elements of a run.
     """
 
     entry: str
     text: str
     run: np.dtype[Any]
     source: np.dtype[Any]
+    tile: int = TILE_ELEMENTS
 
     @property
     def digest(self) -> str:
@@ -145,28 +115,44 @@ class CudaSource:
 
 @functools.cache
 def update_source(variant: Variant, dtype: np.dtype[Any]) -> CudaSource:
-    """The twin of `variant.kernel`, for runs with fields `w`, `slot0` ..., `gscale`, `number0` ..., `first`, `sources`.
-
-    `number0` ... are `RuleKernels.scalars`; sources [first, first + sources) are the run's gradients.
+    """The twin of `variant.kernel`, for runs with `step_fields`.
 
     Raises:
         UsageError: the kernel has a form that has no twin.
     """
-    loop = _Loop(variant.kernel)
-    fields = [("w", "real *", "u8"), *((f"slot{k}", "real *", "u8") for k in range(len(variant.slots)))]
-    fields += [("first", "u32", "u4"), ("sources", "u32", "u4"), ("gscale", "real", "real")]
-    fields += [(f"number{k}", "real", "real") for k in range(loop.numbers)]
+    loop = ElementLoop(variant.kernel)
     names = ["real *__restrict__ w = run.w;", *loop.names, "const real gscale = run.gscale;"]
     body = ["const real g_i = gradient(sources + run.first, run.sources, i);", *loop.body]
-    name = "".join(letter if letter.isalnum() else "_" for letter in variant.name)
-    return _program(f"update_{name}_{dtype.name}", dtype, fields, names, body)
+    return program(f"update_{identifier(variant)}_{dtype.name}", dtype, step_fields(variant), names, body)
+
+
+def step_fields(variant: Variant) -> list[Field]:
+    """Of a run that takes a step: `w`, `slot0` ..., `first`, `sources`, `gscale`, `number0` ...
+
+    `number0` ... are `RuleKernels.scalars`; sources [first, first + sources) are the run's gradients.
+    """
+    kernels = [variant.kernel] if variant.measure is None else [variant.kernel, variant.measure]
+    numbers = max(ElementLoop(kernel).numbers for kernel in kernels)
+    return [
+        ("w", "real *", "u8"),
+        *((f"slot{k}", "real *", "u8") for k in range(len(variant.slots))),
+        ("first", "u32", "u4"),
+        ("sources", "u32", "u4"),
+        ("gscale", "real", "real"),
+        *((f"number{k}", "real", "real") for k in range(numbers)),
+    ]
+
+
+def identifier(variant: Variant) -> str:
+    """The variant's name in C."""
+    return "".join(letter if letter.isalnum() else "_" for letter in variant.name)
 
 
 @functools.cache
 def fill_source(dtype: np.dtype[Any]) -> CudaSource:
     """Every element of a run becomes `value`; runs have fields `w` and `value`."""
     fields = [("w", "real *", "u8"), ("value", "real", "real")]
-    return _program(f"fill_{dtype.name}", dtype, fields, [], ["run.w[i] = run.value;"])
+    return program(f"fill_{dtype.name}", dtype, fields, [], ["run.w[i] = run.value;"])
 
 
 @functools.cache
@@ -175,27 +161,26 @@ def finite_source(dtype: np.dtype[Any]) -> CudaSource:
     pattern, exponent = _PATTERNS[dtype.name]
     fields = [("at", f"const {pattern} *", "u8"), ("found", "u32 *", "u8")]
     body = [f"if ((run.at[i] & {exponent}) == {exponent})", "    *run.found = 1;"]
-    return _program(f"find_not_finite_{dtype.name}", dtype, fields, [], body)
+    return program(f"find_not_finite_{dtype.name}", dtype, fields, [], body)
 
 
-@functools.cache
-def squares_source(dtype: np.dtype[Any]) -> CudaSource:
-    """The twin of `norms.squares`, up to the sum over chunks: `lanes` becomes LANES float64 for each CHUNK of a run.
-
-    Runs have fields `lanes`, `first`, `sources` and `gscale`. A thread makes one lane of a chunk, so that none waits
-    for another.
-    """
-    fields = [("lanes", "double *", "u8"), ("first", "u32", "u4"), ("sources", "u32", "u4"), ("gscale", "real", "real")]
-    entry = f"squares_{dtype.name}"
-    blank = _program(entry, dtype, fields, [], [])
-    kernel = _SQUARES.format(entry=entry, tile=TILE_ELEMENTS, threads=THREADS, chunk=CHUNK, lanes=LANES)
-    prelude = blank.text.partition('\nextern "C"')[0]
-    return CudaSource(entry, prelude + kernel, blank.run, blank.source)
+def program(entry: str, dtype: np.dtype[Any], fields: list[Field], names: list[str], body: list[str]) -> CudaSource:
+    """`body` for each element i of each run, after `names`."""
+    kernel = _KERNEL.format(
+        entry=entry,
+        tile=TILE_ELEMENTS,
+        threads=THREADS,
+        names="".join(f"    {line}\n" for line in names),
+        body="".join(f"        {line}\n" for line in body),
+    )
+    return with_prelude(entry, dtype, fields, kernel)
 
 
-def _program(
-    entry: str, dtype: np.dtype[Any], fields: list[tuple[str, str, str]], names: list[str], body: list[str]
+def with_prelude(
+    entry: str, dtype: np.dtype[Any], fields: list[Field], kernel: str, tile: int = TILE_ELEMENTS
 ) -> CudaSource:
+    """The program of `kernel`, whose runs have `fields` after their tile and their size."""
+
     def record(kinds: Any) -> np.dtype[Any]:
         return np.dtype([(name, dtype if kind == "real" else kind) for name, kind in kinds], align=True)
 
@@ -207,106 +192,4 @@ def _program(
         source_bytes=source.itemsize,
         run_bytes=run.itemsize,
     )
-    kernel = _KERNEL.format(
-        entry=entry,
-        tile=TILE_ELEMENTS,
-        threads=THREADS,
-        names="".join(f"    {line}\n" for line in names),
-        body="".join(f"        {line}\n" for line in body),
-    )
-    return CudaSource(entry, prelude + kernel, run, source)
-
-
-class _Loop:
-    """What a kernel's source says: the names it gives to slots and numbers, and its loop, in CUDA C."""
-
-    def __init__(self, kernel: Kernel) -> None:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(kernel)))
-        function = tree.body[0]
-        assert isinstance(function, ast.FunctionDef)
-        self._kernel = function.name
-        self._vectors = {"w", "g"}
-        self._locals: set[str] = {"gscale"}
-        self.numbers = 0
-        self.names: list[str] = []
-        self.body: list[str] = []
-        for statement in function.body:
-            self._outside(statement)
-        if not self.body:
-            raise self._refusal(function)
-
-    def _refusal(self, node: ast.AST) -> UsageError:
-        return UsageError(
-            "an update rule has no kernel for a device",
-            kernel=self._kernel,
-            form=ast.unparse(node)[:80],
-            next_move="Serve its tensors from memory: start servers without --device.",
-        )
-
-    def _outside(self, statement: ast.stmt) -> None:
-        """A statement before the loop, or the loop; checks of sizes are the launching side's."""
-        if isinstance(statement, ast.For) and not self.body and ast.unparse(statement.iter) == "range(n)":
-            for line in statement.body:
-                self._inside(line)
-            return
-        if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant):
-            return  # the docstring
-        if isinstance(statement, ast.If) and len(statement.body) == 1 and isinstance(statement.body[0], ast.Raise):
-            return
-        if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name) and not self.body:
-            name, value = statement.targets[0].id, ast.unparse(statement.value)
-            if (name, value) in (("n", "g.size"), ("w", "w[begin:begin + n]")):
-                return
-            if value == f"slots[{len(self._vectors) - 2}][begin:begin + n]":
-                self.names.append(f"real *__restrict__ {name} = run.slot{len(self._vectors) - 2};")
-                self._vectors.add(name)
-                return
-            if value == f"scalars[{self.numbers}]":
-                self.names.append(f"const real {name} = run.number{self.numbers};")
-                self._locals.add(name)
-                self.numbers += 1
-                return
-        raise self._refusal(statement)
-
-    def _inside(self, statement: ast.stmt) -> None:
-        """A statement of the loop."""
-        if isinstance(statement, ast.If) and ast.unparse(statement.test) == "out is not None":
-            return  # what `out` asks for is copied from the weights
-        if not isinstance(statement, ast.Assign) or len(statement.targets) != 1:
-            raise self._refusal(statement)
-        target, value = statement.targets[0], self._value(statement.value)
-        if isinstance(target, ast.Name):
-            declared = "" if target.id in self._locals else "real "
-            self._locals.add(target.id)
-            self.body.append(f"{declared}{target.id} = {value};")
-        else:
-            self.body.append(f"{self._element(target)} = {value};")
-
-    def _element(self, node: ast.AST) -> str:
-        if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name) and ast.unparse(node.slice) == "i":
-            vector = node.value.id
-            if vector == "g":
-                return "g_i"
-            if vector in self._vectors:
-                return f"{vector}[i]"
-        raise self._refusal(node)
-
-    def _value(self, node: ast.AST) -> str:
-        """An expression, with every operation in brackets: C shall group as Python does."""
-        if isinstance(node, ast.Name) and node.id in self._locals:
-            return node.id
-        if isinstance(node, ast.BinOp) and type(node.op) in _ARITHMETIC:
-            return f"({self._value(node.left)} {_ARITHMETIC[type(node.op)]} {self._value(node.right)})"
-        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-            return f"(-{self._value(node.operand)})"
-        if isinstance(node, ast.IfExp):
-            return f"({self._value(node.test)} ? {self._value(node.body)} : {self._value(node.orelse)})"
-        if isinstance(node, ast.Compare) and len(node.ops) == 1 and type(node.ops[0]) in _COMPARISONS:
-            sign = _COMPARISONS[type(node.ops[0])]
-            return f"({self._value(node.left)} {sign} {self._value(node.comparators[0])})"
-        if isinstance(node, ast.Call):
-            called = ast.unparse(node.func).removeprefix("np.")
-            function, arity = _FUNCTIONS.get(called, ("", -1))
-            if len(node.args) == arity:
-                return f"{function}({', '.join(map(self._value, node.args))})"
-        return self._element(node)
+    return CudaSource(entry, prelude + kernel, run, source, tile)

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from windlass_proto.errors import InvariantError
-from windlass_rules.cuda_source import TILE_ELEMENTS, CudaSource
+from windlass_rules.cuda_source import CudaSource
 
 
 class Allocation(Protocol):
@@ -132,5 +132,5 @@ def launch_of(program: CudaSource, runs: list[tuple[Any, ...]], sources: list[tu
     tile = 0
     for number, (size, *rest) in enumerate(runs):
         table[number] = (tile, size, *rest)
-        tile += -(-size // TILE_ELEMENTS)
+        tile += -(-size // program.tile)
     return Launch(program, table, np.array(sources, program.source), tile)

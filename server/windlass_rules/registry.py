@@ -72,6 +72,7 @@ from windlass_rules import (
     sgd,
     signum,
 )
+from windlass_rules.cuda_norms import measure_source
 from windlass_rules.cuda_source import CudaSource, update_source
 from windlass_rules.rule import Kernel, Per, Slot, Variant, Vector
 
@@ -212,14 +213,17 @@ def build_cuda(spec: RuleSpec, dtype: npt.DTypeLike) -> CudaSource:
     Raises:
         UsageError: the rule has no twin.
     """
+    return update_source(_by_element(spec), known_dtype(spec, dtype))
+
+
+def build_cuda_measure(spec: RuleSpec, dtype: npt.DTypeLike) -> CudaSource | None:
+    """The CUDA twin of `build(spec, dtype).measure`, up to the sums over chunks; None if the rule measures nothing.
+
+    Raises:
+        UsageError: the rule has no twin.
+    """
     variant = _by_element(spec)
-    if variant.measure is not None:
-        raise UsageError(
-            "an update rule takes norms, which devices cannot yet",
-            rule=rule_name(spec),
-            next_move="Serve its tensors from memory: start servers without --device.",
-        )
-    return update_source(variant, known_dtype(spec, dtype))
+    return measure_source(variant, known_dtype(spec, dtype)) if variant.measure is not None else None
 
 
 def variant_of(spec: RuleSpec) -> tuple[Any, Variant, Any]:

@@ -27,7 +27,7 @@ from windlass_rules import RuleKernels, norms
 from windlass_rules.norms import Norm
 from windlass_rules.registry import trust_of
 from windlass_server import lazy_rows, norm_scopes
-from windlass_server.dense_memory import DenseMemory, HostMemory, Vector
+from windlass_server.dense_memory import DenseMemory, HostMemory, Measured, Vector
 from windlass_server.dense_rows import NamedRows
 from windlass_server.group_wire import GroupWire
 from windlass_server.lazy_rows import LazyRows
@@ -351,58 +351,74 @@ class DenseGroup:
     def _pieces(self, arrays: BlockArrays, effect: Apply) -> Iterator[tuple[int, int, float, Vector]]:
         """Segments [begin, end) that one call of the kernel updates, with the divisor and the numbers it gets."""
         settings = arrays.settings.get(effect.stamp.version) or self._settings(arrays, effect.stamp)
-        clock = max(0, effect.clock + self.steps_before)
         by_tensor = any(not norm.is_global for norm in self.norms)
         at = effect.seg_begin
         while at < effect.seg_end:
-            setting, divisor = settings[at], effect.divisor
-            scalars = setting.at(self.kernels, effect.update, clock)
-            stop = at + 1 if by_tensor else _equal_settings(settings, at, effect.seg_end)
-            for phase, norm in enumerate(self.norms):
-                sums = effect.totals[phase] if phase < len(effect.totals) else None
-                if sums is None:
-                    if norm.is_global:
-                        continue
-                    sums = self._measure(arrays, effect, at, norm, divisor, scalars)
-                if norm is Norm.TRUST:
-                    scalars = setting.trusting(self.kernels, effect.update, clock, sums)
-                else:
-                    divisor = norms.clipping_divisor(setting.rule, norm, sums[0], divisor)
-            yield at, stop, divisor, scalars
+            if by_tensor:
+                stop = min(at + self.memory.measured_max, effect.seg_end)
+                for seg, terms in enumerate(self._terms(arrays, effect, at, stop, len(self.norms)), at):
+                    yield seg, seg + 1, *terms
+            else:
+                stop = _equal_settings(settings, at, effect.seg_end)
+                ((divisor, scalars),) = self._terms(arrays, effect, at, at + 1, len(self.norms))
+                yield at, stop, divisor, scalars
             at = stop
+
+    def _terms(
+        self, arrays: BlockArrays, effect: Apply, begin: int, end: int, phases: int
+    ) -> list[tuple[float, Vector]]:
+        """The divisor and the numbers of each of segments [begin, end), after the first norms of the rule."""
+        settings = (arrays.settings.get(effect.stamp.version) or self._settings(arrays, effect.stamp))[begin:end]
+        clock = max(0, effect.clock + self.steps_before)
+        terms = [(effect.divisor, setting.at(self.kernels, effect.update, clock)) for setting in settings]
+        for phase, norm in enumerate(self.norms[:phases]):
+            total = effect.totals[phase] if phase < len(effect.totals) else None
+            if total is not None:
+                sums = [total] * len(terms)
+            elif norm.is_global:
+                continue
+            else:
+                sums = self._measure(arrays, effect, begin, terms, norm)
+            for at, (setting, found) in enumerate(zip(settings, sums, strict=True)):
+                divisor, scalars = terms[at]
+                if norm is Norm.TRUST:
+                    scalars = setting.trusting(self.kernels, effect.update, clock, found)
+                else:
+                    divisor = norms.clipping_divisor(setting.rule, norm, found[0], divisor)
+                terms[at] = divisor, scalars
+        return terms
 
     def _take_partial(self, share: Share, effect: Measure) -> None:
         """The sums of a block's part of a scope, over its segments in order."""
         arrays, norm = share.arrays[effect.block], self.norms[effect.phase]
         sums = (0.0,) * norm.sums
         for part in effect.parts:
-            settings = arrays.settings.get(part.stamp.version) or self._settings(arrays, part.stamp)
-            for seg in range(part.seg_begin, part.seg_end):
-                scalars = settings[seg].at(self.kernels, part.update, max(0, part.clock + self.steps_before))
-                divisor = part.divisor
-                for before, total in zip(self.norms, part.totals, strict=False):
-                    if before is not Norm.TRUST:
-                        given = total or self._measure(arrays, part, seg, before, divisor, scalars)
-                        divisor = norms.clipping_divisor(settings[seg].rule, before, given[0], divisor)
-                found = self._measure(arrays, part, seg, norm, divisor, scalars)
+            terms = self._terms(arrays, part, part.seg_begin, part.seg_end, len(part.totals))
+            for found in self._measure(arrays, part, part.seg_begin, terms, norm):
                 sums = tuple(a + b for a, b in zip(sums, found, strict=True))
         assert self._reductions is not None
         self._reductions.measured(effect, sums)
 
     def _measure(
-        self, arrays: BlockArrays, effect: Apply, seg: int, norm: Norm, divisor: float, scalars: Vector
-    ) -> tuple[float, ...]:
-        """The sums of one segment, which padding is no part of."""
+        self, arrays: BlockArrays, effect: Apply, begin: int, terms: list[tuple[float, Vector]], norm: Norm
+    ) -> list[tuple[float, ...]]:
+        """The sums of segments from `begin` on, which padding is no part of."""
         segments = arrays.block.segments
+        first = segments[effect.seg_begin].begin
         return self.memory.measure(
-            arrays.weights,
-            arrays.slots,
-            segments[seg].begin,
-            segments[seg].elements,
-            effect.sources,
-            segments[seg].begin - segments[effect.seg_begin].begin,
-            divisor,
-            scalars if norm is Norm.TRUST else None,
+            [
+                Measured(
+                    arrays.weights,
+                    arrays.slots,
+                    segment.begin,
+                    segment.elements,
+                    effect.sources,
+                    segment.begin - first,
+                    divisor,
+                    scalars if norm is Norm.TRUST else None,
+                )
+                for segment, (divisor, scalars) in zip(segments[begin:], terms, strict=False)
+            ]
         )
 
     def _settings(self, arrays: BlockArrays, record: RuleRecord) -> list[_Setting]:

@@ -11,6 +11,7 @@ names, from the first call to `finish`; `receive` needs no lock.
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
@@ -41,8 +42,29 @@ class Values(NamedTuple):
     named: NamedRows | None = None
 
 
+class Measured(NamedTuple):
+    """A segment whose norms are taken, of the gradient that `update` would be given with the same arguments.
+
+    scalars: of the step, where the rule's own phase (`Norm.TRUST`) is meant; None: the gradient alone.
+    """
+
+    w: Vector
+    slots: tuple[Vector, ...]
+    begin: int
+    elements: int
+    sources: tuple[Source, ...]
+    moved: int
+    divisor: float
+    scalars: Vector | None
+
+
 class DenseMemory(Protocol):
-    """What a dense group asks of the memory it lies in. Vectors are this memory's own, or slices of them."""
+    """What a dense group asks of the memory it lies in. Vectors are this memory's own, or slices of them.
+
+    measured_max: how many segments are best measured at a time before they are updated.
+    """
+
+    measured_max: int
 
     def zeros(self, elements: int) -> Vector:
         """A new vector."""
@@ -69,22 +91,8 @@ class DenseMemory(Protocol):
             out: host memory that the new weights are copied to as well.
         """
 
-    def measure(
-        self,
-        w: Vector,
-        slots: tuple[Vector, ...],
-        begin: int,
-        count: int,
-        sources: tuple[Source, ...],
-        moved: int,
-        divisor: float,
-        scalars: Vector | None,
-    ) -> tuple[float, ...]:
-        """Sums of squares of one segment, as the rule's phase takes them: of the gradient that `update` would be given.
-
-        Args:
-            scalars: of the step, where the rule's own phase (`Norm.TRUST`) is meant; None: the gradient alone.
-        """
+    def measure(self, runs: Sequence[Measured]) -> list[tuple[float, ...]]:
+        """Sums of squares of each segment, as one phase of the rule takes them."""
 
     def copy(self, vector: Vector, to: Vector) -> None:
         """Copy to another vector of this memory."""
@@ -110,6 +118,8 @@ class DenseMemory(Protocol):
 
 class HostMemory:
     """NumPy arrays; every call has done its work when it returns."""
+
+    measured_max = 1  # so that a segment is still in the cache when it is updated
 
     def __init__(self, kernels: RuleKernels) -> None:
         self.kernels = kernels
@@ -157,27 +167,21 @@ class HostMemory:
     def copy(self, vector: Vector, to: Vector) -> None:
         np.copyto(to, vector)
 
-    def measure(
-        self,
-        w: Vector,
-        slots: tuple[Vector, ...],
-        begin: int,
-        count: int,
-        sources: tuple[Source, ...],
-        moved: int,
-        divisor: float,
-        scalars: Vector | None,
-    ) -> tuple[float, ...]:
-        lanes = np.zeros(norms.LANES if scalars is None else 2 * norms.LANES)
-        if len(sources) == 1:
-            at = sources[0].begin + moved
-            gradient = sources[0].buffer.array[at : at + count]
-            self._measure_run(w, slots, begin, gradient, sources[0].weight / divisor, scalars, lanes)
+    def measure(self, runs: Sequence[Measured]) -> list[tuple[float, ...]]:
+        return [self._measure(run) for run in runs]
+
+    def _measure(self, run: Measured) -> tuple[float, ...]:
+        lanes = np.zeros(norms.LANES if run.scalars is None else 2 * norms.LANES)
+        if len(run.sources) == 1:
+            (source,) = run.sources
+            at = source.begin + run.moved
+            gradient = source.buffer.array[at : at + run.elements]
+            self._measure_run(run, run.begin, gradient, source.weight / run.divisor, lanes)
             return norms.folded(lanes)
         scratch = self._scratch_run()
-        for done in range(0, count, SUM_RUN_ELEMENTS):  # a multiple of norms.CHUNK
-            total = self._sum(sources, moved + done, scratch[: min(SUM_RUN_ELEMENTS, count - done)])
-            self._measure_run(w, slots, begin + done, total, 1.0 / divisor, scalars, lanes)
+        for done in range(0, run.elements, SUM_RUN_ELEMENTS):  # a multiple of norms.CHUNK
+            total = self._sum(run.sources, run.moved + done, scratch[: min(SUM_RUN_ELEMENTS, run.elements - done)])
+            self._measure_run(run, run.begin + done, total, 1.0 / run.divisor, lanes)
         return norms.folded(lanes)
 
     def read(self, vector: Vector, out: Vector) -> None:
@@ -198,22 +202,13 @@ class HostMemory:
     def finish(self) -> None:
         """Nothing is queued."""
 
-    def _measure_run(
-        self,
-        w: Vector,
-        slots: tuple[Vector, ...],
-        begin: int,
-        gradient: Vector,
-        scale: float,
-        scalars: Vector | None,
-        lanes: norms.Lanes,
-    ) -> None:
-        if scalars is None:
+    def _measure_run(self, run: Measured, begin: int, gradient: Vector, scale: float, lanes: norms.Lanes) -> None:
+        if run.scalars is None:
             assert self.kernels.squares is not None
             self.kernels.squares(gradient, scale, lanes)
         else:
             assert self.kernels.measure is not None
-            self.kernels.measure(w, slots, begin, gradient, scale, scalars, lanes)
+            self.kernels.measure(run.w, run.slots, begin, gradient, scale, run.scalars, lanes)
 
     def _sum(self, sources: tuple[Source, ...], moved: int, total: Vector) -> Vector:
         """total = sum of weight * source, in the order given."""

@@ -13,20 +13,22 @@ queued before.
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from windlass_proto.errors import InvariantError, UnavailableError
+from windlass_proto.errors import UnavailableError
 from windlass_proto.memory import Buffer, BufferPool
 from windlass_proto.rule_specs import RuleSpec
 from windlass_rules import RuleKernels, norms, reduce
 from windlass_rules import device as devices
-from windlass_rules.cuda_source import CudaSource, fill_source, finite_source, squares_source
+from windlass_rules.cuda_norms import lane_sums_source, lanes_of, squares_source
+from windlass_rules.cuda_source import CudaSource, fill_source, finite_source
 from windlass_rules.device import Device, DeviceVector, Lane
-from windlass_rules.registry import build_cuda
-from windlass_server.dense_memory import Values, Vector
+from windlass_rules.registry import build_cuda, build_cuda_measure
+from windlass_server.dense_memory import Measured, Values, Vector
 from windlass_server.dense_rows import NamedRows
 from windlass_server.share_events import Source
 
@@ -50,7 +52,8 @@ class ParameterDevice:
         Raises:
             UsageError: the rule has no kernel for a device.
         """
-        return DeviceMemory(self.device, kernels, build_cuda(rule, kernels.dtype), self.gradients)
+        program, measure = build_cuda(rule, kernels.dtype), build_cuda_measure(rule, kernels.dtype)
+        return DeviceMemory(self.device, kernels, program, measure, self.gradients)
 
     def _fresh(self, nbytes: int) -> Any:
         return devices.empty(self.device, nbytes, np.dtype(np.uint8))
@@ -74,11 +77,21 @@ class DeviceMemory:
 
     Args:
         kernels: the group's rule; its numbers and slots are the device's too.
-        program: the CUDA twin of its kernel, compiled.
+        program: the CUDA twin of its kernel.
+        measure: that of what it measures before, if it does.
         gradients: device memory that is lent to what arrives.
     """
 
-    def __init__(self, device: Device, kernels: RuleKernels, program: CudaSource, gradients: BufferPool) -> None:
+    measured_max = 1 << 16
+
+    def __init__(
+        self,
+        device: Device,
+        kernels: RuleKernels,
+        program: CudaSource,
+        measure: CudaSource | None,
+        gradients: BufferPool,
+    ) -> None:
         self.device = device
         self.kernels = kernels
         self.program = program
@@ -87,9 +100,12 @@ class DeviceMemory:
         self._fill = fill_source(kernels.dtype)
         self._finite = finite_source(kernels.dtype)
         self._squares = squares_source(kernels.dtype)
+        self._measure = measure
+        self._lane_sums = lane_sums_source()
         self._queues = threading.local()
-        for needed in (program, self._fill, self._finite, self._squares):
-            device.prepare(needed)
+        for needed in (program, self._fill, self._finite, self._squares, self._lane_sums, measure):
+            if needed is not None:
+                device.prepare(needed)
 
     def zeros(self, elements: int) -> Any:
         vector = devices.empty(self.device, elements, self.kernels.dtype)
@@ -144,46 +160,56 @@ class DeviceMemory:
         at, nbytes = w.address + begin * w.itemsize, count * w.itemsize
         if any(at < end and first < at + nbytes for first, end in queue.spans):
             self._launch(queue)
-        first, single = len(queue.sources), len(sources) == 1
+        first, scale = len(queue.sources), _scale(sources, divisor)
         for source in sources:
             gradient = self._there(queue, source.buffer.array, source.begin + moved, count)
             queue.sources.append((gradient, source.weight))
-        scale = (sources[0].weight if single else 1.0) / divisor
         moving = [slot.address + begin * slot.itemsize for slot in slots]
         queue.runs.append((count, at, *moving, first, len(sources), scale, *scalars))
         queue.spans.append((at, at + nbytes))
         if out is not None:
             queue.outs.append((at, out))
 
-    def measure(
-        self,
-        w: Any,
-        slots: tuple[Any, ...],
-        begin: int,
-        count: int,
-        sources: tuple[Source, ...],
-        moved: int,
-        divisor: float,
-        scalars: Vector | None,
-    ) -> tuple[float, ...]:
-        """The gradient's sum of squares; chunks are summed here, in their order."""
-        if scalars is not None:
-            raise InvariantError("a rule's own norms are taken on no device", variant=self.kernels.variant)
+    def measure(self, runs: Sequence[Measured]) -> list[tuple[float, ...]]:
+        """All of them in two launches: of the lanes of their chunks, and of the sums over chunks."""
+        own = runs[0].scalars is not None
+        sums = 2 if own else 1
         queue = self._queue()
-        found = np.zeros((-(-count // norms.CHUNK), norms.LANES))
-        held = self.gradients.take(found.nbytes, beyond=True)
-        queue.lent.append(held)
+        self._launch(queue)  # what is to be measured may be about to change
+        sizes = [lanes_of(run.elements, sums) for run in runs]
+        found = np.empty((len(runs), sums * norms.LANES))
+        held = self.gradients.take(8 * sum(sizes) + found.nbytes, beyond=True)
         there: Any = held.array
-        given = [
-            (self._there(queue, source.buffer.array, source.begin + moved, count), source.weight) for source in sources
-        ]
-        scale = (sources[0].weight if len(sources) == 1 else 1.0) / divisor
-        if count:
-            run = (count, there.address, 0, len(given), scale)
-            queue.lane.launch(devices.launch_of(self._squares, [run], given))
-            queue.lane.download(there.address, found)
-            queue.lane.finish()
-        return norms.folded(np.add.accumulate(found, axis=0)[-1] if count else np.zeros(norms.LANES))
+        total, at = there.address, there.address + found.nbytes
+        measuring: list[tuple[Any, ...]] = []
+        adding: list[tuple[Any, ...]] = []
+        sources: list[tuple[int, float]] = []
+        for run, size in zip(runs, sizes, strict=True):
+            if run.elements:
+                measuring.append(self._measuring(queue, run, sources, at))
+            adding.append((sums * norms.LANES, at, size // (sums * norms.LANES), total))
+            total, at = total + found[0].nbytes, at + 8 * size
+        program = self._measure if own else self._squares
+        assert program is not None
+        if measuring:
+            queue.lane.launch(devices.launch_of(program, measuring, sources))
+        queue.lane.launch(devices.launch_of(self._lane_sums, adding, []))
+        queue.lane.download(there.address, found)
+        queue.lane.finish()
+        held.release()
+        return [norms.folded(row) for row in found]
+
+    def _measuring(self, queue: _Queue, run: Measured, sources: list[tuple[int, float]], lanes: int) -> tuple[Any, ...]:
+        """The record of a segment; its gradients are appended to `sources`."""
+        gradient = (len(sources), len(run.sources), _scale(run.sources, run.divisor))
+        for source in run.sources:
+            there = self._there(queue, source.buffer.array, source.begin + run.moved, run.elements)
+            sources.append((there, source.weight))
+        if run.scalars is None:
+            return (run.elements, *gradient, lanes)
+        held: Any = (run.w, *run.slots)
+        vectors = [vector.address + run.begin * vector.itemsize for vector in held]
+        return (run.elements, *vectors, *gradient, *run.scalars, lanes)
 
     def copy(self, vector: Any, to: Any) -> None:
         queue = self._queue()
@@ -253,3 +279,8 @@ class DeviceMemory:
         if queue is None:
             queue = self._queues.queue = _Queue(self.device.lane())
         return queue
+
+
+def _scale(sources: tuple[Source, ...], divisor: float) -> float:
+    """What the sum of `sources` is multiplied by: of one, its weight as well, as on hosts."""
+    return (sources[0].weight if len(sources) == 1 else 1.0) / divisor

@@ -187,7 +187,7 @@ class ServerNode:
 
     def _dense(self, spec: GroupSpec) -> Callable[[range], Group]:
         kernels = build(spec.rule, spec.layout.held)
-        _check_norms(spec, on_device=self.device is not None)
+        _check_norms(spec)
         lazy = LazyRows(kernels, build_rows(spec.rule, spec.layout.held)) if spec.lazy else None
         here = self.device is None or spec.lazy  # as rows of tables
         lies_in = HostMemory(kernels) if here or self.device is None else self.device.memory_for(spec.rule, kernels)
@@ -445,14 +445,8 @@ class ServerNode:
             group.execute(share, event(), deliver)
 
 
-def _check_norms(spec: GroupSpec, *, on_device: bool) -> None:
+def _check_norms(spec: GroupSpec) -> None:
     taken = norms.phases(spec.rule)
-    if norms.Norm.TRUST in taken and on_device:
-        raise UsageError(
-            "this update rule takes norms of its own, which servers with a device cannot yet",
-            rule=spec.rule,
-            next_move="Start the servers without --device.",
-        )
     if spec.consistency.mode is Mode.BSP or not taken:
         return
     cut = [t.name for t, places in zip(spec.layout.tensors, spec.layout.segments_of, strict=True) if len(places) > 1]

@@ -19,7 +19,7 @@ from tests.cluster.test_digits import learn, losses
 from tests.host_device import COMPILER
 from windlass.cluster import Cluster
 from windlass.local_cluster import LocalCluster
-from windlass.optim import DCASGD, SGD, Adam
+from windlass.optim import DCASGD, LAMB, SGD, Adam
 from windlass.store import Store
 from windlass_proto import limits
 from windlass_proto.errors import UsageError
@@ -103,6 +103,7 @@ def test_two_workers_learn_the_digits_along_the_same_curve(
         SGD(lr=0.1, momentum=0.9, clip_value=0.5),
         Adam(lr=0.1, amsgrad=True, clip_norm=3.0),
         SGD(lr=0.1, clip_global_norm=3.0),
+        LAMB(lr=0.1, weight_decay=0.05, clip_norm=3.0),
     ],
     ids=str,
 )

@@ -32,10 +32,11 @@ from windlass_proto.rule_specs import (
     Signum,
     Sum,
 )
-from windlass_rules.cuda_source import CudaSource, fill_source, finite_source, squares_source
+from windlass_rules.cuda_norms import lane_sums_source, squares_source
+from windlass_rules.cuda_source import CudaSource, fill_source, finite_source
 from windlass_rules.cupy_device import open_device
 from windlass_rules.device import Device, empty, launch_of
-from windlass_rules.registry import DTYPES, build_cuda
+from windlass_rules.registry import DTYPES, build_cuda, build_cuda_measure
 
 SPECS: list[RuleSpec] = [
     SGD(lr=0.1),
@@ -147,8 +148,11 @@ def warm(device: Device) -> Device:
 
 def programs() -> list[CudaSource]:
     """Every program that a device may be asked for."""
-    found = [build_cuda(spec, dtype) for spec in SPECS for dtype in DTYPES]
+    found = [build_cuda(spec, dtype) for spec in (*SPECS, *TRUST_SPECS) for dtype in DTYPES]
+    measuring = [build_cuda_measure(spec, dtype) for spec in TRUST_SPECS for dtype in DTYPES]
     return [
         *dict.fromkeys(found),
+        *dict.fromkeys(program for program in measuring if program is not None),
+        lane_sums_source(),
         *(make(dtype) for make in (fill_source, finite_source, squares_source) for dtype in DTYPES),
     ]

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
-
 from docs import capabilities
 from tests.rules.conftest import ROW_SPECS, SPECS, TRUST_SPECS, programs
-from windlass_proto.errors import UsageError
-from windlass_proto.rule_specs import LAMB, RULES, SGD, Adam, RowWiseAdagrad
+from windlass_proto.rule_specs import LAMB, RULES, SGD, Adam
+from windlass_rules.cuda_norms import measure_source
 from windlass_rules.cuda_source import update_source
-from windlass_rules.registry import DTYPES, RULE_MODULES, build_cuda
+from windlass_rules.registry import DTYPES, RULE_MODULES
 
 
 def test_the_page_is_what_the_registry_says_today() -> None:
@@ -37,8 +35,17 @@ def test_what_is_not_compiled_for_devices_is_refused_there_and_so_in_the_table()
     for cls in RULES.values():
         for _, variant in capabilities.variants(cls).values():
             cell = capabilities.on_device(variant, [])
-            assert cell == "no" or {update_source(variant, dtype).entry for dtype in DTYPES} <= compiled
-    for spec in (LAMB(), RowWiseAdagrad()):
-        assert capabilities.on_device(RULE_MODULES[type(spec)].variant(spec), []) == "no"
-    with pytest.raises(UsageError, match="norms"):
-        build_cuda(LAMB(), "float32")
+            twins = {update_source(variant, dtype).entry for dtype in DTYPES if not variant.by_row}
+            if variant.measure is not None:
+                twins |= {measure_source(variant, dtype).entry for dtype in DTYPES}
+            assert cell == ("compiled only" if twins else "no")
+            assert twins <= compiled
+
+
+def test_a_rule_that_takes_norms_is_tested_when_what_takes_them_is() -> None:
+    lamb = RULE_MODULES[LAMB].variant(LAMB())
+    steps = {program.entry: program.digest for dtype in DTYPES for program in (update_source(lamb, dtype),)}
+    norms = {program.entry: program.digest for dtype in DTYPES for program in (measure_source(lamb, dtype),)}
+    for programs_run, cell in ((steps, "compiled only"), (steps | norms, "tested (2026-01-02, Model 1)")):
+        run = {"date": "2026-01-02", "model": "Model 1", "programs": programs_run}
+        assert capabilities.on_device(lamb, [run]) == cell

@@ -19,10 +19,11 @@ from windlass_proto.group_specs import GroupSpec
 from windlass_proto.layout import GroupLayout, TensorSpec
 from windlass_proto.memory import BufferPool
 from windlass_proto.rule_records import DECLARED
-from windlass_proto.rule_specs import Adagrad, Adam, RuleSpec
+from windlass_proto.rule_specs import LAMB, LARS, Adagrad, Adam, RuleSpec
 from windlass_rules.device import Device, DeviceVector
+from windlass_rules.registry import build_cuda
 from windlass_server.dense import DenseGroup, Origin, Reply
-from windlass_server.dense_memory import DenseMemory, HostMemory, Values
+from windlass_server.dense_memory import DenseMemory, HostMemory, Measured, Values
 from windlass_server.device_memory import DeviceMemory, ParameterDevice
 from windlass_server.reductions import Reductions
 from windlass_server.share_events import Answer, Apply, Effect, Release, Source, Write
@@ -193,7 +194,7 @@ def test_updates_of_one_batch_are_one_launch(
 def test_values_wait_in_host_memory_where_the_device_has_no_room(rule: RuleSpec, dtype: str, device: Device) -> None:
     kernels = windlass_rules.build(rule, dtype)
     full = BufferPool(0, ParameterDevice(device)._fresh)
-    memory = DeviceMemory(device, kernels, ParameterDevice(device).memory_for(rule, kernels).program, full)
+    memory = DeviceMemory(device, kernels, build_cuda(rule, dtype), None, full)
     host, there = Held(rule, dtype), Held(rule, dtype, memory)
     arrived, finite = there.arrive(np.full(10, np.inf, dtype))
     assert isinstance(arrived.array, np.ndarray)
@@ -220,12 +221,44 @@ def test_norms_of_gradients_have_the_same_bits(
         parts = [held.arrive(random.standard_normal(size + 5).astype(dtype))[0] for _ in range(sources)]
         given = tuple(Source(part, 2, 0.3 + k) for k, part in enumerate(parts))
         w, slots = held.arrays.weights, held.arrays.slots
-        found.append(held.memory.measure(w, slots, 0, size, given, 1, 1.7, None))
+        (sums,) = held.memory.measure([Measured(w, slots, 0, size, given, 1, 1.7, None)])
+        found.append(sums)
         held.memory.finish()
         held.execute(*map(Release, parts))
     assert found[0] == found[1]
     assert found[0][0] > 0
     assert parameters.gradients.bytes_lent == 0
+
+
+NORM_RULES: list[RuleSpec] = [
+    LAMB(lr=0.02, weight_decay=0.05, clip_value=0.9, clip_norm=0.5),
+    LARS(lr=2.0, weight_decay=0.05, trust_coefficient=0.01),
+    Adam(lr=0.1, clip_norm=0.5),
+]
+
+
+@pytest.mark.parametrize("rule", NORM_RULES, ids=str)
+@pytest.mark.parametrize("seed", range(2))
+def test_rules_that_take_norms_of_tensors_have_the_same_bits(pair: tuple[Held, Held], seed: int) -> None:
+    for held in pair:
+        script(held, seed, steps=12)
+    host, there = pair
+    assert len(host.said) > 12
+    assert there.said == host.said
+    assert there.state() == host.state()
+
+
+@pytest.mark.parametrize("rule", [LAMB(clip_norm=0.5)], ids=str)
+def test_norms_of_all_tensors_of_a_push_are_taken_together(pair: tuple[Held, Held], device: Device) -> None:
+    launches = getattr(device, "launches", None)
+    if launches is None:
+        pytest.skip("needs a GPU's counters: launches are counted by the device in ordinary memory alone")
+    _, there = pair
+    whole = len(there.block.segments)
+    gradient, _ = there.arrive(np.ones(there.elements(0, whole), there.arrays.weights.dtype))
+    before = device.launches  # type: ignore[attr-defined]
+    there.execute(Apply(0, 0, whole, (Source(gradient, 0, 1.0),), 1.0, 1, 1, DECLARED, None), Release(gradient))
+    assert device.launches == before + 2 * 2 + 1  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("odd", [np.nan, np.inf])
