@@ -18,8 +18,9 @@ from windlass_proto import codec_specs, transfer_specs
 from windlass_proto.errors import UsageError
 from windlass_proto.rule_specs import RULES, SGD, RuleSpec
 from windlass_proto.transfer_specs import Transfer
+from windlass_rules.cuda_codecs import HALF_CODECS, decode_source, encode_source
 from windlass_rules.cuda_norms import measure_source
-from windlass_rules.cuda_source import update_source
+from windlass_rules.cuda_source import CudaSource, update_source
 from windlass_rules.registry import DTYPES, RULE_MODULES
 from windlass_rules.rule import Per, Variant
 
@@ -72,6 +73,8 @@ CODECS_HEAD = """
 """
 
 CODECS_FOOT = """
+*GPU*: where gradients are decoded, and weights made halves, on a server's device; marked as rules are.
+
 *Half tensors* are float16 and bfloat16 under float32 masters ([mixed-precision.md](mixed-precision.md)); codecs take
 float32 ([compression.md](compression.md)).
 """
@@ -113,6 +116,11 @@ def on_device(variant: Variant, runs: list[Run]) -> str:
     programs = [update_source(variant, dtype) for dtype in DTYPES]
     if variant.measure is not None:
         programs += [measure_source(variant, dtype) for dtype in DTYPES]
+    return mark_of(programs, runs)
+
+
+def mark_of(programs: list[CudaSource], runs: list[Run]) -> str:
+    """Where all of `programs`, as they are today, have been tested."""
     for run in reversed(runs):
         if all(run["programs"].get(program.entry) == program.digest for program in programs):
             return f"tested ({run['date']}, {run['model']})"
@@ -177,7 +185,7 @@ def table() -> str:
     foot = FOOT.format(
         trusting=named(lambda variant: variant.measure is not None), rows=named(lambda variant: variant.by_row)
     )
-    return HEAD + _written(rows) + foot + CODECS_HEAD + _written(codec_rows()) + CODECS_FOOT
+    return HEAD + _written(rows) + foot + CODECS_HEAD + _written(codec_rows(runs)) + CODECS_FOOT
 
 
 def _written(rows: list[list[str]]) -> str:
@@ -193,19 +201,21 @@ def may(transfer: Transfer) -> str:
     return "yes"
 
 
-def codec_rows() -> list[list[str]]:
+def codec_rows(runs: list[Run]) -> list[list[str]]:
     """What each codec may be used for, as it is checked where tensors are declared."""
-    columns = ["codec", "up", "down", "feedback"]
+    columns = ["codec", "up", "down", "feedback", "GPU"]
     rows = [columns, ["---"] * len(columns)]
     for cls in codec_specs.CODECS.values():
         spec = cls(0.1) if cls is codec_specs.TwoBit else cls()
         up, down = Transfer(up=spec), Transfer(down=spec)
+        on_devices = [decode_source(cls), *([encode_source(cls)] if cls in HALF_CODECS.values() else [])]
         rows.append(
             [
                 f"`{cls.__name__}`",
                 may(up),
                 may(down),
                 "yes" if spec.feedback else "no",
+                mark_of(on_devices, runs),
             ]
         )
     return rows

@@ -36,6 +36,8 @@ _PATTERNS: Final = {"float32": ("u32", "0x7f800000u"), "float64": ("u64", "0x7ff
 _SOURCE_FIELDS: Final = (("at", "u8"), ("weight", "real"))
 
 _PRELUDE: Final = """\
+typedef unsigned char u8;
+typedef unsigned short u16;
 typedef unsigned int u32;
 typedef unsigned long long u64;
 typedef {real} real;
@@ -164,8 +166,10 @@ def finite_source(dtype: np.dtype[Any]) -> CudaSource:
     return program(f"find_not_finite_{dtype.name}", dtype, fields, [], body)
 
 
-def program(entry: str, dtype: np.dtype[Any], fields: list[Field], names: list[str], body: list[str]) -> CudaSource:
-    """`body` for each element i of each run, after `names`."""
+def program(
+    entry: str, dtype: np.dtype[Any], fields: list[Field], names: list[str], body: list[str], functions: str = ""
+) -> CudaSource:
+    """`body` for each element i of each run, after `names`; it may call `functions`."""
     kernel = _KERNEL.format(
         entry=entry,
         tile=TILE_ELEMENTS,
@@ -173,7 +177,7 @@ def program(entry: str, dtype: np.dtype[Any], fields: list[Field], names: list[s
         names="".join(f"    {line}\n" for line in names),
         body="".join(f"        {line}\n" for line in body),
     )
-    return with_prelude(entry, dtype, fields, kernel)
+    return with_prelude(entry, dtype, fields, f"\n{functions}{kernel}" if functions else kernel)
 
 
 def with_prelude(

@@ -34,9 +34,8 @@ from windlass_proto.rule_records import DECLARED
 from windlass_server import dense_rows
 from windlass_server.answers import lay_out
 from windlass_server.dense import DenseGroup, Origin, Reply, Share
-from windlass_server.dense_memory import Values, Vector
+from windlass_server.dense_memory import Gradient, Values, Vector
 from windlass_server.dense_rows import NamedRows
-from windlass_server.group_wire import Gradient
 from windlass_server.node import ServerNode
 from windlass_server.outbox import Outbox
 from windlass_server.peer_segments import PeerSegments
@@ -278,14 +277,11 @@ class Connection:
         if op not in _DENSE_WRITES:
             raise ProtocolError("an entry asks for an unknown operation", op=op)
         stamp = self.node.record(group.spec.store_id, entry.stamp) if entry.stamp else DECLARED
-        received = None
-        if not refused:
-            received = (
-                self._values(entry, group, share, buffer)
-                if named is None
-                else self._spread(entry, group, named, raw, buffer)
-            )
-        values, finite = (None, True) if received is None else group.memory.receive(received)
+        values, finite = None, True
+        if not refused and named is None:
+            values, finite = self._values(entry, group, share, buffer)
+        elif not refused and named is not None:
+            values, finite = self._spread(entry, group, named, raw, buffer)
         event = Push(
             origin, self.session, entry.seq, entry.clock, entry.block, entry.seg_begin, entry.seg_end, values,
             entry.weight, stamp, bool(entry.flags & EntryFlag.LAST), op == Op.PUSH_PULL,
@@ -388,8 +384,10 @@ class Connection:
             held.hold()
         return Rows(ids, raw[frames.aligned(ids_bytes) :].view(table.spec.dtype), held)
 
-    def _values(self, entry: Entry, group: DenseGroup, share: Share, buffer: Buffer | None) -> Values | None:
-        """An entry's values, decoded; None where there is no room for that."""
+    def _values(
+        self, entry: Entry, group: DenseGroup, share: Share, buffer: Buffer | None
+    ) -> tuple[Values | None, bool]:
+        """An entry's values, decoded, where they wait, and whether all are finite; None where there is no room."""
         block = group.spec.layout.blocks[entry.block]
         nbytes = group.wire.bytes_up(entry.op, block, entry.seg_begin, entry.seg_end)
         if entry.nbytes != nbytes:
@@ -399,7 +397,7 @@ class Connection:
         extends = group.wire.decodes and self._extends(entry)
         what = Gradient(entry.op, block, entry.seg_begin, entry.seg_end, rank, extends)
         raw, held = self._raw(entry, nbytes, buffer)
-        return group.wire.values_untrusted(raw, held, what)
+        return group.wire.arrived_untrusted(raw, held, what, group.memory)
 
     def _spread(
         self,
@@ -408,19 +406,20 @@ class Connection:
         named: NamedRows,
         raw: npt.NDArray[np.uint8],
         buffer: Buffer | None,
-    ) -> Values | None:
-        """The gradient that rows stand for, or, of a lazy tensor, theirs; None where there is no room for it."""
+    ) -> tuple[Values | None, bool]:
+        """`_values` of the gradient that rows stand for, or, of a lazy tensor, of theirs."""
         _check_weight(entry)
         nbytes = named.segment_elements * group.spec.layout.dtype.itemsize
         group.wire.traffic.bytes_in += entry.nbytes
         group.wire.traffic.raw_in += nbytes
         if group.lazy is not None:
-            return dense_rows.as_rows(named, raw, group.spec.layout.dtype, None if entry.arena else buffer)
+            rows = dense_rows.as_rows(named, raw, group.spec.layout.dtype, None if entry.arena else buffer)
+            return group.memory.receive(rows)
         try:
             run = self.node.pool.take(nbytes, beyond=self._extends(entry))
         except UnavailableError:
-            return None
-        return dense_rows.as_dense(named, raw, group.spec.layout.dtype, run)
+            return None, True
+        return group.memory.receive(dense_rows.as_dense(named, raw, group.spec.layout.dtype, run))
 
     def _raw(self, entry: Entry, nbytes: int, buffer: Buffer | None) -> tuple[npt.NDArray[np.uint8], Buffer | None]:
         """The bytes of an entry's values where they are, and what must be held to keep them (None: shared memory)."""

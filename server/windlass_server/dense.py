@@ -503,17 +503,19 @@ class DenseGroup:
             return snapshot
         begin, end = arrays.block.span(answer.seg_begin, answer.seg_end)
         present, room = arrays.weights[begin:end], None
-        if not isinstance(self.memory, HostMemory):  # the kernels of codecs read host memory
-            room = self.pool.take(present.nbytes, beyond=True)
-            self.memory.read(present, room.array.view(present.dtype))
-            self.memory.finish()
-            present = room.array.view(present.dtype)
         if out is None:
             snapshot = self.pool.take(self.wire.bytes_down(arrays.block, answer.seg_begin, answer.seg_end), beyond=True)
             snapshots[key] = snapshot
             out = snapshot.array
         else:
             snapshot = None
+        if self.memory.read_encoded(present, out, arrays.block, answer.seg_begin, answer.seg_end):
+            return snapshot
+        if not isinstance(self.memory, HostMemory):  # the kernels of codecs read host memory
+            room = self.pool.take(present.nbytes, beyond=True)
+            self.memory.read(present, room.array.view(present.dtype))
+            self.memory.finish()
+            present = room.array.view(present.dtype)
         self.wire.encode(present, out, arrays.block, answer.seg_begin, answer.seg_end)
         if room is not None:
             room.release()

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from windlass_proto import memory
+from windlass_proto.layout import Block
 from windlass_proto.memory import Buffer
 from windlass_rules import RuleKernels, norms, reduce
 from windlass_server.share_events import Source
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from windlass_server.dense_rows import NamedRows
 
 Vector = npt.NDArray[np.floating]
+Bytes = npt.NDArray[np.uint8]
 
 # A sum over workers is made in runs that stay in the core's cache: 16 Ki float32 are 64 KiB.
 SUM_RUN_ELEMENTS = 16 * 1024
@@ -40,6 +42,17 @@ class Values(NamedTuple):
     array: Vector
     buffer: Buffer | None
     named: NamedRows | None = None
+
+
+class Gradient(NamedTuple):
+    """What an entry's values are for. `extends`: it belongs to an open step, so there must be room for them."""
+
+    op: int
+    block: Block
+    seg_begin: int
+    seg_end: int
+    rank: int
+    extends: bool
 
 
 class Measured(NamedTuple):
@@ -72,6 +85,9 @@ class DenseMemory(Protocol):
     def receive(self, values: Values) -> tuple[Values, bool]:
         """Values have arrived: where they wait until they are applied, and whether all are finite."""
 
+    def receive_encoded(self, raw: Bytes, what: Gradient) -> tuple[Values, bool] | None:
+        """What `receive` says of values that arrived encoded, decoded here; None: the host is to decode them."""
+
     def update(
         self,
         w: Vector,
@@ -99,6 +115,9 @@ class DenseMemory(Protocol):
 
     def read(self, vector: Vector, out: Vector) -> None:
         """Copy to host memory of the same size."""
+
+    def read_encoded(self, vector: Vector, out: Bytes, block: Block, seg_begin: int, seg_end: int) -> bool:
+        """Copy segments of `block` to host memory as they travel to workers; False: encode them on the host."""
 
     def read_rows(self, vector: Vector, named: NamedRows, out: Vector) -> None:
         """Copy the rows that are named, of the segment `vector`, to host memory."""
@@ -131,6 +150,9 @@ class HostMemory:
 
     def receive(self, values: Values) -> tuple[Values, bool]:
         return values, self.reductions.all_finite(values.array)
+
+    def receive_encoded(self, raw: Bytes, what: Gradient) -> None:
+        """`GroupWire` decodes them."""
 
     def update(
         self,
@@ -186,6 +208,9 @@ class HostMemory:
 
     def read(self, vector: Vector, out: Vector) -> None:
         np.copyto(out, vector)
+
+    def read_encoded(self, vector: Vector, out: Bytes, block: Block, seg_begin: int, seg_end: int) -> bool:
+        return False
 
     def read_rows(self, vector: Vector, named: NamedRows, out: Vector) -> None:
         named.read(vector, out)

@@ -1,9 +1,9 @@
 """A dense group's weights and slots in the memory of a device.
 
-What arrives is copied to the device as it arrives, where the next of its kind is still on the wire, and looked through
-there; it waits in a pool of device memory. When that is lent out, values wait in host memory as they do without a
-device, and are copied when they are applied. All updates of a batch of effects are one launch, unless two touch the
-same elements; what leaves is copied from the device in the same queue.
+What arrives is copied to the device as it arrives, where the next of its kind is still on the wire: encoded, if it
+travelled so, and decoded and looked through there. It waits in a pool of device memory. When that is lent out, values
+wait in host memory as they do without a device, and are copied when they are applied. All updates of a batch of effects
+are one launch, unless two touch the same elements; what leaves is copied from the device in the same queue.
 
 Invariant: `finish` comes before anything that this memory was told to do is shown or its buffers are used again
 (`dense_memory`), so nothing outlives its lane's queue. A thread has one lane, and whatever it queued is behind what it
@@ -13,23 +13,25 @@ queued before.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from windlass_proto.errors import UnavailableError
+from windlass_proto.group_specs import GroupSpec
+from windlass_proto.layout import Block
 from windlass_proto.memory import Buffer, BufferPool
-from windlass_proto.rule_specs import RuleSpec
 from windlass_rules import RuleKernels, norms, reduce
 from windlass_rules import device as devices
 from windlass_rules.cuda_norms import lane_sums_source, lanes_of, squares_source
 from windlass_rules.cuda_source import CudaSource, fill_source, finite_source
 from windlass_rules.device import Device, DeviceVector, Lane
 from windlass_rules.registry import build_cuda, build_cuda_measure
-from windlass_server.dense_memory import Measured, Values, Vector
+from windlass_server.dense_memory import Bytes, Gradient, Measured, Values, Vector
 from windlass_server.dense_rows import NamedRows
+from windlass_server.device_wire import DeviceWire
 from windlass_server.share_events import Source
 
 # Eighths of a device's memory. The last one is for programs, lists of runs, and what is lent beyond the pool.
@@ -46,14 +48,14 @@ class ParameterDevice:
         self.parameter_bytes_max = device.memory_bytes // 8 * PARAMETER_EIGHTHS
         self.gradients = BufferPool(device.memory_bytes // 8 * GRADIENT_EIGHTHS, self._fresh)
 
-    def memory_for(self, rule: RuleSpec, kernels: RuleKernels) -> DeviceMemory:
+    def memory_for(self, spec: GroupSpec, kernels: RuleKernels) -> DeviceMemory:
         """The memory of a group; compiles its programs.
 
         Raises:
             UsageError: the rule has no kernel for a device.
         """
-        program, measure = build_cuda(rule, kernels.dtype), build_cuda_measure(rule, kernels.dtype)
-        return DeviceMemory(self.device, kernels, program, measure, self.gradients)
+        program, measure = build_cuda(spec.rule, kernels.dtype), build_cuda_measure(spec.rule, kernels.dtype)
+        return DeviceMemory(self.device, kernels, program, measure, self.gradients, DeviceWire(spec))
 
     def _fresh(self, nbytes: int) -> Any:
         return devices.empty(self.device, nbytes, np.dtype(np.uint8))
@@ -80,6 +82,7 @@ class DeviceMemory:
         program: the CUDA twin of its kernel.
         measure: that of what it measures before, if it does.
         gradients: device memory that is lent to what arrives.
+        wire: what decodes and encodes there.
     """
 
     measured_max = 1 << 16
@@ -91,11 +94,13 @@ class DeviceMemory:
         program: CudaSource,
         measure: CudaSource | None,
         gradients: BufferPool,
+        wire: DeviceWire,
     ) -> None:
         self.device = device
         self.kernels = kernels
         self.program = program
         self.gradients = gradients
+        self.wire = wire
         self.reductions = reduce.build(kernels.dtype)
         self._fill = fill_source(kernels.dtype)
         self._finite = finite_source(kernels.dtype)
@@ -103,7 +108,7 @@ class DeviceMemory:
         self._measure = measure
         self._lane_sums = lane_sums_source()
         self._queues = threading.local()
-        for needed in (program, self._fill, self._finite, self._squares, self._lane_sums, measure):
+        for needed in (program, self._fill, self._finite, self._squares, self._lane_sums, measure, *wire.programs):
             if needed is not None:
                 device.prepare(needed)
 
@@ -129,20 +134,59 @@ class DeviceMemory:
             values.buffer.release()
         return Values(there, held), finite
 
+    def receive_encoded(self, raw: Bytes, what: Gradient) -> tuple[Values, bool] | None:
+        """What cannot be read is not told here: the host finds it again and says it in words."""
+        if not self.wire.decodes(what.op):
+            return None
+        begin, end = what.block.span(what.seg_begin, what.seg_end)
+        nbytes = (end - begin) * self.kernels.dtype.itemsize
+        try:
+            held = self.gradients.take(nbytes)
+        except UnavailableError:
+            return None
+        staged = self.gradients.take(raw.nbytes, beyond=True)
+        there: Any = held.array.view(self.kernels.dtype)
+        at: Any = staged.array
+        queue = self._queue()
+
+        def decode(flags: int) -> None:
+            queue.lane.upload(at.address, raw)
+            self.wire.decode(queue.lane, at.address, there.address, flags, what.block, what.seg_begin, what.seg_end)
+
+        try:
+            not_finite, fault = self._looked(queue, decode)
+        except BaseException:
+            held.release()
+            raise
+        finally:
+            staged.release()
+        if fault:
+            held.release()
+            return None
+        return Values(there, held), not not_finite
+
     def _receive(self, array: Vector, there: DeviceVector) -> bool:
         queue = self._queue()
+
+        def look(flags: int) -> None:
+            queue.lane.upload(there.address, array)
+            if array.size:
+                queue.lane.launch(devices.launch_of(self._finite, [(array.size, there.address, flags)], []))
+
+        not_finite, _ = self._looked(queue, look)
+        return not not_finite
+
+    def _looked(self, queue: _Queue, put: Callable[[int], None]) -> list[bool]:
+        """The two flags that are raised by what `put` puts on the lane, which is waited for."""
         if queue.found is None:
-            queue.found = devices.empty(self.device, 1, np.dtype(np.uint32)), np.zeros(1, np.uint32)
-        flag, seen = queue.found
-        lane = queue.lane
-        lane.upload(there.address, array)
-        seen[0] = 0
-        lane.upload(flag.address, seen)
-        if array.size:
-            lane.launch(devices.launch_of(self._finite, [(array.size, there.address, flag.address)], []))
-        lane.download(flag.address, seen)
-        lane.finish()
-        return not seen[0]
+            queue.found = devices.empty(self.device, 2, np.dtype(np.uint32)), np.zeros(2, np.uint32)
+        flags, seen = queue.found
+        seen[:] = 0
+        queue.lane.upload(flags.address, seen)
+        put(flags.address)
+        queue.lane.download(flags.address, seen)
+        queue.lane.finish()
+        return [bool(flag) for flag in seen]
 
     def update(
         self,
@@ -220,6 +264,18 @@ class DeviceMemory:
         queue = self._queue()
         self._launch(queue)
         queue.lane.download(vector.address, out)
+
+    def read_encoded(self, vector: Any, out: Bytes, block: Block, seg_begin: int, seg_end: int) -> bool:
+        if not self.wire.encodes:
+            return False
+        queue = self._queue()
+        self._launch(queue)
+        held = self.gradients.take(out.nbytes, beyond=True)
+        queue.lent.append(held)
+        there: Any = held.array
+        self.wire.encode(queue.lane, vector.address, there.address, block, seg_begin, seg_end)
+        queue.lane.download(there.address, out)
+        return True
 
     def read_rows(self, vector: Any, named: NamedRows, out: Vector) -> None:
         """The segment comes whole: rows are brought together on the host."""

@@ -14,10 +14,9 @@ import logging
 import threading
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 
 from windlass_proto import finite
 from windlass_proto.codec_specs import TopK
@@ -28,13 +27,11 @@ from windlass_proto.group_specs import GroupSpec
 from windlass_proto.layout import HALVES, Block
 from windlass_proto.memory import Buffer, BufferPool
 from windlass_proto.transfer_specs import Nonfinite
-from windlass_server.dense_memory import Values, Vector
+from windlass_server.dense_memory import Bytes, DenseMemory, Gradient, Values, Vector
 
 _LOG = logging.getLogger("windlass.server")
 _GRADIENTS: Final = frozenset({Op.PUSH, Op.PUSH_PULL})
 _WARNED_MAX: Final = 4096
-
-Bytes = npt.NDArray[np.uint8]
 
 
 @dataclass(slots=True)
@@ -54,17 +51,6 @@ class Traffic:
             "bytes_out": self.bytes_out,
             "raw_bytes_out": self.raw_out,
         }
-
-
-class Gradient(NamedTuple):
-    """What an entry's values are for. `extends`: it belongs to an open step, so there must be room for them."""
-
-    op: int
-    block: Block
-    seg_begin: int
-    seg_end: int
-    rank: int
-    extends: bool
 
 
 class GroupWire:
@@ -146,6 +132,22 @@ class GroupWire:
 
     # ---- up ----------------------------------------------------------------------------------------------------------
 
+    def arrived_untrusted(
+        self, raw: Bytes, held: Buffer | None, what: Gradient, memory: DenseMemory
+    ) -> tuple[Values | None, bool]:
+        """What an entry's bytes say, where they wait in `memory`, and whether all are finite; as `values_untrusted`.
+
+        Values that travelled encoded are decoded there, if it can; what is not finite and to be cleaned, on the host.
+        """
+        there = memory.receive_encoded(raw, what) if self.decodes else None
+        if there is not None and (there[1] or not self._cleans(what)):
+            self._count_up(raw, what)
+            return there
+        if there is not None and there[0].buffer is not None:
+            there[0].buffer.release()
+        values = self.values_untrusted(raw, held, what)
+        return (None, True) if values is None else memory.receive(values)
+
     def values_untrusted(self, raw: Bytes, held: Buffer | None, what: Gradient) -> Values | None:
         """What an entry's bytes say; None where the pool has no room to decode them.
 
@@ -156,8 +158,7 @@ class GroupWire:
             ProtocolError: they cannot be read.
         """
         begin, end = what.block.span(what.seg_begin, what.seg_end)
-        self.traffic.bytes_in += raw.nbytes
-        self.traffic.raw_in += (end - begin) * self._dtype.itemsize
+        self._count_up(raw, what)
         if self._halves is None and (self._up is None or what.op not in _GRADIENTS):
             values = _as_received(raw, held, self._dtype)
         else:
@@ -176,8 +177,15 @@ class GroupWire:
                 buffer.release()
                 raise
             values = Values(buffer.array.view(self._dtype), buffer)
-        cleans = self._policy in (Nonfinite.ZERO, Nonfinite.CLIP) and what.op in _GRADIENTS
-        return self._cleaned(values, what) if cleans else values
+        return self._cleaned(values, what) if self._cleans(what) else values
+
+    def _count_up(self, raw: Bytes, what: Gradient) -> None:
+        begin, end = what.block.span(what.seg_begin, what.seg_end)
+        self.traffic.bytes_in += raw.nbytes
+        self.traffic.raw_in += (end - begin) * self._dtype.itemsize
+
+    def _cleans(self, what: Gradient) -> bool:
+        return self._policy in (Nonfinite.ZERO, Nonfinite.CLIP) and what.op in _GRADIENTS
 
     def _decode_untrusted(self, raw: Bytes, values: Vector, what: Gradient) -> None:
         assert self._up is not None

@@ -190,7 +190,7 @@ class ServerNode:
         _check_norms(spec)
         lazy = LazyRows(kernels, build_rows(spec.rule, spec.layout.held)) if spec.lazy else None
         here = self.device is None or spec.lazy  # as rows of tables
-        lies_in = HostMemory(kernels) if here or self.device is None else self.device.memory_for(spec.rule, kernels)
+        lies_in = HostMemory(kernels) if here or self.device is None else self.device.memory_for(spec, kernels)
 
         def make(owned: range) -> Group:
             self._check_room(spec, 1 + len(kernels.slots))

@@ -126,6 +126,39 @@ def test_weighted_updates_with_multipliers_and_live_changes_have_the_same_bits(
     assert device[0] == device[1]
 
 
+@pytest.mark.parametrize(
+    ("dtype", "options"),
+    [
+        ("float32", {"codec": wl.codec.TopK(0.1), "codec_down": wl.codec.BFloat16()}),
+        ("float32", {"codec": wl.codec.Int8(), "nonfinite": "zero"}),
+        ("float16", {}),
+    ],
+    ids=str,
+)
+def test_values_that_travel_encoded_have_the_same_bits(
+    both: Callable[..., list[Any]], dtype: str, options: dict[str, Any]
+) -> None:
+    def cast(seed: int) -> dict[str, Any]:
+        return {name: np.asarray(array, dtype) for name, array in model(seed).items()}
+
+    def train(team: Team) -> list[Values]:
+        stores = team.stores(cast(0), SGD(lr=0.1, momentum=0.9), **options)
+
+        def act(_: Cluster, rank: int) -> Values:
+            values: dict[str, Any] = {}
+            for step in range(3):
+                gradients = cast(100 * rank + step)
+                if "nonfinite" in options and step == 1:
+                    gradients["b"][3] = np.nan
+                values = stores[rank].update(gradients)
+            return {name: array.tobytes() for name, array in values.items()}
+
+        return team.each(act)
+
+    device, memory = both(train)
+    assert device == memory
+
+
 @pytest.mark.parametrize("optimizer", [Adam(lr=0.1), DCASGD(lr=0.1)], ids=str)
 def test_updates_on_arrival_have_the_same_bits(both: Callable[..., list[Any]], optimizer: RuleSpec) -> None:
     def train(team: Team) -> Values:

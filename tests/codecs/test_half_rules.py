@@ -14,7 +14,7 @@ from windlass_proto.memory import BufferPool
 from windlass_proto.rule_specs import RuleSpec
 from windlass_rules import build
 from windlass_server.dense import DenseGroup
-from windlass_server.group_wire import Gradient
+from windlass_server.dense_memory import Gradient
 from windlass_server.node import ServerNode
 from windlass_server.share_events import Source
 

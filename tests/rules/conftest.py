@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tests.host_device import COMPILER, HostDevice
+from windlass_proto.codec_specs import CODECS
 from windlass_proto.errors import UnavailableError, UsageError
 from windlass_proto.rule_specs import (
     DCASGD,
@@ -32,6 +33,7 @@ from windlass_proto.rule_specs import (
     Signum,
     Sum,
 )
+from windlass_rules.cuda_codecs import HALF_CODECS, decode_source, encode_source
 from windlass_rules.cuda_norms import lane_sums_source, squares_source
 from windlass_rules.cuda_source import CudaSource, fill_source, finite_source
 from windlass_rules.cupy_device import open_device
@@ -154,5 +156,8 @@ def programs() -> list[CudaSource]:
         *dict.fromkeys(found),
         *dict.fromkeys(program for program in measuring if program is not None),
         lane_sums_source(),
+        *map(decode_source, CODECS.values()),
+        *map(encode_source, HALF_CODECS),
+        *map(encode_source, HALF_CODECS.values()),
         *(make(dtype) for make in (fill_source, finite_source, squares_source) for dtype in DTYPES),
     ]

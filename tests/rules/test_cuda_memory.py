@@ -20,11 +20,13 @@ from windlass_proto.layout import GroupLayout, TensorSpec
 from windlass_proto.memory import BufferPool
 from windlass_proto.rule_records import DECLARED
 from windlass_proto.rule_specs import LAMB, LARS, Adagrad, Adam, RuleSpec
+from windlass_proto.transfer_specs import Transfer
 from windlass_rules.device import Device, DeviceVector
 from windlass_rules.registry import build_cuda
 from windlass_server.dense import DenseGroup, Origin, Reply
 from windlass_server.dense_memory import DenseMemory, HostMemory, Measured, Values
 from windlass_server.device_memory import DeviceMemory, ParameterDevice
+from windlass_server.device_wire import DeviceWire
 from windlass_server.reductions import Reductions
 from windlass_server.share_events import Answer, Apply, Effect, Release, Source, Write
 
@@ -37,13 +39,21 @@ TENSORS = (
 POOL_BYTES = 64 * limits.MIB
 
 
-class Held:
-    """A dense group of one block in some memory, and all it answered."""
+def spec_of(rule: RuleSpec, dtype: str, transfer: Transfer | None = None) -> GroupSpec:
+    """A group of one block."""
+    layout = GroupLayout(7, dtype, TENSORS, 16 * limits.KIB, keys.VSHARDS_DEFAULT)
+    asp = Consistency.parse("asp")
+    return GroupSpec(1, layout, rule, mean=False, consistency=asp, transfer=transfer or Transfer())
 
-    def __init__(self, rule: RuleSpec, dtype: str, memory: DenseMemory | None = None) -> None:
-        layout = GroupLayout(7, dtype, TENSORS, 16 * limits.KIB, keys.VSHARDS_DEFAULT)
-        spec = GroupSpec(1, layout, rule, mean=False, consistency=Consistency.parse("asp"))
-        kernels = windlass_rules.build(rule, dtype)
+
+class Held:
+    """The group of `spec_of` in some memory, and all it answered."""
+
+    def __init__(
+        self, rule: RuleSpec, dtype: str, memory: DenseMemory | None = None, transfer: Transfer | None = None
+    ) -> None:
+        spec = spec_of(rule, dtype, transfer)
+        kernels = windlass_rules.build(rule, spec.layout.held)
         self.pool = BufferPool(POOL_BYTES)
         self.memory = memory or HostMemory(kernels)
         self.group = DenseGroup(spec, kernels, range(keys.VSHARDS_DEFAULT), self.pool, self.memory, Reductions())
@@ -107,7 +117,7 @@ def parameters(device: Device) -> ParameterDevice:
 def pair(rule: RuleSpec, dtype: str, parameters: ParameterDevice) -> Iterator[tuple[Held, Held]]:
     """The same group in host memory and in a device's; what they lent is back at the end."""
     kernels = windlass_rules.build(rule, dtype)
-    both = Held(rule, dtype), Held(rule, dtype, parameters.memory_for(rule, kernels))
+    both = Held(rule, dtype), Held(rule, dtype, parameters.memory_for(spec_of(rule, dtype), kernels))
     yield both
     assert [held.pool.bytes_lent for held in both] == [0, 0]
     assert parameters.gradients.bytes_lent == 0
@@ -181,7 +191,7 @@ def test_updates_of_one_batch_are_one_launch(
     launches = getattr(device, "launches", None)
     if launches is None:
         pytest.skip("needs a GPU's counters: launches are counted by the device in ordinary memory alone")
-    held = Held(rule, dtype, parameters.memory_for(rule, windlass_rules.build(rule, dtype)))
+    held = Held(rule, dtype, parameters.memory_for(spec_of(rule, dtype), windlass_rules.build(rule, dtype)))
     gradients = [held.arrive(np.ones(held.elements(s, s + 1), dtype))[0] for s in range(len(TENSORS))]
     before = device.launches  # type: ignore[attr-defined]
     held.execute(
@@ -194,7 +204,7 @@ def test_updates_of_one_batch_are_one_launch(
 def test_values_wait_in_host_memory_where_the_device_has_no_room(rule: RuleSpec, dtype: str, device: Device) -> None:
     kernels = windlass_rules.build(rule, dtype)
     full = BufferPool(0, ParameterDevice(device)._fresh)
-    memory = DeviceMemory(device, kernels, build_cuda(rule, dtype), None, full)
+    memory = DeviceMemory(device, kernels, build_cuda(rule, dtype), None, full, DeviceWire(spec_of(rule, dtype)))
     host, there = Held(rule, dtype), Held(rule, dtype, memory)
     arrived, finite = there.arrive(np.full(10, np.inf, dtype))
     assert isinstance(arrived.array, np.ndarray)
@@ -216,7 +226,7 @@ def test_norms_of_gradients_have_the_same_bits(
     rule = Adam(clip_norm=1.0)
     kernels = windlass_rules.build(rule, dtype)
     found = []
-    for held in (Held(rule, dtype), Held(rule, dtype, parameters.memory_for(rule, kernels))):
+    for held in (Held(rule, dtype), Held(rule, dtype, parameters.memory_for(spec_of(rule, dtype), kernels))):
         random = np.random.default_rng(size)
         parts = [held.arrive(random.standard_normal(size + 5).astype(dtype))[0] for _ in range(sources)]
         given = tuple(Source(part, 2, 0.3 + k) for k, part in enumerate(parts))
@@ -287,7 +297,7 @@ def test_threads_have_lanes_of_their_own(rule: RuleSpec, dtype: str, parameters:
     kernels = windlass_rules.build(rule, dtype)
     host = Held(rule, dtype)
     script(host, 3, steps=5)
-    memory = parameters.memory_for(rule, kernels)
+    memory = parameters.memory_for(spec_of(rule, dtype), kernels)
     held = [Held(rule, dtype, memory) for _ in range(4)]
     threads = [threading.Thread(target=script, args=(each, 3), kwargs={"steps": 5}) for each in held]
     for thread in threads:

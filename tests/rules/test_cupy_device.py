@@ -12,7 +12,7 @@ import pytest
 import windlass_rules
 from tests.host_device import COMPILER
 from tests.rules import host_cuda
-from tests.rules.test_cuda_memory import Held, script
+from tests.rules.test_cuda_memory import Held, script, spec_of
 from windlass_proto.errors import InvariantError, UnavailableError, UsageError
 from windlass_proto.rule_specs import Adam
 from windlass_rules import device as devices
@@ -38,7 +38,7 @@ def device(cupy: Any) -> CupyDevice:
 @pytest.mark.parametrize("seed", range(3))
 def test_a_group_in_its_memory_is_one_in_host_memory(device: CupyDevice, seed: int) -> None:
     parameters = ParameterDevice(device)
-    memory = parameters.memory_for(RULE, windlass_rules.build(RULE, FLOAT32))
+    memory = parameters.memory_for(spec_of(RULE, "float32"), windlass_rules.build(RULE, FLOAT32))
     host, there = Held(RULE, "float32"), Held(RULE, "float32", memory)
     for held in (host, there):
         script(held, seed, steps=8)

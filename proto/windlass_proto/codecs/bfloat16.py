@@ -32,7 +32,8 @@ def arguments(spec: BFloat16, elements: int) -> tuple[int, float]:
 
 
 @register_jitable(error_model="numpy")
-def _within(bits: Any) -> Any:
+def within(bits: Any) -> Any:
+    """The bits of a float32, cut to what the half type holds."""
     magnitude = U32(bits & MAGNITUDE)
     cut = U32(_LARGEST | U32(bits & SIGN))
     return cut if magnitude > _LARGEST and magnitude < INFINITY else bits
@@ -49,7 +50,7 @@ def encode(values: Any, error: Any, wire: Any, count: Any, number: Any, seed: An
             gather(values[begin:end], kept, x)
             patterns = x.view(np.uint32)
             for i in range(x.size):
-                bits = _within(patterns[i])
+                bits = within(patterns[i])
                 out[i] = np.uint16(brief_of(bits))
             for i in range(x.size):
                 left = np.float32(x[i] - np.uint32(U32(U32(out[i]) << U32(16))).view(np.float32))
@@ -57,7 +58,7 @@ def encode(values: Any, error: Any, wire: Any, count: Any, number: Any, seed: An
     else:
         given = values.view(np.uint32)
         for i in range(codes.size):
-            codes[i] = np.uint16(brief_of(_within(given[i])))
+            codes[i] = np.uint16(brief_of(within(given[i])))
 
 
 def decode(wire: Any, values: Any, count: Any, number: Any) -> int:

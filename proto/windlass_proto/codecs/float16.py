@@ -33,7 +33,8 @@ def arguments(spec: Float16, elements: int) -> tuple[int, float]:
 
 
 @register_jitable(error_model="numpy")
-def _within(bits: Any) -> Any:
+def within(bits: Any) -> Any:
+    """The bits of a float32, cut to what the half type holds."""
     magnitude = U32(bits & MAGNITUDE)
     cut = U32(_LARGEST | U32(bits & SIGN))
     return cut if magnitude > _LARGEST and magnitude < INFINITY else bits
@@ -50,7 +51,7 @@ def encode(values: Any, error: Any, wire: Any, count: Any, number: Any, seed: An
             gather(values[begin:end], kept, x)
             patterns = x.view(np.uint32)
             for i in range(x.size):
-                bits = _within(patterns[i])
+                bits = within(patterns[i])
                 out[i] = np.uint16(half_of(np.uint32(bits).view(np.float32), bits))
             for i in range(x.size):
                 left = np.float32(x[i] - np.uint32(bits_of_half(U32(out[i]))).view(np.float32))
@@ -58,7 +59,7 @@ def encode(values: Any, error: Any, wire: Any, count: Any, number: Any, seed: An
     else:
         given = values.view(np.uint32)
         for i in range(codes.size):
-            bits = _within(given[i])
+            bits = within(given[i])
             codes[i] = np.uint16(half_of(np.uint32(bits).view(np.float32), bits))
 
 

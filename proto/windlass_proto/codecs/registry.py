@@ -62,6 +62,11 @@ class Codec:
         found: int = self._module.wire_bytes(self.spec, elements)
         return found
 
+    def arguments(self, elements: int) -> tuple[int, float]:
+        """The numbers that the kernels are given for `elements`."""
+        found: tuple[int, float] = self._module.arguments(self.spec, elements)
+        return found
+
     def room(self, elements: int) -> int:
         """`wire_bytes` filled up to whole 64 bytes: what a segment takes in a payload."""
         return aligned(self.wire_bytes(elements))
@@ -85,7 +90,7 @@ class Codec:
                 expected=self.wire_bytes(values.size),
             )
         if values.size:
-            numbers = self._module.arguments(self.spec, values.size)
+            numbers = self.arguments(values.size)
             kept = _NOTHING if error is None else error
             self._kernels.encode(values, kept, wire, *numbers, np.uint64(seed))
 
@@ -101,7 +106,7 @@ class Codec:
                 "encoded values have another length", got=wire.nbytes, expected=self.wire_bytes(values.size)
             )
         if values.size:
-            fault = self._kernels.decode(wire, values, *self._module.arguments(self.spec, values.size))
+            fault = self._kernels.decode(wire, values, *self.arguments(values.size))
             if fault != FINE:
                 raise ProtocolError("encoded values cannot be read", codec=self.spec, reason=FAULTS[fault])
 
