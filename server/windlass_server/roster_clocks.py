@@ -123,7 +123,9 @@ class RosterClocks:
         return self._ranks.get(session, unknown)
 
     def awaited(self, clock: int, mode: Consistency) -> Awaited:
-        """Whom step `clock` waits for."""
+        """Whom step `clock` waits for: nobody once it is closed, though who closed it may have died since."""
+        if clock < self.closed_min:
+            return Awaited(set(), 0)
         if not mode.needed:
             sessions = {m.session for m in self.roster.members if self.closed[m.session] <= clock}
             return Awaited(sessions, len(sessions))

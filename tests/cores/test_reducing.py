@@ -180,3 +180,14 @@ def test_values_that_go_with_a_late_answer_are_those_after_its_step() -> None:
     assert bench.said["b again"][0].answer.aux == 1
     bench.push("b once more", B, 1, 0, 4.0)
     assert bench.said["b once more"][0].status is Status.LATE
+
+
+def test_a_step_that_was_closed_behind_one_that_is_reduced_is_applied_although_who_closed_it_has_died() -> None:
+    bench = Bench("bsp:k=1", phases=GROUP, members=(A, B, C))
+    bench.push("a", A, 1, 0, 2.0)
+    bench.push("c", C, 1, 1, 4.0, last=False)
+    bench.mark(C, clock=1)
+    bench.end(C)
+    bench.total(9, 0, 0, 1.0)
+    bench.total(9, 1, 0, 1.0)
+    assert bench.held() == [-6.0] * 4

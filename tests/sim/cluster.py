@@ -195,7 +195,8 @@ class Cluster:
 
     def _make_norms(self, owner: dict[int, int]) -> Norms:
         layouts = {layout.table_id: layout for layout in self.plan.layouts}
-        bsp = self.plan.consistency.mode is Mode.BSP
+        modes = [self.plan.consistency, *(Consistency.parse(mode) for _, mode in self.plan.modes)]
+        bsp = all(mode.mode is Mode.BSP for mode in modes)  # a store whose rules take norms keeps to it
         rules = {table: norms_of(self.plan.seed, table) if bsp else () for table in layouts}
         make = self.parts.make_reduction
         return Norms(self.timeline, self.faults, layouts, rules, owner.__getitem__, make)

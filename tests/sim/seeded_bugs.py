@@ -425,7 +425,7 @@ BUGS = (
     _bug("a step completes before the one before it", Parts(make_core=OutOfOrder), "invariant", "acknowledged"),
     _bug("an answer comes before the apply", Parts(make_core=AckOnReceipt), "read-your-writes", "bound", "same-clock"),
     _bug("a newcomer's step completes without it", Parts(make_core=NoHold), "bound", "same-clock", "acknowledged"),
-    _bug("an answer goes to the old connection", Parts(make_core=AnswersLost), "liveness"),
+    _bug("an answer goes to the old connection", Parts(make_core=AnswersLost), "liveness", "acknowledged"),
     _bug(
         "a mark counts although entries were sent away",
         Parts(rebuild=_with_filter(EagerMarks)),
