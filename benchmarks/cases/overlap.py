@@ -1,10 +1,10 @@
 """What of a slow network a training step hides: gradients pushed after backward, or each as soon as it is there.
 
-One worker, one server, a throttle between them, asp. A network of equal layers: forward needs them first to last,
-backward has their gradients last to first, each a NumPy matmul. *After*: the whole model in one push_pull. *Each, in
-turn*: a push and a pull of each layer at once; forward waits for each layer when it comes to it. *Each,
-first layer first*: the same with the layer's place as priority. The floor computes and sends nothing. Hidden is how
-much of what the first adds to the floor the others do not.
+One worker, one server, a throttle between them, bsp. A network of equal layers: forward needs them first to last,
+backward has their gradients last to first, each a NumPy matmul. *After*: the whole model in one update. *Each, in
+turn*: a push_pull of each layer inside the step, as soon as its gradient is there; the next forward waits for each layer
+when it comes to it. *Each, first layer first*: the same with the layer's place as priority. The floor computes and sends
+nothing. Hidden is how much of what the first adds to the floor the others do not.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def overlap(extent: Extent) -> Iterator[Row]:
     with ExitStack() as opened:
         cluster = opened.enter_context(_slow_cluster(opened))
         for batch in BATCHES[-1:] if extent.quick else BATCHES:
-            store = cluster.store(f"batch {batch}", consistency="asp")
+            store = cluster.store(f"batch {batch}", consistency="bsp")
             network = Network(store.init(first, optimizer=wl.optim.SGD(lr=1e-3)), batch)
             kinds: dict[str, Step] = {
                 "floor: computes only": functools.partial(_alone, network),
@@ -116,7 +116,7 @@ def _after(store: Store, network: Network) -> None:
 
 
 class _Layerwise:
-    """A push and a pull of each layer as soon as its gradient is there; the next forward waits for each layer."""
+    """A push_pull of each layer as soon as its gradient is there; the next forward waits for each layer."""
 
     def __init__(self, store: Store, network: Network, *, priorities: bool) -> None:
         self.store = store
@@ -135,8 +135,8 @@ class _Layerwise:
             ticket.result()
 
     def _send(self, name: str, gradient: np.ndarray) -> None:
-        self.store.push({name: gradient}, priority=self.place[name])
-        self.coming[name] = self.store.pull(name, out={name: self.network.params[name]}, priority=self.place[name])
+        out = {name: self.network.params[name]}
+        self.coming[name] = self.store.push_pull({name: gradient}, out, priority=self.place[name])
 
 
 def _slow_cluster(opened: ExitStack) -> wl.Cluster:

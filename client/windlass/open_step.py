@@ -2,14 +2,16 @@
 
 Invariant: `clock` is the number of steps this worker has closed; it grows by one with each mark, and between steps it
 may jump to a later step that others have come to. What is pushed in a step, and its mark, carry one weight and one
-stamp. The store's lock guards all but `reached`, which the pump raises.
+stamp. Nothing is pushed to a tensor after the push that says it is the step's last. The store's lock guards all but
+`reached`, which the pump raises.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from windlass.data_link import InFrame
 from windlass.pump import Mark
-from windlass.ticket import Ticket
 from windlass.window_core import Stamp
 from windlass_proto import rule_records
 from windlass_proto.errors import UsageError
@@ -26,10 +28,10 @@ class OpenStep:
         self.depth = 0  # of `with store.step()` blocks
         self.reached = 0  # the step that is open where a push of ours came late
         self.pushed = False
+        self.finished: set[str] = set()  # tensors whose last push of this step was made
         self.stamp: Stamp | None = None
         self._weight: float | None = None
         self._stamped = -1  # the step that `stamp` was chosen for
-        self._last_push: Ticket | None = None
 
     @property
     def weight(self) -> float:
@@ -55,11 +57,6 @@ class OpenStep:
                 next_move="A worker has one weight in a step's mean: pass the same to each push of it.",
             )
         self._weight = weight
-
-    def push(self, ticket: Ticket) -> None:
-        """Something is sent as part of this step."""
-        self.pushed = True
-        self._last_push = ticket
 
     def reach(self, clock: int) -> None:
         """Others have come to step `clock` without this worker: its next step is that one."""
@@ -88,6 +85,7 @@ class OpenStep:
         mark = Mark(self.store_id, self.clock, servers, stamp=self.stamp)
         self.clock += 1
         self.pushed = False
+        self.finished.clear()
         return mark
 
     # ---- questions ---------------------------------------------------------------------------------------------------
@@ -97,9 +95,21 @@ class OpenStep:
         """Has this step's stamp been chosen?"""
         return self._stamped == self.clock
 
-    def holds(self, ticket: Ticket) -> bool:
-        """Is `ticket` the last push of this step, so that under bsp it is not answered before the step closes?"""
-        return self.pushed and ticket is self._last_push
+    def check_unfinished(self, names: Iterable[str]) -> None:
+        """These may be pushed.
+
+        Raises:
+            UsageError: the last push of one of them was made in this step.
+        """
+        again = sorted(self.finished.intersection(names))
+        if again:
+            raise UsageError(
+                "a tensor was pushed again in a step after its push_pull, which is a step's last push of it",
+                store=self.store,
+                step=self.clock,
+                tensors=", ".join(again[:5]),
+                next_move="Push what comes before with push, and the last part with push_pull.",
+            )
 
     def check_nothing_pushed(self, call: str, *, inside: bool = False) -> None:
         """`call` belongs between two steps.
@@ -125,5 +135,5 @@ class OpenStep:
             raise UsageError(
                 f"{call} was called inside `with store.step()`",
                 store=self.store,
-                next_move="Use push inside the block and pull after it.",
+                next_move="Use push or push_pull inside the block, and wait after it.",
             )

@@ -194,6 +194,7 @@ class Store:
             weight: this worker's weight in the mean, the same for all pushes of a step.
             priority: higher ones overtake what has not been sent.
         """
+        self.open.check_unfinished(grads)
         make = functools.partial(mixture.push_plan, self.exchange, Op.PUSH, grads, None, borrow=borrow)
         return self.send(Op.PUSH, make, weight=weight, priority=priority)
 
@@ -219,10 +220,14 @@ class Store:
     ) -> Ticket:
         """Push, close the step, and ask for the values after it. The result is `out`, or a dict of fresh arrays.
 
+        Inside `with store.step()` it does not close the step: it is the step's last push of these tensors, whose new
+        values come as soon as every worker has made its own, layer by layer (docs/overlap.md). `out` may be written
+        from the call on. Under "bsp" they are waited for after the block.
+
         Of rows, those that were pushed to come back, in the order of their ids; in `out` they may be left out.
         """
         with self._lock:
-            ticket, requests, mark = self._whole_step(grads, out, weight, borrow=borrow, priority=priority)
+            ticket, requests, mark = self._last_push(grads, out, weight, borrow=borrow, priority=priority)
             self.member.pump.submit(requests, mark)
             return ticket
 
@@ -236,7 +241,8 @@ class Store:
     ) -> dict[str, Any]:
         """`push_pull` and wait: one training step. Returns the new values (`out` if given)."""
         with self._lock:
-            ticket, requests, mark = self._whole_step(grads, out, weight, borrow=borrow, priority=0)
+            self.open.check_no_block("update")
+            ticket, requests, mark = self._last_push(grads, out, weight, borrow=borrow, priority=0)
             held = self.member.pump.submit_to_wait(requests, mark)
         self.member.pump.wait_on(ticket, held=held)
         result: dict[str, Any] = ticket.result()
@@ -405,22 +411,14 @@ class Store:
     # ---- what tables send and ask ------------------------------------------------------------------------------------
 
     def send(self, op: Op, make: Callable[[], Plan], *, weight: float | None = None, priority: int = 0) -> Ticket:
-        """Send what `make` plans: a push in the current step, a push_pull that closes it, or an erasure."""
+        """Send what `make` plans: a push in the current step, a push_pull that closes it (no block), or an erasure."""
         with self._lock:
             self._check_writes(op.name.lower())
-            if op is Op.PUSH_PULL:
-                self.open.check_no_block(op.name.lower())
             if weight is not None:
                 self.open.weigh(weight)
                 self._stamp_step()  # what is planned depends on which step this is
             ticket, requests = self.ticket_of(op, make(), priority=priority)
-            mark = None
-            if op is Op.PUSH:
-                self.open.push(ticket)
-            elif op is Op.PUSH_PULL:
-                mark = self._close_step()
-                self.tickets.close_step(ticket)
-            self.tickets.sent(ticket)
+            mark = self._pushed(op, ticket) if op is not Op.ERASE else None
             self.member.pump.submit(requests, mark)
             return ticket
 
@@ -460,13 +458,15 @@ class Store:
             self.member.pump.submit([], mark)
 
     def check_waitable(self, ticket: Ticket) -> None:
-        """Under bsp a push is answered once its step has completed, which waits for this worker to close it.
+        """Under bsp a push is answered once its step has completed, which may wait for this worker to close it.
 
         Raises:
-            UsageError: the step of `ticket` is open, so that to wait for it would be for ever.
+            UsageError: the step of `ticket` is open, so that to wait for it may be for ever.
         """
         self.member.check_open()
-        if self.modes.at(self.clock).mode is Mode.BSP and self.open.holds(ticket):
+        mode = self.modes.at(self.clock)
+        waits = mode.mode is Mode.BSP or (mode.mode is Mode.SSP and not mode.bound and ticket.brings_values)
+        if waits and self.tickets.in_step(ticket):
             raise UsageError(
                 "a push was waited for inside its step, which only this worker can close",
                 store=self.name,
@@ -485,20 +485,24 @@ class Store:
         if self.saving is not None:
             self.saving.end()
 
-    def _whole_step(
+    def _last_push(
         self, grads: Mapping[str, Any], out: Mapping[str, Any] | None, weight: float, *, borrow: bool, priority: int
-    ) -> tuple[Ticket, list[Request], Mark]:
-        """What a push_pull sends: its entries and the mark of the step that it closes."""
+    ) -> tuple[Ticket, list[Request], Mark | None]:
+        """What a push_pull sends: its entries, and the mark of the step unless that is a block, whose end closes it."""
         self._check_writes("push_pull")
-        self.open.check_no_block("push_pull")
+        self.open.check_unfinished(grads)
         self.open.weigh(weight)
         self._stamp_step()  # what is planned depends on which step this is
         plan = mixture.push_plan(self.exchange, Op.PUSH_PULL, grads, out, borrow=borrow)
         ticket, requests = self.ticket_of(Op.PUSH_PULL, plan, priority=priority)
+        self.open.finished.update(name for name in grads if name in self.exchange.where)
+        return ticket, requests, self._pushed(Op.PUSH_PULL, ticket)
+
+    def _pushed(self, op: Op, ticket: Ticket) -> Mark | None:
+        """`ticket` belongs to the open step; the mark that closes it, if it does."""
+        self.open.pushed = True
         self.tickets.sent(ticket)
-        mark = self._close_step()
-        self.tickets.close_step(ticket)
-        return ticket, requests, mark
+        return self._close_step() if op is Op.PUSH_PULL and not self.open.depth else None
 
     def _check(self) -> None:
         self.member.check_open()
@@ -522,6 +526,7 @@ class Store:
 
     def _close_step(self) -> Mark:
         self._stamp_step()
+        self.tickets.close_step()
         return self.open.close(self.exchange.servers())
 
     def present_record(self) -> RuleRecord:

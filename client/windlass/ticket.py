@@ -34,7 +34,19 @@ class Ticket:
     waited for raises at the next call on its store.
     """
 
-    __slots__ = ("_finish", "_pump", "_value", "clock", "error", "left", "seen", "settle", "store", "what")
+    __slots__ = (
+        "_finish",
+        "_pump",
+        "_value",
+        "brings_values",
+        "clock",
+        "error",
+        "left",
+        "seen",
+        "settle",
+        "store",
+        "what",
+    )
 
     def __init__(
         self,
@@ -55,6 +67,7 @@ class Ticket:
         self.error: WindlassError | None = None
         self.seen = False
         self.settle = settle  # what the store does when everything is answered, before anybody sees the ticket done
+        self.brings_values = finish is not None
         self._finish = finish
         self._value: Any = None
 

@@ -145,7 +145,7 @@ def test_reduce_sum_adds_workers(team: MakeTeam) -> None:
     assert [result["w"][0] for result in results] == [-3.0, -3.0]
 
 
-def test_push_pull_belongs_outside_a_step_block(team: MakeTeam) -> None:
+def test_update_belongs_outside_a_step_block(team: MakeTeam) -> None:
     (alone,) = team(1).stores({"w": ones(0)})
     with alone.step(), pytest.raises(UsageError, match=r"inside `with store.step\(\)`"):
         alone.update({"w": ones()})

@@ -319,3 +319,30 @@ def _seconds_to_push(segments: int) -> float:
     spent = time.perf_counter() - begun
     assert core.blocks[0].applied == [1] * segments
     return spent
+
+
+def test_segments_are_complete_one_by_one_while_nobody_has_closed_the_step_and_pulls_for_the_next_are_answered() -> None:
+    bench = Bench()
+    bench.push("a0", A, 1, 0, 1.0, (2, 4))
+    bench.pull("next", 1, (2, 4))
+    bench.push("b0", B, 1, 0, 3.0, (2, 4))
+    assert bench.values("a0") == bench.values("next") == [-2.0, -2.0]
+    assert bench.core.clocks.closed_min == 0
+    bench.pull("other", 1, (0, 2))
+    assert bench.status("other") is None
+    bench.push("a1", A, 2, 0, 1.0, (0, 2), last=False)
+    bench.push("a2", A, 3, 0, 1.0, (0, 2))
+    bench.push("b1", B, 2, 0, 2.0, (0, 2))
+    assert bench.values("other") == [-2.0, -2.0]
+
+
+def test_of_a_worker_that_dies_between_its_last_pushes_a_segment_has_the_whole_step_or_nothing() -> None:
+    bench = Bench()
+    bench.push("whole", A, 1, 0, 1.0, (0, 1), last=False)
+    bench.push("whole", A, 2, 0, 1.0, (0, 1))
+    bench.push("half", A, 3, 0, 8.0, (1, 2), last=False)
+    bench.end(A)
+    bench.push("b", B, 1, 0, 4.0)
+    assert bench.held() == [-3.0, -4.0, -4.0, -4.0]
+    assert bench.status("b") is Status.OK
+    assert [buffer.released for buffer in bench.buffers] == [1] * 4

@@ -347,7 +347,9 @@ class Worker:
             if rng.random() < 0.7:
                 yield []
         self._close()
-        if rng.random() < 0.2 and not self.job.exact:  # so its next step may be in what comes of an answer that was lost
+        if (
+            rng.random() < 0.2 and not self.job.exact
+        ):  # so its next step may be in what comes of an answer that was lost
             for request in coming:
                 if request.owner is not None:
                     request.owner.waits = False
