@@ -2,9 +2,9 @@
 
 One worker, one server, a throttle between them, bsp. A network of equal layers: forward needs them first to last,
 backward has their gradients last to first, each a NumPy matmul. *After*: the whole model in one update. *Each, in
-turn*: a push_pull of each layer inside the step, as soon as its gradient is there; the next forward waits for each layer
-when it comes to it. *Each, first layer first*: the same with the layer's place as priority. The floor computes and sends
-nothing. Hidden is how much of what the first adds to the floor the others do not.
+turn*: a push_pull of each layer inside the step, as soon as its gradient is there; the next forward waits for each
+layer when it comes to it. *Each, first layer first*: the same with the layer's place as priority. The floor computes
+and sends nothing. Hidden is how much of what the first adds to the floor the others do not.
 """
 
 from __future__ import annotations

@@ -321,7 +321,7 @@ def _seconds_to_push(segments: int) -> float:
     return spent
 
 
-def test_segments_are_complete_one_by_one_while_nobody_has_closed_the_step_and_pulls_for_the_next_are_answered() -> None:
+def test_segments_are_complete_and_read_one_by_one_while_nobody_has_closed_their_step() -> None:
     bench = Bench()
     bench.push("a0", A, 1, 0, 1.0, (2, 4))
     bench.pull("next", 1, (2, 4))
