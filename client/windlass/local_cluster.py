@@ -214,6 +214,7 @@ class LocalCluster:
         insecure: bool = False,
         server_devices: str | None = None,
         allowed_rules: Sequence[str] = (),
+        allowed_readers: Sequence[str] = (),
         keep_job_s: float = KEEP_JOB_S,
         job_quotas: Sequence[str] = (),
         ready_s: float = READY_S,
@@ -227,6 +228,7 @@ class LocalCluster:
             server_devices: where each server in turn has its dense tensors, such as "gpu:0,gpu:1,memory"; None: as
                 $WINDLASS_SERVER_DEVICES says, else in memory.
             allowed_rules: rules of installed packages that servers may run, each as NAME or NAME==VERSION.
+            allowed_readers: readers of installed packages, likewise.
             keep_job_s: how long a job's tensors are kept after its last worker has gone.
             job_quotas: bytes of tensors a job may hold, each as SIZE for all or JOB=SIZE, such as "big=8GiB".
             ready_s: how long all of them together may take.
@@ -245,7 +247,9 @@ class LocalCluster:
             state = state_dir or cluster.folder / "state"
             jobs = ["--keep-job-s", str(keep_job_s)]
             jobs += [flag for quota in job_quotas for flag in ("--job-quota", quota)]
-            cluster._start_all(listen, state, vshards, flags, devices, allowed_rules, jobs, ready_s)
+            allowed = [flag for rule in allowed_rules for flag in ("--allow-rule", rule)]
+            allowed += [flag for reader in allowed_readers for flag in ("--allow-reader", reader)]
+            cluster._start_all(listen, state, vshards, flags, devices, allowed, jobs, ready_s)
         except BaseException:
             cluster.stop()
             raise
@@ -306,7 +310,7 @@ class LocalCluster:
         vshards: int,
         flags: Sequence[str],
         devices: Sequence[str],
-        allowed_rules: Sequence[str],
+        allowed: Sequence[str],
         jobs: Sequence[str],
         ready_s: float,
     ) -> None:
@@ -325,7 +329,7 @@ class LocalCluster:
         if host in _WILDCARDS:
             server += ["--advertise", socket.gethostname()]
         server += ["--socket-dir", str(self.folder / "sockets"), *shared]
-        server += [flag for rule in allowed_rules for flag in ("--allow-rule", rule)]
+        server += allowed
         for index in range(self.servers):
             name = f"server-{index}"
             device = devices[index % len(devices)].strip()

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from windlass import checkpoints, declare, first_values, live_changes, mixture, plain_files
+from windlass import checkpoints, declare, first_values, live_changes, mixture, readings
 from windlass.arrays import Array
 from windlass.averaging import Averaging
 from windlass.data_link import refusal_of
@@ -30,6 +30,7 @@ from windlass.open_step import OpenStep
 from windlass.open_tickets import OpenTickets
 from windlass.plateau import PlateauWatch
 from windlass.pump import Mark
+from windlass.saved_store import SavedStore
 from windlass.ticket import Ticket
 from windlass.window_core import Request, Stamp
 from windlass_proto import life_specs, limits
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
     from windlass.sparse_table import Table
 
 
-class Store:
+class Store(SavedStore):
     """Made by `cluster.store(name)`; see the module."""
 
     def __init__(
@@ -71,9 +72,7 @@ class Store:
         self.tickets = OpenTickets(member.pump)
         self._live = member.live(store_id)
         self.plateau: PlateauWatch | None = None
-        self.run_dir = run_dir
-        self.saving: checkpoints.Saving | None = None
-        self._resume: checkpoints.Resume | None = None
+        super().__init__(run_dir)
         self._averaging = Averaging(self)
 
     def __repr__(self) -> str:
@@ -329,84 +328,30 @@ class Store:
             live_changes.watch_plateau(self)
             return self.clock if consistency is None and self.consistency == "asp" else since
 
-    # ---- checkpoints -------------------------------------------------------------------------------------------------
-
-    def checkpoint(
+    def read(
         self,
-        uri: str | Path | None = None,
-        state: Mapping[str, Any] | None = None,
+        reader: str,
+        name: str,
+        request: bytes = b"",
         *,
-        keep_last: int | None = None,
-        full_every: int = 1,
-    ) -> checkpoints.Saving:
-        """Save tensors, tables, slots and data positions as of the steps closed so far. Training goes on meanwhile.
+        version: str = "",
+        answer_bytes: int = 64 * limits.KIB,
+        timeout: float | None = 60.0,
+    ) -> list[bytes]:
+        """Run a reader of an installed package on the servers, where tensor or table `name` lies; its answers.
 
-        The call returns when every server has copied what it holds; the parts are then written, and the folder
-        counts as a checkpoint once its manifest is there. `result()` of what it returns waits for that; else the
-        next checkpoint and `close` do. Call it on every worker at the same step, or on one; it is one action.
-
-        Args:
-            uri: the folder that holds the run's checkpoints, a path or a URL of fsspec that every server and worker
-                reaches. Default `<run_dir>/checkpoints`.
-            state: JSON that `resume` gives back, equal on every worker.
-            keep_last: remove older checkpoints, so that this many complete ones are left, and the one that the run
-                was resumed from, with what these build on.
-            full_every: of so many checkpoints one is full; the others hold what changed since the one before them.
-
-        Raises:
-            UsageError: the place is not supported, this step has pushes, or workers call it differently.
-        """
-        root = checkpoints.place_of(self, uri)
-        with self._lock:
-            self.check_between_steps("checkpoint")
-            checkpoints.check_holdable(self, "checkpoint")
-            checkpoints.settle(self)
-            self.saving = checkpoints.save(self, root, state, keep_last, full_every)
-            return self.saving
-
-    def restore(self, uri: str | Path) -> checkpoints.Resume:
-        """Bring back a checkpoint, or the newest complete one in a folder, once the steps before this one are complete.
-
-        Weights, slots and update counts are what they were, on any number of servers; the arrays that `init`
-        returned hold them. Every declared tensor and table must be in it as declared. Call it on every worker.
-
-        Raises:
-            UsageError: there is none, or it holds other tensors or another rule's slots.
-            CorruptionError: its manifest or a part is not what was written; nothing was restored.
-        """
-        place = checkpoints.place_of(self, uri)
-        with self._lock:
-            self.check_between_steps("restore")
-            checkpoints.check_holdable(self, "restore")
-            return checkpoints.restore(self, place)
-
-    def resume(self, uri: str | Path | None = None) -> checkpoints.Resume | None:
-        """Go on where an earlier run was: restore the newest complete checkpoint in a folder, or the one named.
-
-        Call it after `init` and before the first step, on every worker. It happens once in a store's life: a worker
-        that joins later, or a cell run twice, gets the same answer and live values. `cluster.batches` goes on after
-        the rows that were read.
+        One answer for each part that a server holds, in the order of keys. See docs/own-readers.md.
 
         Args:
-            uri: as given to `checkpoint`.
+            request: what the reader is given.
+            version: of its package; any that all servers have unless given.
+            answer_bytes: how long each answer may be.
 
-        Returns:
-            Steps, epoch and state of the checkpoint, None if the folder holds none.
+        Raises:
+            UsageError: a server may not run it, has another version, or the reader failed.
+            TimeoutError: after `timeout` seconds.
         """
-        place = checkpoints.place_of(self, uri)
-        with self._lock:
-            self.check_between_steps("resume")
-            checkpoints.check_holdable(self, "resume")
-            if self._resume is None:
-                self._resume = checkpoints.resume(self, place)
-            return self._resume
-
-    def export(self, path: str | Path) -> None:
-        """Write present weights to one safetensors file, which `wl.load_tensors` and other programs read.
-
-        A sparse table makes two arrays, `<name>.ids`, sorted, and `<name>.rows`.
-        """
-        plain_files.export(self, path)
+        return readings.read(self, reader, name, request, version, answer_bytes, timeout)
 
     # ---- what tables send and ask ------------------------------------------------------------------------------------
 

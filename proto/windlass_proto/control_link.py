@@ -130,6 +130,9 @@ class ControlLink:
     def agree_done(self, request: pb.AgreeDoneRequest, timeout_s: float | None = None) -> pb.Ack:
         return self._call("AgreeDone", self._stub.AgreeDone, request, timeout_s)
 
+    def find_reader(self, request: pb.FindReaderRequest, timeout_s: float | None = None) -> pb.FindReaderReply:
+        return self._call("FindReader", self._stub.FindReader, request, timeout_s)
+
     def barrier(self, request: pb.BarrierRequest, timeout_s: float | None = None) -> pb.BarrierReply:
         return self._call("Barrier", self._stub.Barrier, request, timeout_s)
 

@@ -75,6 +75,7 @@ class Op(IntEnum):
     ERASE = 11  # rows of a sparse table
     SCAN = 12  # rows of a sparse table by their numbers
     REDUCE = 13  # from a server: a block's partial norm, or without values, how far steps have gone by without one
+    READ = 14  # the payload asks a reader of an installed package (own_readers)
 
 
 class Status(IntEnum):

@@ -141,7 +141,7 @@ def check_name(name: object) -> None:
         )
 
 
-def parse_allowed(text: str) -> tuple[str, str]:
+def parse_allowed(text: str, flag: str = "--allow-rule") -> tuple[str, str]:
     """NAME or NAME==VERSION of an allow-list; "" is any version.
 
     Raises:
@@ -149,7 +149,7 @@ def parse_allowed(text: str) -> tuple[str, str]:
     """
     name, equals, version = text.partition("==")
     if not _NAME.match(name) or (equals and not version) or not _VERSION.match(version):
-        raise UsageError("--allow-rule is not NAME or NAME==VERSION", got=text[:80])
+        raise UsageError(f"{flag} is not NAME or NAME==VERSION", got=text[:80])
     return name, version
 
 

@@ -10,6 +10,7 @@ import enum
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
+from windlass_proto.own_readers import InstalledReader
 from windlass_proto.own_rules import InstalledRule
 from windlass_scheduler.effects import Record
 
@@ -67,6 +68,7 @@ class Member:
     attempt: bytes
     protocol: int
     rules: tuple[InstalledRule, ...] = ()  # servers: own rules that they may run
+    readers: tuple[InstalledReader, ...] = ()  # and own readers
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +119,7 @@ def record_of(member: Member) -> dict[str, object]:
     record["session"], record["attempt"] = member.session.hex(), member.attempt.hex()
     record["role"] = int(member.role)
     record["rules"] = [[rule.name, rule.version, [*rule.fields], rule.by_row] for rule in member.rules]
+    record["readers"] = [[*reader] for reader in member.readers]
     record["addresses"] = [[address.kind, address.address] for address in member.addresses]
     return record
 
@@ -139,4 +142,5 @@ def member_of(record: Record) -> Member:
             InstalledRule(name, version, tuple((field, kind) for field, kind in fields), by_row)
             for name, version, fields, by_row in cast("list[Any]", record.get("rules", []))
         ),
+        readers=tuple(InstalledReader(*each) for each in cast("list[list[str]]", record.get("readers", []))),
     )

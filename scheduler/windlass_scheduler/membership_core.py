@@ -23,6 +23,7 @@ from typing import Final, TypeAlias
 
 from windlass_proto import limits as wire_limits
 from windlass_proto.errors import UnavailableError, UsageError
+from windlass_proto.own_readers import InstalledReader
 from windlass_proto.own_rules import InstalledRule
 from windlass_scheduler import limits
 from windlass_scheduler.counters import Counters
@@ -55,6 +56,7 @@ class Join:
     state_intact: bool = False
     ranks_kept: frozenset[int] = frozenset()
     rules: tuple[InstalledRule, ...] = ()
+    readers: tuple[InstalledReader, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,6 +302,7 @@ class Membership:
             attempt=event.attempt,
             protocol=protocol,
             rules=event.rules,
+            readers=event.readers,
         )
         self._members[member.member_id] = member
         self._session_ids[member.session] = member.member_id

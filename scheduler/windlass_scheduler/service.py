@@ -17,7 +17,7 @@ from typing import Final, cast
 
 import grpc
 
-from windlass_proto import own_rules, rule_records
+from windlass_proto import own_readers, own_rules, rule_records
 from windlass_proto.consistency import Consistency
 from windlass_proto.errors import InvariantError, UnavailableError, UsageError, WindlassError
 from windlass_proto.gen import control_pb2 as pb
@@ -112,6 +112,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
             attempt=request.attempt[:16],
             state_intact=request.state_intact,
             rules=own_rules.installed_untrusted(request.rules),
+            readers=own_readers.installed_untrusted(request.readers),
             ranks_kept=frozenset(o.index for o in cluster.routing.owners if o.member_id not in live),
         )
         joined = await self._ask(context, lambda w: cluster.membership.step(replace(event, waiter=w)))
@@ -515,6 +516,13 @@ class ControlService(control_pb2_grpc.ControlServicer):
             batches_per_worker=handed.batches_per_worker,
             positions=[wire.data_position(position) for position in handed.positions],
         )
+
+    @call
+    async def FindReader(self, request: pb.FindReaderRequest, context: grpc.aio.ServicerContext) -> pb.FindReaderReply:
+        self._cluster.membership.member(request.session)
+        servers = {f"server {m.rank} ({m.host})": m.readers for m in self._cluster.membership.servers()}
+        own_readers.check(request.name, request.version, b"", 1)
+        return pb.FindReaderReply(version=own_readers.version_on_all(request.name, request.version, servers))
 
     @call
     async def Log(self, request: pb.LogRequest, context: grpc.aio.ServicerContext) -> pb.Ack:

@@ -29,8 +29,10 @@ from windlass_server.ingress import Ingress, listen_tcp, listen_unix
 from windlass_server.membership import Membership, join
 from windlass_server.node import ServerNode
 from windlass_server.peers import Peers
+from windlass_server.readers import Readers
 
 ALLOWED_VARIABLE = "WINDLASS_ALLOW_RULES"
+READERS_VARIABLE = "WINDLASS_ALLOW_READERS"
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -49,6 +51,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--allow-rule", action="append", default=[], metavar="NAME[==VERSION]", dest="allowed",
         help=f"run this rule of an installed package; may be given again; else ${ALLOWED_VARIABLE}, by commas",
+    )  # fmt: skip
+    parser.add_argument(
+        "--allow-reader", action="append", default=[], metavar="NAME[==VERSION]", dest="readers",
+        help=f"run this reader of an installed package; may be given again; else ${READERS_VARIABLE}, by commas",
     )  # fmt: skip
     parser.add_argument("--insecure", action="store_true", help="allow addresses beyond this host, in clear text")
     return parser
@@ -77,7 +83,9 @@ def _serve(arguments: argparse.Namespace, opened: Callable[[str], Device]) -> in
     device = opened(arguments.device) if arguments.device != "memory" else None
     token = read_token(arguments.token_file)
     host, port = _host_port(arguments.listen, insecure=arguments.insecure)
-    rules = installed.install(arguments.allowed or os.environ.get(ALLOWED_VARIABLE, "").replace(",", " ").split())
+    rules = installed.install(arguments.allowed or _listed(ALLOWED_VARIABLE))
+    readers = Readers()
+    reads = readers.install(arguments.readers or _listed(READERS_VARIABLE))
     tcp = listen_tcp(host, port)
     bound = tcp.getsockname()[1]
     listeners = [tcp]
@@ -92,8 +100,8 @@ def _serve(arguments: argparse.Namespace, opened: Callable[[str], Device]) -> in
         signal.signal(number, lambda *_: os.write(stop_write, b"s"))
     control = ControlLink(arguments.scheduler, token, found_by="--scheduler")
     try:
-        joined = join(control, arguments.name, addresses, rules)
-        node = _node(_pool_bytes(arguments.pool_bytes), device)
+        joined = join(control, arguments.name, addresses, rules, reads)
+        node = _node(_pool_bytes(arguments.pool_bytes), device, readers)
         key = preamble.link_key(token, joined.cluster_id)
         ingress = Ingress(listeners, key, node)
         peers = Peers(key, joined.session, lambda said, totals: node.reductions.told(said, totals, ingress.deliver))
@@ -113,6 +121,7 @@ def _serve(arguments: argparse.Namespace, opened: Callable[[str], Device]) -> in
         membership.close()
         peers.close()
         ingress.close()
+        readers.close()
     finally:
         control.close()
         if path is not None:
@@ -122,11 +131,15 @@ def _serve(arguments: argparse.Namespace, opened: Callable[[str], Device]) -> in
     return 1 if ended else 0
 
 
-def _node(pool_bytes: int, device: Device | None) -> ServerNode:
+def _listed(variable: str) -> list[str]:
+    return os.environ.get(variable, "").replace(",", " ").split()
+
+
+def _node(pool_bytes: int, device: Device | None, readers: Readers) -> ServerNode:
     """The node, and its pool with a few warm buffers: of pinned memory where a device is to copy from it."""
     pool = memory.BufferPool(pool_bytes, *([device.pinned] if device is not None else []))
     pool.reserve(limits.FRAME_PAYLOAD_BYTES_TARGET, 4)
-    return ServerNode(pool, device=ParameterDevice(device) if device is not None else None)
+    return ServerNode(pool, device=ParameterDevice(device) if device is not None else None, readers=readers)
 
 
 def _wait(stop: int, parent: int | None) -> None:

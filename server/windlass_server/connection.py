@@ -20,7 +20,7 @@ from concurrent.futures import Executor
 import numpy as np
 import numpy.typing as npt
 
-from windlass_proto import checkpoint_orders, frames, group_specs, limits, rule_records
+from windlass_proto import checkpoint_orders, frames, group_specs, limits, own_readers, rule_records
 from windlass_proto.checkpoint_orders import SavedPart
 from windlass_proto.consistency import Mode
 from windlass_proto.errors import ProtocolError, UnavailableError, WindlassError
@@ -39,6 +39,7 @@ from windlass_server.dense_rows import NamedRows
 from windlass_server.node import ServerNode
 from windlass_server.outbox import Outbox
 from windlass_server.peer_segments import PeerSegments
+from windlass_server.readers import part_of_untrusted
 from windlass_server.share_events import Push, deleted_error
 from windlass_server.sparse import Rows, SparseTable
 
@@ -223,7 +224,7 @@ class Connection:
         if entry.op == Op.REDUCE:
             self._reduce(entry, buffer)
             return
-        if not Op.PUSH <= entry.op <= Op.SCAN:
+        if not Op.PUSH <= entry.op <= Op.READ:
             raise ProtocolError("an entry asks for an unknown operation", op=entry.op)
         if entry.op == Op.DECLARE:
             self._declare(entry, buffer)
@@ -245,7 +246,9 @@ class Connection:
         if entry.op not in _WRITES and (refused or self._crowded()):
             self._reply_plain(entry, Status.RETRY)
             return
-        if isinstance(group, SparseTable):
+        if entry.op == Op.READ:
+            self._have_read(entry, group, share, buffer)
+        elif isinstance(group, SparseTable):
             self._run_rows(entry, group, share, buffer, refused)
         else:
             self._run(entry, group, share, buffer, refused)
@@ -497,6 +500,29 @@ class Connection:
             self.node.checkpoints.carry_out(self.session, order, done)
         except WindlassError as refused:
             done(None, refused)
+
+    def _have_read(self, entry: Entry, group: DenseGroup | SparseTable, share: Share, buffer: Buffer | None) -> None:
+        """A reader of a package is asked; it answers from a thread of its own."""
+        if entry.arena or buffer is None:
+            raise ProtocolError("a reading came without its bytes", nbytes=entry.nbytes)
+        raw = buffer.array[entry.offset : entry.offset + entry.nbytes].tobytes()
+        reading = own_readers.from_bytes_untrusted(raw)
+        part = part_of_untrusted(entry, group, share)
+        origin = Origin(self, entry.tag, entry.table, Op.READ, None)
+
+        def done(answer: bytes, error: WindlassError | None) -> None:
+            snapshot = None
+            if error is None:
+                snapshot = self.node.pool.take(own_readers.answer_room(reading.answer_bytes), beyond=True)
+                own_readers.pack_answer(answer, snapshot.array)
+            status = Status.OK if error is None else Status.ERROR
+            self.post(Reply(origin, status, entry.block, entry.seg_begin, entry.seg_end, 0, snapshot, error))
+            self.wake()
+
+        try:
+            self.node.readers.carry_out(reading, part, done)
+        except WindlassError as refused:
+            done(b"", refused)
 
     # ---- answering ---------------------------------------------------------------------------------------------------
 

@@ -13,10 +13,11 @@ import socket
 import threading
 from collections.abc import Callable
 
-from windlass_proto import beats, limits, own_rules, step_modes
+from windlass_proto import beats, limits, own_readers, own_rules, step_modes
 from windlass_proto.control_link import Beater, ControlLink
 from windlass_proto.errors import UnavailableError, WindlassError
 from windlass_proto.gen import control_pb2 as pb
+from windlass_proto.own_readers import InstalledReader
 from windlass_proto.own_rules import InstalledRule
 from windlass_server.ingress import Ingress
 from windlass_server.node import ServerNode
@@ -29,7 +30,11 @@ _REPORT_S = 1.0
 
 
 def join(
-    control: ControlLink, name: str, addresses: list[tuple[str, str]], rules: tuple[InstalledRule, ...] = ()
+    control: ControlLink,
+    name: str,
+    addresses: list[tuple[str, str]],
+    rules: tuple[InstalledRule, ...] = (),
+    readers: tuple[InstalledReader, ...] = (),
 ) -> pb.JoinReply:
     """Become a member of the cluster. A name such as "server-3" asks for index 3."""
     request = pb.JoinRequest(
@@ -42,6 +47,7 @@ def join(
         addresses=[pb.Address(kind=kind, address=address) for kind, address in addresses],
         attempt=secrets.token_bytes(16),
         rules=[own_rules.installed_message(rule) for rule in rules],
+        readers=[own_readers.installed_message(reader) for reader in readers],
     )
     number = name.rpartition("-")[2]
     if number.isdecimal():

@@ -31,6 +31,7 @@ from windlass_server.dense import DenseGroup, Reply, Share
 from windlass_server.dense_memory import HostMemory
 from windlass_server.device_memory import ParameterDevice
 from windlass_server.lazy_rows import LazyRows
+from windlass_server.readers import Readers
 from windlass_server.reductions import Reductions
 from windlass_server.share_events import LEFT, Effect, Roster, deleted_error
 from windlass_server.sparse import SparseTable
@@ -57,7 +58,12 @@ class ServerNode:
     """
 
     def __init__(
-        self, pool: BufferPool, *, routing_wait_s: float = 10.0, device: ParameterDevice | None = None
+        self,
+        pool: BufferPool,
+        *,
+        routing_wait_s: float = 10.0,
+        device: ParameterDevice | None = None,
+        readers: Readers | None = None,
     ) -> None:
         self.pool = pool
         self.device = device
@@ -68,6 +74,7 @@ class ServerNode:
         self.generation = 0
         self.checkpoints = Checkpoints(self.groups, self.memory_bytes, self._host_bytes)
         self.reductions = Reductions()
+        self.readers = readers if readers is not None else Readers()
         self._pages = ThreadPoolExecutor(1, thread_name_prefix="pages")  # begins with the first table that grows
         self._ended: dict[bytes, str] = {}
         self._dropped: dict[int, None] = {}

@@ -269,6 +269,8 @@ LIES: dict[str, Callable[[GroupSpec], bytes]] = {
     "a rule record with an invalid value": lambda _: rule_record("*", {"lr": -1.0}),
     "an order without bytes": lying_entry(op=Op.CHECKPOINT, nbytes=0, payload=b""),
     "an order of noise": lying_entry(op=Op.CHECKPOINT),
+    "a reading without bytes": lying_entry(op=Op.READ, nbytes=0, payload=b""),
+    "a reading of noise": lying_entry(op=Op.READ),
     "a checksum of another frame": lambda spec: frame([push_entry(spec, 0, 1)], block_bytes(spec), checksum=False),
 }
 

@@ -38,6 +38,7 @@ class ClusterOrder:
     allowed_rules: tuple[str, ...] = ()
     keep_job_s: float = KEEP_JOB_S
     job_quotas: tuple[str, ...] = ()
+    allowed_readers: tuple[str, ...] = ()
 
     @property
     def run_dir(self) -> Path:
@@ -48,6 +49,7 @@ class ClusterOrder:
         flags += ["--server-devices", self.server_devices, "--keep-job-s", str(self.keep_job_s)]
         flags += [flag for quota in self.job_quotas for flag in ("--job-quota", quota)]
         flags += [flag for rule in self.allowed_rules for flag in ("--allow-rule", rule)]
+        flags += [flag for reader in self.allowed_readers for flag in ("--allow-reader", reader)]
         return [*flags, *(["--insecure"] if self.insecure else [])]
 
 
@@ -70,6 +72,7 @@ def supervise(order: ClusterOrder, on_ready: Callable[[recorded_cluster.Recorded
                     insecure=order.insecure,
                     server_devices=order.server_devices,
                     allowed_rules=order.allowed_rules,
+                    allowed_readers=order.allowed_readers,
                     keep_job_s=order.keep_job_s,
                     job_quotas=order.job_quotas,
                 )
@@ -108,6 +111,7 @@ def main() -> int:
     parser.add_argument("--job-quota", action="append", default=[], dest="job_quotas")
     parser.add_argument("--keep-job-s", required=True, type=float)
     parser.add_argument("--allow-rule", action="append", default=[], dest="allowed_rules")
+    parser.add_argument("--allow-reader", action="append", default=[], dest="allowed_readers")
     parser.add_argument("--ready-fd", required=True, type=int)
     arguments = parser.parse_args()
     order = ClusterOrder(
@@ -119,6 +123,7 @@ def main() -> int:
         tuple(arguments.allowed_rules),
         arguments.keep_job_s,
         tuple(arguments.job_quotas),
+        tuple(arguments.allowed_readers),
     )
     ready_fd: list[int] = [arguments.ready_fd]
 

@@ -41,6 +41,10 @@ def up(
         list[str] | None,
         typer.Option(metavar="NAME[==VERSION]", help="Servers may run this rule of an installed package; repeatable."),
     ] = None,
+    allow_reader: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME[==VERSION]", help="Servers may run this reader of a package; repeatable."),
+    ] = None,
     job_quota: Annotated[
         list[str] | None,
         typer.Option(metavar="[JOB=]SIZE", help="Bytes of tensors a job may hold, such as 8GiB; repeatable."),
@@ -58,7 +62,17 @@ def up(
     quotas = tuple(job_quota or ())
     job_quotas.parse(quotas)
     require_free(listen)
-    order = ClusterOrder(name, servers, listen, insecure, server_devices, tuple(allow_rule or ()), keep_job_s, quotas)
+    order = ClusterOrder(
+        name,
+        servers,
+        listen,
+        insecure,
+        server_devices,
+        tuple(allow_rule or ()),
+        keep_job_s,
+        quotas,
+        tuple(allow_reader or ()),
+    )
 
     def say(record: RecordedCluster) -> None:
         if as_json:

@@ -100,6 +100,7 @@ class JoinRequest(_message.Message):
     ATTEMPT_FIELD_NUMBER: _builtins.int
     STATE_INTACT_FIELD_NUMBER: _builtins.int
     RULES_FIELD_NUMBER: _builtins.int
+    READERS_FIELD_NUMBER: _builtins.int
     role: Global___Role.ValueType
     protocol_min: _builtins.int
     protocol_max: _builtins.int
@@ -129,6 +130,10 @@ class JoinRequest(_message.Message):
     def rules(self) -> _containers.RepeatedCompositeFieldContainer[Global___InstalledRule]:
         """servers: own rules that they may run"""
 
+    @_builtins.property
+    def readers(self) -> _containers.RepeatedCompositeFieldContainer[Global___InstalledReader]:
+        """servers: own readers that they may run"""
+
     def __init__(
         self,
         *,
@@ -147,16 +152,39 @@ class JoinRequest(_message.Message):
         attempt: _builtins.bytes = ...,
         state_intact: _builtins.bool = ...,
         rules: _abc.Iterable[Global___InstalledRule] | None = ...,
+        readers: _abc.Iterable[Global___InstalledReader] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_rank", b"_rank", "rank", b"rank"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_rank", b"_rank", "addresses", b"addresses", "attempt", b"attempt", "cluster_id", b"cluster_id", "host", b"host", "job", b"job", "name", b"name", "old_session", b"old_session", "pid", b"pid", "protocol_max", b"protocol_max", "protocol_min", b"protocol_min", "rank", b"rank", "role", b"role", "rules", b"rules", "state_intact", b"state_intact", "workers_declared", b"workers_declared"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_rank", b"_rank", "addresses", b"addresses", "attempt", b"attempt", "cluster_id", b"cluster_id", "host", b"host", "job", b"job", "name", b"name", "old_session", b"old_session", "pid", b"pid", "protocol_max", b"protocol_max", "protocol_min", b"protocol_min", "rank", b"rank", "readers", b"readers", "role", b"role", "rules", b"rules", "state_intact", b"state_intact", "workers_declared", b"workers_declared"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__rank: _TypeAlias = _typing.Literal["rank"]  # noqa: Y015
     _WhichOneofArgType__rank: _TypeAlias = _typing.Literal["_rank", b"_rank"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__rank) -> _WhichOneofReturnType__rank | None: ...
 
 Global___JoinRequest: _TypeAlias = JoinRequest  # noqa: Y015
+
+@_typing.final
+class InstalledReader(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    version: _builtins.str
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        version: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InstalledReader: _TypeAlias = InstalledReader  # noqa: Y015
 
 @_typing.final
 class InstalledRule(_message.Message):
@@ -1580,6 +1608,51 @@ class BroadcastReply(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___BroadcastReply: _TypeAlias = BroadcastReply  # noqa: Y015
+
+@_typing.final
+class FindReaderRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    session: _builtins.bytes
+    name: _builtins.str
+    version: _builtins.str
+    """empty: any that all servers have"""
+    def __init__(
+        self,
+        *,
+        session: _builtins.bytes = ...,
+        name: _builtins.str = ...,
+        version: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "session", b"session", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FindReaderRequest: _TypeAlias = FindReaderRequest  # noqa: Y015
+
+@_typing.final
+class FindReaderReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    version: _builtins.str
+    def __init__(
+        self,
+        *,
+        version: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FindReaderReply: _TypeAlias = FindReaderReply  # noqa: Y015
 
 @_typing.final
 class NextShardRequest(_message.Message):

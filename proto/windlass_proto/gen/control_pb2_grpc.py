@@ -109,6 +109,11 @@ class ControlStub(object):
                 request_serializer=windlass_dot_control__pb2.NextShardRequest.SerializeToString,
                 response_deserializer=windlass_dot_control__pb2.NextShardReply.FromString,
                 _registered_method=True)
+        self.FindReader = channel.unary_unary(
+                '/windlass.v1.Control/FindReader',
+                request_serializer=windlass_dot_control__pb2.FindReaderRequest.SerializeToString,
+                response_deserializer=windlass_dot_control__pb2.FindReaderReply.FromString,
+                _registered_method=True)
         self.Log = channel.unary_unary(
                 '/windlass.v1.Control/Log',
                 request_serializer=windlass_dot_control__pb2.LogRequest.SerializeToString,
@@ -232,6 +237,13 @@ class ControlServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def FindReader(self, request, context):
+        """The version in which all servers have a reader of a package.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Log(self, request, context):
         """Logged scalars; merged over workers by weight and pushed to those who watch metrics.
         """
@@ -329,6 +341,11 @@ def add_ControlServicer_to_server(servicer, server):
                     servicer.NextShard,
                     request_deserializer=windlass_dot_control__pb2.NextShardRequest.FromString,
                     response_serializer=windlass_dot_control__pb2.NextShardReply.SerializeToString,
+            ),
+            'FindReader': grpc.unary_unary_rpc_method_handler(
+                    servicer.FindReader,
+                    request_deserializer=windlass_dot_control__pb2.FindReaderRequest.FromString,
+                    response_serializer=windlass_dot_control__pb2.FindReaderReply.SerializeToString,
             ),
             'Log': grpc.unary_unary_rpc_method_handler(
                     servicer.Log,
@@ -751,6 +768,33 @@ class Control(object):
             '/windlass.v1.Control/NextShard',
             windlass_dot_control__pb2.NextShardRequest.SerializeToString,
             windlass_dot_control__pb2.NextShardReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FindReader(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/windlass.v1.Control/FindReader',
+            windlass_dot_control__pb2.FindReaderRequest.SerializeToString,
+            windlass_dot_control__pb2.FindReaderReply.FromString,
             options,
             channel_credentials,
             insecure,

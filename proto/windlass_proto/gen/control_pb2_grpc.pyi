@@ -63,6 +63,8 @@ class ControlStub:
     """Root gives a JSON value, the others receive it."""
     NextShard: _grpc.UnaryUnaryMultiCallable[_control_pb2.NextShardRequest, _control_pb2.NextShardReply]
     """Positions of a shuffled data set for this worker; re-handed when a worker dies."""
+    FindReader: _grpc.UnaryUnaryMultiCallable[_control_pb2.FindReaderRequest, _control_pb2.FindReaderReply]
+    """The version in which all servers have a reader of a package."""
     Log: _grpc.UnaryUnaryMultiCallable[_control_pb2.LogRequest, _control_pb2.Ack]
     """Logged scalars; merged over workers by weight and pushed to those who watch metrics."""
     Report: _grpc.UnaryUnaryMultiCallable[_control_pb2.ReportRequest, _control_pb2.Ack]
@@ -100,6 +102,8 @@ class ControlAsyncStub(ControlStub):
     """Root gives a JSON value, the others receive it."""
     NextShard: _aio.UnaryUnaryMultiCallable[_control_pb2.NextShardRequest, _control_pb2.NextShardReply]  # type: ignore[assignment]
     """Positions of a shuffled data set for this worker; re-handed when a worker dies."""
+    FindReader: _aio.UnaryUnaryMultiCallable[_control_pb2.FindReaderRequest, _control_pb2.FindReaderReply]  # type: ignore[assignment]
+    """The version in which all servers have a reader of a package."""
     Log: _aio.UnaryUnaryMultiCallable[_control_pb2.LogRequest, _control_pb2.Ack]  # type: ignore[assignment]
     """Logged scalars; merged over workers by weight and pushed to those who watch metrics."""
     Report: _aio.UnaryUnaryMultiCallable[_control_pb2.ReportRequest, _control_pb2.Ack]  # type: ignore[assignment]
@@ -224,6 +228,14 @@ class ControlServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_control_pb2.NextShardReply, _abc.Awaitable[_control_pb2.NextShardReply]]:
         """Positions of a shuffled data set for this worker; re-handed when a worker dies."""
+
+    @_abc_1.abstractmethod
+    def FindReader(
+        self,
+        request: _control_pb2.FindReaderRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.FindReaderReply, _abc.Awaitable[_control_pb2.FindReaderReply]]:
+        """The version in which all servers have a reader of a package."""
 
     @_abc_1.abstractmethod
     def Log(
