@@ -18,6 +18,19 @@ _LOOK_S = 0.05
 
 Name = Annotated[str, typer.Option("--name", metavar="NAME", help="Several clusters of one user need several names.")]
 
+AllowRule = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME[==VERSION]", help="Servers may run this rule of an installed package; repeatable."),
+]
+AllowReader = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME[==VERSION]", help="Servers may run this reader of a package; repeatable."),
+]
+JobQuota = Annotated[
+    list[str] | None,
+    typer.Option(metavar="[JOB=]SIZE", help="Bytes of tensors a job may hold, such as 8GiB; repeatable."),
+]
+
 
 def up(
     servers: Annotated[int, typer.Option(min=1, max=256, help="Server processes.")] = 2,
@@ -37,18 +50,9 @@ def up(
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Allow an address beyond this host, in clear text.")
     ] = False,
-    allow_rule: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME[==VERSION]", help="Servers may run this rule of an installed package; repeatable."),
-    ] = None,
-    allow_reader: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME[==VERSION]", help="Servers may run this reader of a package; repeatable."),
-    ] = None,
-    job_quota: Annotated[
-        list[str] | None,
-        typer.Option(metavar="[JOB=]SIZE", help="Bytes of tensors a job may hold, such as 8GiB; repeatable."),
-    ] = None,
+    allow_rule: AllowRule = None,
+    allow_reader: AllowReader = None,
+    job_quota: JobQuota = None,
     keep_job_s: Annotated[
         float, typer.Option(min=0, metavar="S", help="Keep a job's tensors so long after its last worker has gone.")
     ] = 600.0,
