@@ -34,7 +34,7 @@ from windlass_proto import (
 from windlass_proto.errors import UnavailableError, UsageError
 from windlass_proto.frames import Op
 from windlass_proto.init_specs import InitSpec
-from windlass_proto.layout import dtype_named
+from windlass_proto.layout import GroupLayout, dtype_named
 from windlass_proto.life_specs import AdmitSpec, Evictions
 from windlass_proto.rule_specs import RuleSpec
 
@@ -293,11 +293,21 @@ def _take_groups(store: Store, groups: Any, names: Iterable[str] | None) -> bool
             if not tensor.deleted and (names is None or tensor.name in names)
         ]
         store.exchange.add(table, spec, live)
-        vshards = [block.vshard for block in table.layout.blocks]
+        vshards = _live_vshards(table.layout, {t.name for t in group.tensors if t.deleted})
         tickets.append(_declare_to_servers(store, group.table_id, vshards, group.SerializeToString()))
     for ticket in tickets:
         ticket.result()
     return fresh
+
+
+def _live_vshards(layout: GroupLayout, deleted: set[str]) -> list[int]:
+    """Those of blocks that hold something. A server whose blocks hold nothing any more has forgotten the group."""
+    held = [
+        block.vshard
+        for block in layout.blocks
+        if any(layout.tensors[segment.tensor].name not in deleted for segment in block.segments)
+    ]
+    return held or [block.vshard for block in layout.blocks]
 
 
 def _declare_to_servers(store: Store, table_id: int, vshards: list[int], raw: bytes) -> Ticket:

@@ -453,6 +453,7 @@ class Connection:
             status, error = Status.OK, None
             try:
                 self.node.declare(spec)
+                self.node.reductions.carry_out(hand_over)
             except WindlassError as refused:
                 status, error = Status.ERROR, refused
             except Exception:  # noqa: BLE001 - a thread's root: the worker is told
@@ -468,8 +469,11 @@ class Connection:
         """Another server speaks of a norm that is added here; its total answers it, whoever brings the last partial."""
         if entry.arena or (entry.nbytes and buffer is None):
             raise ProtocolError("a partial norm came without its bytes")
-        if entry.table not in self.node.groups:
-            self._reply_unknown(entry)
+        if not self.node.reductions.holds(entry.table) and entry.table not in self.node.groups:
+            if self.node.is_dropped(entry.table):  # it was said, and is said again because its answer was lost
+                self._reply_plain(entry, Status.OK)
+            else:
+                self._reply_unknown(entry)
             return
         raw = b"" if buffer is None else buffer.array[entry.offset : entry.offset + entry.nbytes].tobytes()
         origin = Origin(self, entry.tag, entry.table, Op.REDUCE, None)
@@ -568,6 +572,12 @@ class Connection:
         self._writer.put(
             header, frames.pack_entries(batch.entries), batch.payload, self._outbox.releasing(batch.snapshots)
         )
+
+
+def hand_over(reply: Reply) -> None:
+    """Hand an answer to its connection from outside its thread."""
+    reply.origin.connection.post(reply)
+    reply.origin.connection.wake()
 
 
 def _check_weight(entry: Entry) -> None:

@@ -23,7 +23,7 @@ from windlass_proto import limits
 from windlass_proto.errors import ProtocolError, UnavailableError, UsageError, WindlassError
 from windlass_proto.links import buffers, preamble
 from windlass_proto.links.bell import Bell
-from windlass_server.connection import Connection
+from windlass_server.connection import Connection, hand_over
 from windlass_server.dense import Reply
 from windlass_server.node import ServerNode
 
@@ -109,8 +109,7 @@ class Ingress:
 
     def deliver(self, reply: Reply) -> None:
         """Hand an answer to its connection from outside its thread (the roster changed)."""
-        reply.origin.connection.post(reply)
-        reply.origin.connection.wake()
+        hand_over(reply)
 
     def end_session(self, session: bytes, reason: str) -> None:
         """The scheduler ended `session`: drop its connections and what waits for it."""

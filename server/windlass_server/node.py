@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from windlass_proto import limits, memory
 from windlass_proto.consistency import Mode
-from windlass_proto.errors import ClosedError, ProtocolError, UnavailableError, UsageError
+from windlass_proto.errors import ClosedError, InvariantError, ProtocolError, UnavailableError, UsageError
 from windlass_proto.group_specs import GroupSpec
 from windlass_proto.memory import BufferPool
 from windlass_proto.rule_records import RuleRecord
@@ -275,15 +275,17 @@ class ServerNode:
         return "memory" if self.device is None else self.device.in_words
 
     def _tell_what_is_known(self, group: Group) -> None:
-        """A share that is made while its store is running hears of the roster and of the marks that came before it."""
+        """A share that is made while its store is running hears of the roster and of the marks that came before it.
+
+        It holds nothing yet, so all that can follow is what it says of norms: steps that went by.
+        """
         store_id = group.spec.store_id
         roster = self.rosters.get(store_id)
         marks = dict(self._marks.get(store_id, {}))
         announced = self._announced.get(store_id, {})
         prepared = self._prepared.get(store_id)
         for share in group.shares.values():
-            if roster is not None:
-                share.core.set_roster(roster)
+            effects = share.core.set_roster(roster) if roster is not None else []
             if prepared is not None:
                 clock, proposal, mode = prepared
                 share.core.clocks.prepare(clock, proposal, mode=mode)
@@ -291,7 +293,8 @@ class ServerNode:
                 for clock, record in said:
                     share.core.announce(session, clock, record)
             for session, (clock, leaves) in marks.items():
-                share.core.mark(session, clock, leaves=leaves)
+                effects += share.core.mark(session, clock, leaves=leaves)
+            group.execute(share, effects, _no_answer)
 
     def drop(self, group: Group, block: int, seg_begin: int, seg_end: int, deliver: Callable[[Reply], None]) -> None:
         """Tensors of a group are deleted; with the last of them the group and its memory go."""
@@ -301,10 +304,10 @@ class ServerNode:
         blocks = [state for share in group.shares.values() for state in share.core.blocks.values()]
         if any(steps < LEFT for state in blocks for steps in state.applied):
             return
-        self.reductions.leave(group.spec.table_id)
         with self._lock:
             self.groups.pop(group.spec.table_id, None)
             self._remember_dropped(group.spec.table_id)
+        self.reductions.leave(group.spec.table_id)
 
     def free_stores(self, store_ids: frozenset[int]) -> None:
         """Their job is over: what is held of these stores goes, with its memory. Who asks for it is told so."""
@@ -312,6 +315,7 @@ class ServerNode:
             for table_id in [t for t, group in self.groups.items() if group.spec.store_id in store_ids]:
                 del self.groups[table_id]
                 self._remember_dropped(table_id)
+                self.reductions.end(table_id)
             for store_id in store_ids:
                 self.rosters.pop(store_id, None)
                 self._marks.pop(store_id, None)
@@ -450,6 +454,10 @@ class ServerNode:
     ) -> None:
         with share.lock:
             group.execute(share, event(), deliver)
+
+
+def _no_answer(reply: Reply) -> None:
+    raise InvariantError("a share that was just made answers somebody", block=reply.block)
 
 
 def _check_norms(spec: GroupSpec) -> None:

@@ -28,7 +28,7 @@ from windlass_proto.frames import Entry, Header, Kind, Op, Status
 from windlass_proto.links import buffers, preamble
 from windlass_proto.links.bell import Bell
 from windlass_proto.links.stream import Frame, FrameReader, FrameWriter, Place
-from windlass_server.share_events import Totals
+from windlass_server.share_events import LEFT, Totals
 
 _LOG = logging.getLogger("windlass.server")
 _AGAIN_S = 0.05  # after a peer that does not know the table yet, or a link that could not be made
@@ -87,12 +87,12 @@ class Peers:
                 link = self._links[peer.name] = PeerLink(peer, self._key, self._session, self._on_told)
         link.say(said)
 
-    def forget(self, table: int) -> None:
-        """Nothing more is to be said of a table."""
+    def forget(self, table: int, *, but_the_end: bool = False) -> None:
+        """Nothing more is to be said of a table; `but_the_end`: but that its blocks will say nothing more."""
         with self._lock:
             links = list(self._links.values())
         for link in links:
-            link.forget(table)
+            link.forget(table, but_the_end=but_the_end)
 
     def close(self) -> None:
         """End every link and join its thread."""
@@ -136,10 +136,12 @@ class PeerLink:
             self._unsent[key] = None
             self._bell.ring()
 
-    def forget(self, table: int) -> None:
-        """Say nothing more of a table."""
+    def forget(self, table: int, *, but_the_end: bool = False) -> None:
+        """Say nothing more of a table, or only the end of its blocks."""
         with self._lock:
-            self._kept = {key: said for key, said in self._kept.items() if key[0] != table}
+            self._kept = {
+                key: said for key, said in self._kept.items() if key[0] != table or (but_the_end and said.clock == LEFT)
+            }
             self._unsent = {key: None for key in self._unsent if key in self._kept}
 
     def close(self) -> None:

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from windlass_proto.errors import InvariantError
-from windlass_server.share_events import Totals
+from windlass_server.share_events import LEFT, Totals
 
 
 class Told(NamedTuple):
@@ -75,6 +75,11 @@ class ReductionCore:
     def knows(self, scope: int, block: int) -> bool:
         """Is `block` part of a scope that is coordinated here?"""
         return scope in self._scopes and block in self._scopes[scope].heard
+
+    @property
+    def is_over(self) -> bool:
+        """Will no block of any scope say anything more? Their tensors are deleted, here and elsewhere."""
+        return all(heard >= LEFT for known in self._scopes.values() for heard in known.heard.values())
 
     # ---- events ------------------------------------------------------------------------------------------------------
 

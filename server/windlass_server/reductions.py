@@ -22,6 +22,7 @@ import numpy as np
 from windlass_proto import limits
 from windlass_proto.errors import ProtocolError
 from windlass_proto.frames import Entry, Status
+from windlass_proto.memory import BufferPool
 from windlass_server.peers import Partial, Peers
 from windlass_server.reduction_core import ReductionCore, Told
 from windlass_server.share_events import LEFT, Measure, Settled, Totals
@@ -31,25 +32,30 @@ if TYPE_CHECKING:
 
 
 class GroupReductions:
-    """The scopes of one group: those coordinated here, and where the others are."""
+    """The scopes of one group: those coordinated here, and where the others are.
+
+    `group` is None once nothing of it lies here any more: what others hold of it may still be added up here.
+    """
 
     def __init__(
         self, group: DenseGroup, scopes: Mapping[int, tuple[int, ...]], owned: range, server: Reductions
     ) -> None:
         blocks = group.spec.layout.blocks
         homes = {scope: blocks[held[0]].vshard for scope, held in scopes.items()}
-        self.group = group
+        self.table_id = group.spec.table_id
+        self.group: DenseGroup | None = group
+        self.pool = group.pool
         self.core = ReductionCore({scope: held for scope, held in scopes.items() if homes[scope] in owned})
         self._away = {scope: vshard for scope, vshard in homes.items() if vshard not in owned}
         self._server = server
 
     def measured(self, effect: Measure, sums: Totals) -> None:
         """A block of this server has its partial."""
-        self._say(Partial(self.group.spec.table_id, effect.scope, effect.block, effect.clock, effect.phase, sums))
+        self._say(Partial(self.table_id, effect.scope, effect.block, effect.clock, effect.phase, sums))
 
     def settled(self, effect: Settled) -> None:
         """Steps went by on a block of this server."""
-        self._say(Partial(self.group.spec.table_id, effect.scope, effect.block, effect.clock, 0, ()))
+        self._say(Partial(self.table_id, effect.scope, effect.block, effect.clock, 0, ()))
 
     def _say(self, said: Partial) -> None:
         vshard = self._away.get(said.scope)
@@ -74,10 +80,30 @@ class Reductions:
         return made
 
     def leave(self, table_id: int) -> None:
-        """All tensors of a group are deleted."""
+        """All that lies here of a group is deleted. Other servers may hold more, which is added up here as before."""
+        group = self._groups.get(table_id)
+        if group is None:
+            return
+        if self.peers is not None:
+            self.peers.forget(table_id, but_the_end=True)
+        with self._lock:
+            group.group = None
+            self._end_if_over(group)
+
+    def end(self, table_id: int) -> None:
+        """A group is gone from every server, with its job."""
         self._groups.pop(table_id, None)
         if self.peers is not None:
             self.peers.forget(table_id)
+
+    def holds(self, table_id: int) -> bool:
+        """Is there something of a group to be said, or added up?"""
+        return table_id in self._groups
+
+    def _end_if_over(self, group: GroupReductions) -> None:
+        """The caller holds `_lock`."""
+        if group.group is None and group.core.is_over:
+            self._groups.pop(group.table_id, None)
 
     # ---- saying ------------------------------------------------------------------------------------------------------
 
@@ -88,6 +114,7 @@ class Reductions:
                 told = group.core.partial(said.scope, said.block, said.clock, said.phase, said.sums, origin)
             else:
                 told = group.core.settled(said.scope, said.block, said.clock)
+                self._end_if_over(group)
         self._pending.extend((group, each) for each in told)
 
     def send(self, vshard: int, said: Partial) -> None:
@@ -135,20 +162,22 @@ class Reductions:
             except IndexError:  # another thread took it
                 return
             if told.origin is not None:
-                deliver(_answer(group.group, told))
+                deliver(_answer(group.pool, told))
                 continue
             dense = group.group
+            if dense is None:
+                continue
             share = dense.share_of_block[told.block]
             with share.lock:
                 effects = share.core.reduced(told.block, told.scope, told.clock, told.phase, told.totals)
                 dense.execute(share, effects, deliver)
 
 
-def _answer(group: DenseGroup, told: Told) -> Reply:
+def _answer(pool: BufferPool, told: Told) -> Reply:
     """Totals as they travel: float64, padded to a line."""
     from windlass_server.dense import Reply
 
-    snapshot = group.pool.take(limits.ALIGN_BYTES, beyond=True)
+    snapshot = pool.take(limits.ALIGN_BYTES, beyond=True)
     snapshot.array[:] = 0
     snapshot.array.view(np.float64)[: len(told.totals)] = told.totals
     return Reply(told.origin, Status.OK, told.block, 0, 0, len(told.totals), snapshot, None)

@@ -111,3 +111,47 @@ def test_norms_that_no_step_could_be_taken_for_are_refused_in_words(team: Callab
         small.set(consistency="bsp")
     with pytest.raises(UsageError, match="no push to a sparse table has"):
         small.table("rows", 4, LAMB())
+
+
+BLOCK = limits.BLOCK_ELEMENTS_MIN
+
+
+@pytest.mark.parametrize("gone", ["first", "second"])
+def test_norms_go_on_where_a_server_holds_nothing_of_the_group_any_more(
+    sized: LocalCluster, gone: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each tensor is a block. The first block's server adds up for all, also once its tensor is deleted."""
+    monkeypatch.setenv("WINDLASS_TOKEN_FILE", str(sized.token_file))
+    monkeypatch.chdir(tmp_path)
+    kept = {"first": "second", "second": "first"}[gone]
+    rule = SGD(lr=1.0, clip_global_norm=1.0)
+    with Team(sized, f"deleted {gone}", workers=2) as team:
+        stores = team.stores(
+            {name: np.zeros(BLOCK, np.float32) for name in (gone, kept)[:: 1 if gone < kept else -1]}, rule
+        )
+        ones = np.ones(BLOCK, np.float32)
+        team.each(lambda _, rank: stores[rank].update({gone: ones, kept: ones}))
+        team.each(lambda _, rank: stores[rank].delete(gone))
+        found = team.each(lambda _, rank: stores[rank].update({kept: ones})[kept])
+        again = team.each(lambda _, rank: stores[rank].init({gone: ones}, rule)[gone])
+        after = team.each(lambda _, rank: stores[rank].update({kept: ones, gone: ones})[kept])
+    alone, both = 1 / np.sqrt(BLOCK), 1 / np.sqrt(2 * BLOCK)
+    for each, new, last in zip(found, again, after, strict=True):
+        np.testing.assert_allclose(each, -both - alone, rtol=1e-6)
+        assert (new == 1).all()
+        np.testing.assert_allclose(last, -both - 2 * alone, rtol=1e-6)
+
+
+def test_a_worker_that_joins_after_a_server_s_tensors_were_deleted_declares_the_rest(
+    sized: LocalCluster, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WINDLASS_TOKEN_FILE", str(sized.token_file))
+    monkeypatch.chdir(tmp_path)
+    rule = SGD(lr=1.0)
+    ones = np.ones(BLOCK, np.float32)
+    with Team(sized, "joins late", workers=1) as team:
+        (store,) = team.stores({"gone": ones, "kept": ones}, rule, "asp")
+        store.delete("gone")
+        late = team.join().store("model", "asp")
+        found = late.init({"kept": ones}, rule)
+        assert (found["kept"] == 1).all()

@@ -87,6 +87,25 @@ def test_what_was_not_answered_when_a_link_broke_is_said_again(served: Served) -
         peers.close()
 
 
+def test_norms_are_added_for_others_after_all_that_lies_here_was_deleted(served: Served) -> None:
+    """Blocks 0 and 2 are this server's; another one's block 1 lives on, and in the end says so."""
+    spec = served.declare(3 * 1024, consistency="bsp", block_elements=1024, rule=RULE)
+    answers: queue.Queue[Any] = queue.Queue()
+    peers = peers_of(served, "tcp", answers)
+    try:
+        peers.say(0, partial(1, 0, 3.0))
+        wait_until(lambda: bool(served.node.reductions.awaited(TABLE)))
+        served.node.reductions.leave(spec.table_id)
+        peers.say(0, partial(0, LEFT))
+        peers.say(0, partial(2, LEFT))
+        assert answers.get(timeout=WAIT_S) == (partial(1, 0, 3.0), (3.0,))
+        assert served.node.reductions.holds(TABLE)
+        peers.say(0, partial(1, LEFT))
+        wait_until(lambda: not served.node.reductions.holds(TABLE))
+    finally:
+        peers.close()
+
+
 def test_a_server_that_is_not_there_is_waited_for_and_close_does_not_hang() -> None:
     spare = socket.socket()
     spare.bind(("127.0.0.1", 0))

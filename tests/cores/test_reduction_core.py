@@ -144,3 +144,15 @@ def test_scopes_are_the_tensors_that_are_cut_and_the_group_where_it_has_one_norm
         1: ((Span(4, 0, 2),), (Span(0, 0, 1),)),
         2: ((Span(4, 0, 1),), ()),
     }
+
+
+def test_scopes_are_over_once_every_block_has_said_that_it_says_nothing_more() -> None:
+    found = core()
+    for block in (4, 7):
+        found.settled(T, block, LEFT)
+        assert not found.is_over
+    found.partial(T, 5, 3, 0, (5.0,), None)
+    assert not found.is_over
+    found.settled(T, 5, LEFT)
+    assert found.is_over
+    assert ReductionCore({}).is_over
