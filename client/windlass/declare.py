@@ -34,7 +34,7 @@ from windlass_proto import (
 from windlass_proto.errors import UnavailableError, UsageError
 from windlass_proto.frames import Op
 from windlass_proto.init_specs import InitSpec
-from windlass_proto.layout import GroupLayout, dtype_named
+from windlass_proto.layout import GroupLayout, check_whole, dtype_named, layout_named
 from windlass_proto.life_specs import AdmitSpec, Evictions
 from windlass_proto.rule_specs import RuleSpec
 
@@ -54,6 +54,7 @@ def declare(
     dtypes: Mapping[str, str],
     *,
     lazy: bool,
+    layout: str,
 ) -> bool:
     """Declare `arrays` in `store` and see that they have values; True if one of their tables is new to this worker.
 
@@ -72,6 +73,10 @@ def declare(
         transfer_specs.check(transfer, dtype=dtype, rule=optimizer)
         if lazy:
             rule_specs.check_lazy(optimizer, dtype)
+    if layout_named(layout) == "whole":
+        for name, array in arrays.items():
+            dtype_named(named[name])
+            check_whole(name, array.size, named[name])
     _check_groups(groups, {*arrays, *store.exchange.where})
     if not store.exchange.where.keys() >= arrays.keys():
         live_changes.check_mixture(store, optimizer)
@@ -85,6 +90,7 @@ def declare(
         reduce=reduce,
         transfer=transfer_specs.to_bytes(transfer),
         lazy=lazy,
+        layout=layout,
     )
     return _carry_out(store, request, arrays)
 

@@ -23,7 +23,7 @@ from windlass.dense_table import DenseTable, Span
 from windlass.exchange import Exchange, Plan
 from windlass.row_values import Ids, Target
 from windlass_proto import ids as id_kernels
-from windlass_proto import row_pieces
+from windlass_proto import limits, row_pieces
 from windlass_proto.errors import UsageError
 from windlass_proto.frames import Op, aligned
 from windlass_proto.layout import HALVES
@@ -65,6 +65,8 @@ def push_plan(exchange: Exchange, op: Op, name: str, ids: Any, grads: Any, out: 
     worker = exchange.member.joined.rank
     values = row_values.gradients_of(name, grads, full, table.layout.dtype, worker)
     call = _call(table, number, wanted)
+    for part in call.parts:
+        _check_frame(name, _sent_bytes(call, part), part.end - part.first)
     target = row_values.target(name, full, table.layout.dtype, out, grads)
     parts, rooms = call.parts, exchange.rooms
     room, begins = rooms.lay_out([_sent_bytes(call, part) for part in parts])
@@ -90,6 +92,8 @@ def pull_plan(exchange: Exchange, name: str, ids: Any, out: Any) -> Plan:
     target = row_values.target(name, full, table.layout.dtype, out, ids)
     call = _call(table, number, wanted)
     call = call._replace(parts=[part for part in call.parts if part.high > part.low])
+    for part in call.parts:
+        _check_frame(name, aligned(8 * (part.end - part.first)), part.end - part.first)
     rooms = exchange.rooms
     room, begins = rooms.lay_out([8 * (part.end - part.first) for part in call.parts])
     for part, at in zip(call.parts, begins, strict=True):
@@ -149,6 +153,19 @@ def _call(table: DenseTable, number: int, wanted: Ids) -> _Call:
             low, high = low + begin, low + stop
         parts.append(_Part(block, segment, int(first), int(end), low, high))
     return _Call(table, width, rows, inverse, parts)
+
+
+def _check_frame(name: str, nbytes: int, rows: int) -> None:
+    """Can so much be one entry? Of tensors that are cut it always can."""
+    if nbytes > limits.WHOLE_TENSOR_BYTES_MAX:
+        raise UsageError(
+            "rows of a tensor are more than one frame holds",
+            name=name,
+            rows=rows,
+            bytes=nbytes,
+            bytes_max=limits.WHOLE_TENSOR_BYTES_MAX,
+            next_move="Push or pull it whole, or fewer rows at a time.",
+        )
 
 
 def _sent_bytes(call: _Call, part: _Part) -> int:

@@ -238,6 +238,8 @@ class Exchange:
             }
             if table_id in self.lazy:
                 found[name]["lazy"] = True
+            if layout.whole:
+                found[name]["layout"] = "whole"
             if self.transfers[table_id] != PLAIN:
                 found[name] |= self.transfers[table_id].arguments()
         for table_id, table in self.sparse.items():

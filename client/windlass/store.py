@@ -106,6 +106,7 @@ class Store(SavedStore):
         nonfinite: str = "reject",
         dtype: str | None = None,
         lazy: bool = False,
+        layout: str = "blocks",
     ) -> dict[str, Any]:
         """Declare tensors and give their first values; rank 0's win. Every worker calls it with equal names and shapes.
 
@@ -118,6 +119,8 @@ class Store(SavedStore):
             reduce: "mean" (weighted by `weight=`) or "sum" over workers.
             codec, codec_down, nonfinite, dtype: see docs/compression.md and docs/mixed-precision.md.
             lazy: a push of `wl.Rows` updates these rows alone, at their cost; see docs/rows.md.
+            layout: "blocks" cuts large tensors over servers; "whole" cuts none, so that rules which take norms of
+                weights work in every mode. A tensor is 63 MiB then at most.
 
         Raises:
             UsageError: another worker declared other names, shapes, dtypes or another rule; both are named.
@@ -127,7 +130,15 @@ class Store(SavedStore):
             given, dtypes = first_values.in_halves(arrays, dtype)
             self.exchange.speak_as(next(iter(arrays.values()), None))
             fresh = declare.declare(
-                self, given, optimizer, groups or {}, reduce, (codec, codec_down, nonfinite), dtypes, lazy=lazy
+                self,
+                given,
+                optimizer,
+                groups or {},
+                reduce,
+                (codec, codec_down, nonfinite),
+                dtypes,
+                lazy=lazy,
+                layout=layout,
             )
             live_changes.watch_plateau(self)
             plan = self.exchange.params_plan(list(given))

@@ -17,7 +17,7 @@ far, and its rows come in place of those.
 
 A format's number grows when an older release could misread a newer folder; a reader reads every earlier one. A folder
 says the lowest format that its contents need: 1 for dense tensors alone, 2 with sparse tables or with
-hyper-parameters that were changed live, 3 with parts of earlier folders.
+hyper-parameters that were changed live, 3 with parts of earlier folders or tensors that are never cut.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ class Manifest:
     @property
     def format(self) -> int:
         """The lowest format that holds all of it."""
-        if any(part.folder or not part.whole for part in self.parts):
+        if any(part.folder or not part.whole for part in self.parts) or any(g.spec.layout.whole for g in self.groups):
             return 3
         return 2 if self.tables or self.live else 1
 
@@ -375,6 +375,7 @@ def _group_record(group: Group) -> dict[str, Any]:
     return {
         "dtype": layout.dtype_name,
         "block_elements": layout.block_elements,
+        **({"layout": "whole"} if layout.whole else {}),
         "reduce": "mean" if group.spec.mean else "sum",
         "rule": rule_specs.to_bytes(group.spec.rule).hex(),
         "rule_text": repr(group.spec.rule),
@@ -392,6 +393,7 @@ def _group_untrusted(record: Mapping[str, Any]) -> Group:
         dtype=record["dtype"],
         tensors=[control_pb2.Tensor(dtype=record["dtype"], **tensor) for tensor in record["tensors"]],
         block_elements=record["block_elements"],
+        layout=record.get("layout", ""),
         rule=bytes.fromhex(record["rule"]),
         reduce=record["reduce"],
         consistency="bsp",

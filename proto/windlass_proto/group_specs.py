@@ -14,7 +14,7 @@ from windlass_proto import limits, rule_specs, table_specs, transfer_specs
 from windlass_proto.consistency import Consistency
 from windlass_proto.errors import ProtocolError, WindlassError
 from windlass_proto.gen import control_pb2
-from windlass_proto.layout import GroupLayout, TensorSpec, dtype_named
+from windlass_proto.layout import GroupLayout, TensorSpec, check_whole, dtype_named, layout_named
 from windlass_proto.rule_specs import RuleSpec
 from windlass_proto.table_specs import TableSpec
 from windlass_proto.transfer_specs import PLAIN, Transfer
@@ -54,6 +54,8 @@ def from_message(group: control_pb2.Group) -> GroupSpec:
                 tensors=tuple(_tensor(tensor) for tensor in group.tensors),
                 block_elements=group.block_elements,
                 vshards=group.vshards,
+                whole=layout_named(group.layout) == "whole",
+                homes=tuple(group.homes),
             ),
             rule=rule_specs.from_bytes_untrusted(group.rule),
             mean=group.reduce != "sum",
@@ -66,6 +68,8 @@ def from_message(group: control_pb2.Group) -> GroupSpec:
         if spec.lazy:
             rule_specs.check_lazy(spec.rule, group.dtype)
         transfer_specs.check(spec.transfer, dtype=group.dtype, rule=spec.rule)
+        for tensor in spec.layout.tensors if spec.layout.whole else ():
+            check_whole(tensor.name, tensor.elements, group.dtype)
     except WindlassError as cause:
         raise ProtocolError("a group's declaration cannot be used", reason=str(cause)) from cause
     _check(spec, group)
@@ -112,6 +116,9 @@ def _check(spec: GroupSpec, group: control_pb2.Group) -> None:
             raise ProtocolError("a tensor's name or shape is too long", tensor=tensor.name[:64])
     if elements * spec.layout.dtype.itemsize > limits.ARENA_BYTES_MAX:
         raise ProtocolError("a group is too large", elements=elements)
-    blocks = -(-spec.layout.flat_elements // block)
+    blocks = len(spec.layout.block_begins) - 1
+    homes = spec.layout.homes
+    if homes and (not spec.layout.whole or len(homes) != blocks or max(homes) >= vshards):
+        raise ProtocolError("a group's blocks are not placed as they are cut", homes=len(homes), blocks=blocks)
     if blocks > limits.BLOCKS_MAX:
         raise ProtocolError("a group has too many blocks", blocks=blocks, blocks_max=limits.BLOCKS_MAX)

@@ -31,6 +31,9 @@ BLOCKS_MAX: Final = 1 << 16
 # Frames are cut near this: 10 Gb/s is then 600 frames a second, and a preempting frame waits 2 ms at most.
 FRAME_PAYLOAD_BYTES_TARGET: Final = 2 * MIB
 FRAME_PAYLOAD_BYTES_MAX: Final = 64 * MIB
+# A tensor that is never cut (layout="whole") is one block, so one entry of one frame, in which 128 rule records of
+# 1 KiB may go ahead of it: 16 Mi float32 less 1 MiB.
+WHOLE_TENSOR_BYTES_MAX: Final = FRAME_PAYLOAD_BYTES_MAX - MIB
 # 96 B each: a table of 4,096 is 384 KiB, read in one go.
 FRAME_ENTRIES_MAX: Final = 4096
 # Linux's IOV_MAX.

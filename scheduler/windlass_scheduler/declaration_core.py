@@ -23,15 +23,21 @@ Owner: the loop that drives it.
 
 from __future__ import annotations
 
+import itertools
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final, NoReturn, TypeAlias, cast
+from typing import Final, TypeAlias, cast
 
-from windlass_proto import job_quotas, table_specs, transfer_specs
-from windlass_proto import limits as wire_limits
+from windlass_proto import job_quotas
 from windlass_proto.consistency import Consistency
 from windlass_proto.errors import UnavailableError, UsageError
-from windlass_proto.layout import TensorSpec, block_elements_for, dtype_named, padded
+from windlass_proto.layout import (
+    block_elements_for,
+    dtype_named,
+    padded,
+    whole_begins,
+)
 from windlass_scheduler import limits
 from windlass_scheduler.counters import Counters
 from windlass_scheduler.declared import (
@@ -48,11 +54,9 @@ from windlass_scheduler.declared import (
     read_store,
     store_record,
 )
+from windlass_scheduler.disagreements import check_declare, check_name, compare_tensor, refuse_names
 from windlass_scheduler.effects import Answer, Effect, Persist, Record, Refuse, Say
-
-_ELEMENTS_MAX: Final = 1 << 48
-_DIMENSIONS_MAX: Final = 32
-
+from windlass_scheduler.placement import Run, homes
 
 # Events
 
@@ -70,6 +74,7 @@ class OpenStore:
 class Declare:
     """`rank_zero_awaited`: rank 0 of the job lives or is expected, so only it may be granted.
 
+    `runs`: the vshards of each server, as they are or will be; blocks that cut no tensor are placed on them.
     `vectors`: what the rule keeps beside dense weights; `rows_bytes`: what servers hold of the job's tables.
     """
 
@@ -87,6 +92,8 @@ class Declare:
     rank_zero_awaited: bool
     transfer: bytes = b""
     lazy: bool = False
+    layout: str = "blocks"
+    runs: tuple[tuple[Run, ...], ...] = ()
     vectors: int = 0
     rows_bytes: int = 0
     quota_bytes: int = 0
@@ -226,7 +233,7 @@ class Declarations:
 
     def _declare(self, event: Declare) -> list[Effect]:
         store = self.store(event.store_id)
-        _check_declare(event, store)
+        check_declare(event, store)
         self._compare(store, event)
         call, new = self._compare_names(store, event)
         effects: list[Effect] = []
@@ -317,7 +324,7 @@ class Declarations:
             if spec.name not in declaration.deleted
         }
         for tensor in known:
-            _compare_tensor(*declared[tensor.spec.name], tensor, event)
+            compare_tensor(*declared[tensor.spec.name], tensor, event)
 
     def _compare_names(self, store: Store, event: Declare) -> tuple[int | None, list[Tensor]]:
         """The recorded call that this one repeats (None: it is new), and the tensors that it adds."""
@@ -330,7 +337,7 @@ class Declarations:
         for number, call in enumerate(store.calls):
             unmade = call.step == event.step and number in made_by_the_living and bool(call.names)
             if number not in made and (call.names & names or unmade):
-                _refuse_names(store, call, event, names)
+                refuse_names(store, call, event, names)
         return None, [tensor for tensor in event.tensors if tensor.spec.name not in store.owner_of]
 
     def _record_declaration(self, store: Store, event: Declare, new: list[Tensor], dense_bytes: int) -> list[Effect]:
@@ -339,19 +346,23 @@ class Declarations:
         for dtype, table, name in kinds:
             specs = tuple(t.spec for t in new if (t.dtype, t.table) == (dtype, table) and name in ("", t.spec.name))
             itemsize = dtype_named(dtype).itemsize
-            elements = sum(padded(spec.elements, itemsize) for spec in specs)
+            sizes = [padded(spec.elements, itemsize) for spec in specs]
+            block_elements = block_elements_for(sum(sizes), event.block_elements_max)
+            whole = event.layout == "whole" and not table
             groups.append(
                 Group(
                     table_id=self._counters.take("table"),
                     store_id=store.store_id,
                     dtype=dtype,
                     tensors=specs,
-                    block_elements=block_elements_for(elements, event.block_elements_max),
+                    block_elements=block_elements,
                     rule=event.rule,
                     reduce=event.reduce,
                     table=table,
                     transfer=event.transfer,
                     lazy=event.lazy,
+                    layout="whole" if whole else "blocks",
+                    homes=self._homes(whole_begins(sizes, block_elements), itemsize, event) if whole else (),
                 )
             )
         declaration = Declaration(
@@ -366,6 +377,16 @@ class Declarations:
         store.owner_of.update({tensor.spec.name: declaration.declaration_id for tensor in new})
         text = f"{len(new)} tensors declared in store {store.name} by rank {event.rank}"
         return [declaration_record(declaration), Say("declared", text, store.job)]
+
+    def _homes(self, begins: tuple[int, ...], itemsize: int, event: Declare) -> tuple[int, ...]:
+        """Where blocks that cut no tensor lie, beside those that lie there already. (The others are spread evenly.)"""
+        held: Counter[int] = Counter()
+        for group in (g for d in self._declarations.values() for g in d.groups if g.homes):
+            size = dtype_named(group.dtype).itemsize
+            known = whole_begins([padded(spec.elements, size) for spec in group.tensors], group.block_elements)
+            for home, (begin, end) in zip(group.homes, itertools.pairwise(known), strict=True):
+                held[home] += (end - begin) * size
+        return homes([(end - begin) * itemsize for begin, end in itertools.pairwise(begins)], event.runs, held)
 
     # Granting and sealing
 
@@ -480,95 +501,6 @@ def _dense_bytes(tensors: Sequence[Tensor], vectors: int) -> int:
 
 def _deleted(store: Store) -> UsageError:
     return UsageError("the tensors were deleted before they had values", store=store.name)
-
-
-def check_name(what: str, name: str) -> None:
-    if not name or len(name.encode()) > wire_limits.NAME_BYTES_MAX:
-        raise UsageError(f"a {what} needs a name of 1 to {wire_limits.NAME_BYTES_MAX} bytes", name=repr(name[:40]))
-
-
-def _check_declare(event: Declare, store: Store) -> None:
-    """The request in itself is one that a cluster can hold."""
-    if event.job != store.job:
-        raise UsageError("a store belongs to another job", job=event.job, store_job=store.job)
-    if not 0 < len(event.tensors) <= wire_limits.TENSORS_MAX:
-        raise UsageError(
-            "a declaration has a wrong number of tensors",
-            tensors=len(event.tensors),
-            allowed=f"1..{wire_limits.TENSORS_MAX}",
-        )
-    if event.reduce not in ("mean", "sum"):
-        raise UsageError("a declaration has an unknown reduce", reduce=repr(event.reduce[:40]), known="mean or sum")
-    cap = event.block_elements_max
-    if cap and (cap & (cap - 1) or not wire_limits.BLOCK_ELEMENTS_FLOOR <= cap <= wire_limits.BLOCK_ELEMENTS_MAX):
-        raise UsageError(
-            "block_elements_max is not a power of two in range",
-            block_elements_max=cap,
-            allowed=f"{wire_limits.BLOCK_ELEMENTS_FLOOR}..{wire_limits.BLOCK_ELEMENTS_MAX}",
-        )
-    transfer_specs.from_bytes_untrusted(event.transfer)
-    if len(event.rule) > limits.TEXT_BYTES_MAX:
-        raise UsageError("an update rule is too long", bytes=len(event.rule), bytes_max=limits.TEXT_BYTES_MAX)
-    seen: set[str] = set()
-    for tensor in event.tensors:
-        check_name("tensor", tensor.spec.name)
-        if tensor.spec.name in seen:
-            raise UsageError("a declaration names a tensor twice", tensor=tensor.spec.name)
-        seen.add(tensor.spec.name)
-        dtype_named(tensor.dtype)
-        if len(tensor.spec.shape) > _DIMENSIONS_MAX or tensor.spec.elements > _ELEMENTS_MAX:
-            raise UsageError("a tensor is too large", tensor=tensor.spec.name, shape=_shape_text(tensor.spec.shape))
-
-
-def _compare_tensor(declared: Declaration, group: Group, spec: TensorSpec, tensor: Tensor, event: Declare) -> None:
-    both = (
-        ("shape", _shape_text(spec.shape), _shape_text(tensor.spec.shape)),
-        ("dtype", group.dtype, tensor.dtype),
-        ("lr_mult", f"{spec.lr_mult:g}", f"{tensor.spec.lr_mult:g}"),
-        ("decay_mult", f"{spec.decay_mult:g}", f"{tensor.spec.decay_mult:g}"),
-        ("reduce", group.reduce, event.reduce),
-        ("lazy", str(group.lazy), str(event.lazy)),
-        ("kind", table_specs.in_words(group.table), table_specs.in_words(tensor.table)),
-    )
-    for what, before, now in both:
-        if before != now:
-            _refuse_tensor(tensor.spec.name, what, declared.rank, before, event.rank, now)
-    if group.transfer != event.transfer:
-        before, now = (transfer_specs.from_bytes_untrusted(raw).in_words() for raw in (group.transfer, event.transfer))
-        _refuse_tensor(tensor.spec.name, "transfer", declared.rank, before, event.rank, now)
-    if group.rule != event.rule:
-        before, now = declared.rule_text, event.rule_text
-        _refuse_tensor(tensor.spec.name, "optimizer", declared.rank, before, event.rank, now)
-
-
-def _refuse_tensor(name: str, what: str, rank: int, declared: str, rank_now: int, asked: str) -> NoReturn:
-    raise UsageError(
-        f"tensor {name} was declared with another {what}",
-        tensor=name,
-        **{f"rank_{rank}_declared": declared, f"rank_{rank_now}_declares": asked},
-        next_move="Declare the same on every worker; live values are changed with store.set().",
-    )
-
-
-def _refuse_names(store: Store, call: Call, event: Declare, names: frozenset[str]) -> NoReturn:
-    raise UsageError(
-        f"workers declare different tensors in store {store.name}",
-        **{
-            f"only_rank_{call.rank}_declared": _names_text(call.names - names),
-            f"only_rank_{event.rank}_declares": _names_text(names - call.names),
-        },
-        next_move="Every worker makes the same init calls with the same names, in the same order.",
-    )
-
-
-def _names_text(names: frozenset[str]) -> str:
-    shown = sorted(names)[:5]
-    more = len(names) - len(shown)
-    return (", ".join(shown) or "none") + (f" and {more} more" if more else "")
-
-
-def _shape_text(shape: tuple[int, ...]) -> str:
-    return "x".join(str(extent) for extent in shape) or "scalar"
 
 
 def _superseded(rank: int) -> UnavailableError:

@@ -40,6 +40,8 @@ class Group:
     table: bytes = b""
     transfer: bytes = b""
     lazy: bool = False
+    layout: str = "blocks"
+    homes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +146,8 @@ def declaration_record(declaration: Declaration) -> Persist:
                     "table": group.table.hex(),
                     "transfer": group.transfer.hex(),
                     "lazy": group.lazy,
+                    "layout": group.layout,
+                    "homes": list(group.homes),
                 }
                 for group in declaration.groups
             ],
@@ -168,6 +172,8 @@ def read_declaration(record: Record) -> Declaration:
                 table=bytes.fromhex(cast("str", group.get("table", ""))),
                 transfer=bytes.fromhex(cast("str", group.get("transfer", ""))),
                 lazy=cast("bool", group.get("lazy", False)),
+                layout=cast("str", group.get("layout", "blocks")),
+                homes=tuple(cast("list[int]", group.get("homes", []))),
             )
         )
     return Declaration(

@@ -6,6 +6,10 @@ below it, in runs: when one of n servers joins or leaves, at most 1/n of the vsh
 
 Load is any additive weight per vshard (rows, bytes, operations a second); without it every vshard weighs the
 same.
+
+Blocks that cut no tensor differ in length, so their places are chosen (`homes`): the heaviest first, each to the server
+that holds least (Graham, SIAM Journal on Applied Mathematics 17, 1969: at most 4/3 of the best there is), there to the
+vshard that holds least. They lie apart within a server's run, so that a run that is cut later is cut in the middle.
 """
 
 from __future__ import annotations
@@ -44,6 +48,26 @@ def place(
     if not any(kept.values()):
         return _runs(_fresh(members, weights))
     return _runs(_rebalanced(kept, weights))
+
+
+def homes(sizes: Sequence[int], runs: Sequence[Sequence[Run]], held: Mapping[int, int]) -> tuple[int, ...]:
+    """A vshard for each block of these sizes; `runs`: of each server, `held`: what lies by vshard already."""
+    owned = [[v for run in server for v in range(run.begin, run.end)] for server in runs]
+    of_vshard = [{v: held.get(v, 0) for v in sorted(vshards, key=_scattered)} for vshards in owned if vshards]
+    of_server = [sum(loads.values()) for loads in of_vshard]
+    found = [0] * len(sizes)
+    for block in sorted(range(len(sizes)), key=lambda block: -sizes[block]):
+        server = min(range(len(of_server)), key=of_server.__getitem__)
+        loads = of_vshard[server]
+        vshard = found[block] = min(loads, key=loads.__getitem__)
+        loads[vshard] += sizes[block]
+        of_server[server] += sizes[block]
+    return tuple(found)
+
+
+def _scattered(vshard: int) -> int:
+    """Vshards in this order lie apart: their bits from the lowest on (van der Corput's sequence)."""
+    return int(f"{vshard:016b}"[::-1], 2)
 
 
 def _fresh(members: Sequence[int], weights: list[float]) -> dict[int, list[int]]:

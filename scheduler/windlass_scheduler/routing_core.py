@@ -17,7 +17,7 @@ from typing import Final, TypeAlias, cast
 
 from windlass_scheduler.effects import Effect, Persist, Record, Say
 from windlass_scheduler.members import Address, Member
-from windlass_scheduler.placement import place
+from windlass_scheduler.placement import Run, place
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +81,12 @@ class Routing:
 
     def owner(self, member_id: int) -> Owner | None:
         return next((owner for owner in self.owners if owner.member_id == member_id), None)
+
+    def runs(self) -> tuple[tuple[Run, ...], ...]:
+        """The vshards of each server; before the first commit, as it will be."""
+        if self.owners:
+            return tuple(tuple(Run(run.begin, run.end) for run in owner.runs) for owner in self.owners)
+        return tuple(place(range(self.servers_declared), self.vshards).values())
 
     def step(self, event: Event) -> list[Effect]:
         match event:

@@ -239,6 +239,8 @@ class ControlService(control_pb2_grpc.ControlServicer):
             rank_zero_awaited=cluster.membership.rank_zero_awaited(member.job),
             transfer=request.transfer,
             lazy=request.lazy,
+            layout=request.layout or "blocks",
+            runs=cluster.routing.runs(),
             vectors=wire.vectors_untrusted(request.rule, cluster.membership.job(member.job)),
             rows_bytes=cluster.held_bytes(member.job, rows=True),
             quota_bytes=cluster.config.job_quotas.of(member.job),

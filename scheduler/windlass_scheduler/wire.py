@@ -174,6 +174,8 @@ def group(
         vshards=vshards,
         transfer=found.transfer,
         lazy=found.lazy,
+        layout=found.layout,
+        homes=found.homes,
         job=job,
         quota_bytes=quota_bytes,
     )

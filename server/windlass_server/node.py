@@ -470,7 +470,9 @@ def _check_norms(spec: GroupSpec) -> None:
             f"{spec.consistency} applies a push on arrival, which has no norm over several blocks",
             rule=spec.rule,
             tensors=", ".join(cut[:4]) or "all",
-            next_move='Take consistency="bsp", or clip_value.',
+            next_move='Declare them with layout="whole", which cuts no tensor, or take consistency="bsp".'
+            if not any(norm.is_global for norm in taken)
+            else 'Take consistency="bsp", or clip_norm.',
         )
 
 

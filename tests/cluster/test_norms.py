@@ -62,6 +62,34 @@ def test_tensors_cut_over_any_number_of_servers_get_the_same_bits(
         np.testing.assert_allclose(np.frombuffer(raw, np.float32), due, rtol=2e-4, atol=2e-5, err_msg=name)
 
 
+@pytest.mark.parametrize("spec", [LAMB(lr=0.02, weight_decay=0.1), LARS(lr=2.0, weight_decay=0.1)], ids=str)
+def test_rules_that_take_norms_of_weights_apply_pushes_on_arrival_where_no_tensor_is_cut(
+    sized: LocalCluster, spec: RuleSpec, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WINDLASS_TOKEN_FILE", str(sized.token_file))
+    monkeypatch.chdir(tmp_path)
+    with Team(sized, f"whole {spec}", workers=1) as team:
+        (store,) = team.stores(values(0), spec, "asp", layout="whole")
+        layouts = [table.layout for table in store.exchange.tables.values()]
+        assert all(len(places) == 1 for layout in layouts for places in layout.segments_of)
+        homes = set(store.exchange.servers())
+        assert len(homes) == min(2, team[0].num_servers), "the small ones share a block"
+        assert store.specs()["wide"]["layout"] == "whole"
+        for step in range(STEPS):
+            found = store.update(values(100 * step + 1))
+    raw = [found[name].tobytes() for name in SHAPES]
+    assert raw == FOUND.setdefault(f"whole {spec}", raw)
+    weights = {name: array.astype(np.float64) for name, array in values(0).items()}
+    slots = {name: tuple(np.zeros(shape) for _ in range(3)) for name, shape in SHAPES.items()}
+    for name in SHAPES:
+        module = RULE_MODULES[type(spec)]
+        kept = slots[name][: len(module.variant(spec).slots)]
+        for step in range(STEPS):
+            g = values(100 * step + 1)[name].astype(np.float64)
+            weights[name], kept = module.oracle(spec, weights[name], kept, g, step + 1)
+        np.testing.assert_allclose(found[name], weights[name], rtol=2e-4, atol=2e-5, err_msg=name)
+
+
 def train(team: Team, stores: list[Store]) -> list[list[bytes]]:
     """Each worker pushes what its rank says; nobody pushes "b" in the second step, and "tail" comes from rank 0."""
 
@@ -104,6 +132,10 @@ def test_norms_that_no_step_could_be_taken_for_are_refused_in_words(team: Callab
     for spec, words in ((LAMB(), "applies a push on arrival"), (SGD(lr=0.1, clip_global_norm=1.0), "on arrival")):
         with pytest.raises(UsageError, match=words):
             free.init({f"w {spec}": np.zeros(SHAPES["wide"], np.float32)}, spec)
+    with pytest.raises(UsageError, match=r"too large for layout=.whole. \(tensor=huge"):
+        free.init({"huge": np.zeros(limits.WHOLE_TENSOR_BYTES_MAX // 4 + 1, np.float32)}, LAMB(), layout="whole")
+    with pytest.raises(UsageError, match="Did you mean whole"):
+        free.init({"w": np.zeros(3, np.float32)}, LAMB(), layout="hole")
     small = alone.store("small", consistency="asp")
     small.init({"w": np.zeros(2, np.float32)}, SGD(lr=1.0, clip_norm=5.0))
     assert small.update({"w": np.array([30, 40], np.float32)})["w"].tolist() == [-3.0, -4.0]

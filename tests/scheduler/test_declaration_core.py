@@ -24,6 +24,7 @@ from windlass_scheduler.declaration_core import (
 )
 from windlass_scheduler.declared import Store, Tensor
 from windlass_scheduler.effects import Answer, Persist
+from windlass_scheduler.placement import place
 
 SMALLEST = 128 * 1024  # limits.BLOCK_ELEMENTS_MIN, said here on its own: tables made by a release keep their blocks
 
@@ -285,3 +286,25 @@ def test_a_restart_knows_what_was_declared_granted_and_sealed() -> None:
     assert again.declare(1, WB).sealed
     assert not again.declare(1, tensors("float64", c=(2, 3))).granted
     assert driven.answers(again.seal(0, 2)) == {1: None}
+
+
+def test_whole_tensors_are_placed_once_and_come_back_after_a_restart() -> None:
+    driven, parts = Driven(), tuple(place(range(2), 256).values())
+    wide = tensors(a=(SMALLEST,), b=(2 * SMALLEST,), c=(SMALLEST,))
+    (group,) = driven.declare(0, wide, layout="whole", runs=parts).groups
+    assert [home < 128 for home in group.homes].count(True) in (1, 2)
+    (again,) = driven.declare(1, wide, layout="whole", runs=parts[:1]).groups
+    assert again == group
+    (beside,) = driven.declare(0, tensors(d=(4 * SMALLEST,)), layout="whole", runs=parts).groups
+    core = Declarations(Counters())
+    core.restore(driven.records)
+    assert [g.homes for g in core.groups(driven.store_id)] == [group.homes, beside.homes]
+
+
+def test_another_layout_is_told_with_both() -> None:
+    driven = Driven()
+    driven.declare(0, WB)
+    with pytest.raises(UsageError, match=r"another layout .*rank_0_declared=blocks, rank_1_declares=whole"):
+        driven.declare(1, WB, layout="whole", runs=tuple(place(range(2), 256).values()))
+    with pytest.raises(UsageError, match=r"too large for layout=.whole"):
+        driven.declare(0, tensors(huge=(1 << 24,)), layout="whole")

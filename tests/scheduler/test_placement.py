@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from windlass_scheduler.placement import Plan, place
+from windlass_scheduler.placement import Plan, Run, homes, place
 
 
 def owners(plan: Plan, vshards: int) -> list[int]:
@@ -59,3 +59,37 @@ def test_a_placement_is_a_pure_function() -> None:
     first = place([1, 2, 3], 256)
     assert place([1, 2, 3], 256) == first
     assert place([1, 2, 3], 256, previous=first) == first
+
+
+SIZES = st.lists(st.integers(1, 1000), min_size=1, max_size=40)
+
+
+def runs(n: int, vshards: int = 64) -> list[tuple[Run, ...]]:
+    return list(place(range(n), vshards).values())
+
+
+def held_by(server: tuple[Run, ...], sizes: list[int], found: tuple[int, ...]) -> int:
+    return sum(size for size, home in zip(sizes, found, strict=True) if any(r.begin <= home < r.end for r in server))
+
+
+@given(SIZES, st.integers(1, 8))
+def test_whole_blocks_are_balanced_by_bytes(sizes: list[int], n: int) -> None:
+    """Who has most has one block, or less than a fair part and the largest that came to a server which had one."""
+    found = homes(sizes, runs(n), {})
+    over = sorted(sizes, reverse=True)[n : n + 1] or [0]
+    most = max(held_by(server, sizes, found) for server in runs(n))
+    assert most <= max(0, *sizes, sum(sizes) / n + (1 - 1 / n) * over[0]) + 1e-9
+    assert [held_by(server, [6, 4, 4, 6], homes([6, 4, 4, 6], runs(2), {})) for server in runs(2)] == [10, 10]
+
+
+def test_whole_blocks_fill_what_earlier_ones_left() -> None:
+    first, second = runs(2)
+    assert held_by(second, [10, 10, 40], homes([10, 10, 40], runs(2), {first[0].begin: 60})) == 60
+    assert held_by(first, [10, 10, 40], homes([10, 10, 40], runs(2), {second[0].begin: 60})) == 60
+
+
+def test_whole_blocks_lie_apart_so_that_a_run_can_be_cut() -> None:
+    """Placed on one server, equal blocks are on two, and on four, as they would have been placed there."""
+    found = homes([10] * 16, runs(1), {})
+    for n in (2, 4):
+        assert [held_by(server, [10] * 16, found) for server in runs(n)] == [160 // n] * n

@@ -46,6 +46,17 @@ def test_a_manifest_comes_back_as_it_was(tmp_path: Path) -> None:
     assert os.listdir(folder) == ["manifest.json"]
 
 
+def test_tensors_that_are_never_cut_come_back_so_in_a_format_that_older_releases_refuse(tmp_path: Path) -> None:
+    layout = dataclasses.replace(group().spec.layout, whole=True)
+    whole = dataclasses.replace(group(), spec=dataclasses.replace(group().spec, layout=layout))
+    named = dataclasses.replace(manifest(), groups=(whole,))
+    folder = tmp_path / format_.folder_name(3)
+    folder.mkdir()
+    format_.write_manifest(folder, named)
+    assert format_.read_manifest_untrusted(folder) == named
+    assert (named.format, manifest().format) == (3, 1)
+
+
 def test_what_workers_kept_is_part_of_a_checkpoint_and_of_no_other_format(tmp_path: Path) -> None:
     names = [format_.residual_name(1, attempt) for attempt in ("0badcafe", "00000000")]
     folder = tmp_path / format_.folder_name(3)

@@ -46,6 +46,13 @@ def test_a_declaration_arrives_as_it_was_made() -> None:
     assert not group_specs.from_message(message(reduce="sum")).mean
 
 
+def test_a_layout_arrives_as_it_was_placed() -> None:
+    whole = group_specs.from_message(message(layout="whole", homes=[200]))
+    assert (whole.layout.whole, [block.vshard for block in whole.layout.blocks]) == (True, [200])
+    assert group_specs.from_message(message(layout="whole")).layout.whole, "a checkpoint says nothing of places"
+    assert not group_specs.from_message(message()).layout.whole
+
+
 def test_equal_bytes_make_equal_specs() -> None:
     raw = message().SerializeToString()
     assert group_specs.from_bytes_untrusted(raw) == group_specs.from_bytes_untrusted(raw)
@@ -81,6 +88,11 @@ def test_equal_bytes_make_equal_specs() -> None:
         {"tensors": [tensor("w" * 257, 3)]},
         {"tensors": [tensor("\u00e9" * 129, 3)]},
         {"tensors": [tensor("w", 3), tensor("w", 4)]},
+        {"layout": "halves"},
+        {"homes": [1]},
+        {"layout": "whole", "homes": [1, 2]},
+        {"layout": "whole", "homes": [256]},
+        {"layout": "whole", "tensors": [tensor("w", 1 << 24)]},
     ],
 )
 def test_a_declaration_out_of_its_limits_is_refused(fields: dict[str, Any]) -> None:

@@ -116,3 +116,39 @@ def test_padding_fills_whole_cache_lines(elements: int, itemsize: int) -> None:
 def test_other_dtypes_are_refused_with_what_is_supported(name: str) -> None:
     with pytest.raises(UsageError, match="float32 or float64"):
         layout.dtype_named(name)
+
+
+@given(SHAPES, DTYPES, st.sampled_from([64, 1024]))
+def test_the_layout_whole_cuts_no_tensor_and_fills_blocks_with_neighbours(
+    shapes: list[tuple[int, ...]], dtype: str, block_elements: int
+) -> None:
+    tensors = tuple(TensorSpec(f"t{i}", shape) for i, shape in enumerate(shapes))
+    group = GroupLayout(5, dtype, tensors, block_elements, 256, whole=True)
+    assert all(len(places) <= 1 for places in group.segments_of)
+    assert sum(block.elements for block in group.blocks) == group.flat_elements
+    for before, block in zip(group.blocks, group.blocks[1:], strict=False):
+        assert block.flat_begin == before.flat_begin + before.elements
+        first = block.segments[0]
+        assert before.elements + first.end - first.begin > block_elements, "there was room in the block before"
+    for block in group.blocks:
+        assert len(block.segments) == 1 or block.elements <= block_elements
+
+
+def test_blocks_of_whole_tensors_lie_where_they_were_placed() -> None:
+    tensors = tuple(TensorSpec(f"t{i}", (900,)) for i in range(3))
+    group = GroupLayout(5, "float32", tensors, 1024, 256, whole=True, homes=(7, 250, 7))
+    assert [block.vshard for block in group.blocks] == [7, 250, 7]
+
+
+def test_a_whole_tensor_of_more_than_a_frame_is_refused_in_words() -> None:
+    most = limits.WHOLE_TENSOR_BYTES_MAX // 4
+    layout.check_whole("w", most, "float32")
+    for dtype, elements in (("float32", most + 1), ("float64", most // 2 + 1), ("float16", most + 1)):
+        with pytest.raises(UsageError, match=r"too large for layout=.whole. \(tensor=w, bytes=660602\d\d.*Split it"):
+            layout.check_whole("w", elements, dtype)
+
+
+def test_a_layout_that_there_is_not_is_refused_with_the_nearest() -> None:
+    assert [layout.layout_named(name) for name in ("", "blocks", "whole")] == ["blocks", "blocks", "whole"]
+    with pytest.raises(UsageError, match="Did you mean whole"):
+        layout.layout_named("hole")

@@ -1051,6 +1051,7 @@ class DeclareRequest(_message.Message):
     BLOCK_ELEMENTS_MAX_FIELD_NUMBER: _builtins.int
     TRANSFER_FIELD_NUMBER: _builtins.int
     LAZY_FIELD_NUMBER: _builtins.int
+    LAYOUT_FIELD_NUMBER: _builtins.int
     session: _builtins.bytes
     store_id: _builtins.int
     step: _builtins.int
@@ -1064,6 +1065,8 @@ class DeclareRequest(_message.Message):
     """windlass.v1.Transfer; empty: values travel as they are"""
     lazy: _builtins.bool
     """of dense tensors only the rows that are pushed are updated"""
+    layout: _builtins.str
+    """"" | "blocks" | "whole": no tensor is cut"""
     @_builtins.property
     def tensors(self) -> _containers.RepeatedCompositeFieldContainer[Global___Tensor]: ...
     def __init__(
@@ -1078,10 +1081,11 @@ class DeclareRequest(_message.Message):
         block_elements_max: _builtins.int = ...,
         transfer: _builtins.bytes = ...,
         lazy: _builtins.bool = ...,
+        layout: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_elements_max", b"block_elements_max", "lazy", b"lazy", "reduce", b"reduce", "rule", b"rule", "session", b"session", "step", b"step", "store_id", b"store_id", "tensors", b"tensors", "transfer", b"transfer"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_elements_max", b"block_elements_max", "layout", b"layout", "lazy", b"lazy", "reduce", b"reduce", "rule", b"rule", "session", b"session", "step", b"step", "store_id", b"store_id", "tensors", b"tensors", "transfer", b"transfer"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1104,6 +1108,8 @@ class Group(_message.Message):
     VSHARDS_FIELD_NUMBER: _builtins.int
     TRANSFER_FIELD_NUMBER: _builtins.int
     LAZY_FIELD_NUMBER: _builtins.int
+    LAYOUT_FIELD_NUMBER: _builtins.int
+    HOMES_FIELD_NUMBER: _builtins.int
     JOB_FIELD_NUMBER: _builtins.int
     QUOTA_BYTES_FIELD_NUMBER: _builtins.int
     table_id: _builtins.int
@@ -1118,11 +1124,17 @@ class Group(_message.Message):
     """windlass.v1.Transfer; empty: values travel as they are"""
     lazy: _builtins.bool
     """only the rows that are pushed are updated"""
+    layout: _builtins.str
+    """as declared"""
     job: _builtins.str
     quota_bytes: _builtins.int
     """of the job, over all servers; 0: none"""
     @_builtins.property
     def tensors(self) -> _containers.RepeatedCompositeFieldContainer[Global___Tensor]: ...
+    @_builtins.property
+    def homes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """layout "whole": the vshard of each block"""
+
     def __init__(
         self,
         *,
@@ -1137,12 +1149,14 @@ class Group(_message.Message):
         vshards: _builtins.int = ...,
         transfer: _builtins.bytes = ...,
         lazy: _builtins.bool = ...,
+        layout: _builtins.str = ...,
+        homes: _abc.Iterable[_builtins.int] | None = ...,
         job: _builtins.str = ...,
         quota_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_elements", b"block_elements", "consistency", b"consistency", "dtype", b"dtype", "job", b"job", "lazy", b"lazy", "quota_bytes", b"quota_bytes", "reduce", b"reduce", "rule", b"rule", "store_id", b"store_id", "table_id", b"table_id", "tensors", b"tensors", "transfer", b"transfer", "vshards", b"vshards"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_elements", b"block_elements", "consistency", b"consistency", "dtype", b"dtype", "homes", b"homes", "job", b"job", "layout", b"layout", "lazy", b"lazy", "quota_bytes", b"quota_bytes", "reduce", b"reduce", "rule", b"rule", "store_id", b"store_id", "table_id", b"table_id", "tensors", b"tensors", "transfer", b"transfer", "vshards", b"vshards"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
