@@ -315,8 +315,8 @@ class Cluster:
         effects += self.rendezvous.forget_job(job)
         effects += self.shards.step(shards_core.JobOver(job))
         effects += self.membership.forget_job(job)
-        self.jobs.freed.extend(stores)
         if stores:
+            effects += self.jobs.free(stores)
             batch.pushes.append((pb.Update(freed=pb.StoresFreed(store_ids=stores)), Audience(others=False)))
             text = f"nobody came back within {self.config.keep_job_s:g} s: {len(stores)} stores given back"
             effects.append(Say("job_freed", text, job))
@@ -429,7 +429,7 @@ class Cluster:
         for member in self.membership.members():
             self.figures[member.member_id] = MemberFigures()
         kept = {store.job for store in self.declarations.stores()} | {job.name for job in self.membership.jobs()}
-        self.jobs.restore(self.now_s(), sorted(job for job in kept if not self.membership.workers(job)))
+        self.jobs.restore(self.now_s(), sorted(job for job in kept if not self.membership.workers(job)), of("freed"))
         self.feed([*settled, *self._voters()])
         self.validate()
 

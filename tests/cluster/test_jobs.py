@@ -13,6 +13,7 @@ import pytest
 
 import windlass as wl
 from tests.cluster.team import Team
+from tests.cluster.workers import Workers
 from windlass.local_cluster import LocalCluster
 from windlass.optim import SGD, Adam
 from windlass_proto.errors import UsageError
@@ -74,6 +75,35 @@ def test_a_job_that_nobody_comes_back_to_gives_its_memory_back_and_its_name(forg
         with Team(forgetful, "gone", workers=1) as anew:  # with another number of workers, tensors and rule
             (store,) = anew.stores({"w": np.zeros(8, np.float32)}, SGD(lr=1.0), "asp")
             assert store.pull().result()["w"].tolist() == [0.0] * 8
+
+
+CRASHES = """
+import os
+import numpy as np
+import windlass as wl
+
+cluster = wl.connect()
+store = cluster.store("model")
+params = store.init({"w": np.ones(600_000, np.float32)}, wl.optim.Adam())
+store.update({"w": params["w"]})
+os._exit(9)
+"""
+
+
+def test_what_a_crashed_job_held_is_given_to_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    quotas = ["8MiB"]
+    with LocalCluster.start(servers=2, run_dir=tmp_path, keep_job_s=0.0, job_quotas=quotas) as cluster:
+        monkeypatch.setenv("WINDLASS_TOKEN_FILE", str(cluster.token_file))
+        with Team(cluster, "first", workers=1) as team:
+            (store,) = team.stores({"w": np.zeros(8, np.float32)}, SGD(lr=1.0))
+            with Workers(cluster, CRASHES, count=2, run_dir=tmp_path, job="second") as workers:
+                assert [worker.status for worker in workers.finish(check=False)] == [9, 9]
+                await_held(team[0], lambda held: held < 1 << 20)
+            assert [event["kind"] for event in team[0].status()["events"]].count("job_freed") == 1
+            with Team(cluster, "third", workers=1) as third:
+                (other,) = third.stores({"w": np.zeros(600_000, np.float32)}, Adam())
+                assert other.update({"w": np.zeros(600_000, np.float32)})["w"].shape == (600_000,)
+            assert store.update({"w": np.ones(8, np.float32)})["w"].tolist() == [-1.0] * 8
 
 
 def test_what_a_job_left_is_there_for_who_comes_back_in_time(local: LocalCluster, token: None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from windlass_scheduler.effects import Persist
 from windlass_scheduler.jobs_core import JobOver, Jobs, Tick, WorkersChanged
 
 
@@ -39,6 +40,17 @@ def test_jobs_do_not_wait_for_each_other() -> None:
 
 def test_a_restarted_scheduler_keeps_what_it_finds_for_the_whole_time() -> None:
     jobs = Jobs(keep_s=10.0)
-    jobs.restore(1000.0, ["a"])
+    jobs.restore(1000.0, ["a"], {})
     assert jobs.step(Tick(1009.0)) == []
     assert jobs.step(Tick(1010.0)) == [JobOver("a")]
+
+
+def test_a_restarted_scheduler_knows_which_stores_are_gone() -> None:
+    jobs = Jobs(keep_s=10.0)
+    jobs.free([3])
+    (stored,) = jobs.free([4, 9])
+    assert isinstance(stored, Persist)
+    assert stored.record is not None
+    again = Jobs(keep_s=10.0)
+    again.restore(1000.0, [], {stored.key: stored.record})
+    assert list(again.freed) == [3, 4, 9]
