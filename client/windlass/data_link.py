@@ -253,7 +253,7 @@ def _entry(request: Request, offset: int, nbytes: int, segment_id: int, *, share
         request.weight,
         request.stamp.version if request.stamp is not None else 0,
         request.share[1],
-        request.rows or 0,
+        request.read if request.rows is None else request.rows | (request.read & 0xFFFFFFFF) << 32,
     )
 
 

@@ -65,6 +65,7 @@ def declare(
     _check_rule(optimizer, reduce)
     for mode in (store.modes.declared, store.modes.newest()):
         rule_specs.check_dense(optimizer, mode)
+    _check_staleness(store, optimizer)
     if not arrays:
         raise UsageError("init was given no tensors", store=store.name, next_move="Pass a dict of name -> array.")
     transfer = transfer_specs.of(*travels)
@@ -113,6 +114,7 @@ def declare_table(
     table_specs.check_dtype(dtype.name)
     _check_rule(optimizer, reduce)
     rule_specs.check_rows(optimizer)
+    _check_staleness(store, optimizer)
     if not isinstance(init, InitSpec):
         raise UsageError("the initialiser of a table is not one of windlass.init", type=type(init).__name__, table=name)
     tensor = pb.Tensor(  # what a row is, how it begins, and how long it stays
@@ -161,6 +163,11 @@ def _check_rule(optimizer: object, reduce: str) -> None:
             type=type(optimizer).__name__,
             next_move="Pass one of windlass.optim, for example windlass.optim.Adam(lr=1e-3).",
         )
+
+
+def _check_staleness(store: Store, optimizer: RuleSpec) -> None:
+    """An lr that heeds staleness is for the modes that have any."""
+    rule_specs.check_staleness(getattr(optimizer, "lr", None), store.modes.newest())
 
 
 def _carry_out(store: Store, request: control_pb2.DeclareRequest, arrays: Mapping[str, Array]) -> bool:

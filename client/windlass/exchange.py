@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from windlass.decoder import Decoder
     from windlass.encoder import Encoder
     from windlass.member import Member
+    from windlass.reads import Reads
     from windlass.sparse_table import Table
     from windlass.window_core import Stamp
 
@@ -65,8 +66,9 @@ class Plan(NamedTuple):
         free: bool,
         nowait: bool,
         priority: int,
+        reads: Reads | None,
     ) -> list[Request]:
-        """An entry for each span; `free`: what lies in shared memory does not travel."""
+        """An entry for each span; `free`: what lies in shared memory does not travel. `reads`: as `Request.read`."""
         return [
             Request(
                 op,
@@ -86,6 +88,7 @@ class Plan(NamedTuple):
                 nowait=nowait,
                 priority=priority,
                 rows=rows,
+                read=reads.number_of(share[0], block, begin, end) if reads is not None else 0,
             )
             for table, spans in enumerate(self.spans)
             for share, block, begin, end, payload, out, rows in spans

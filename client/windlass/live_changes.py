@@ -46,6 +46,8 @@ def carry_out(
     if consistency is not None:
         mode = _mode_of(store, consistency)
         text = f"consistency={mode}{', ' if text else ''}{text}"
+    in_mode = Consistency.parse(mode) if mode else store.modes.newest()
+    rule_specs.check_staleness(hyper_parameters.get("lr"), in_mode)
     request = actions.asking(
         store, "set", key or f"call {actions.next_call(store, 'set')}", actions.digest_of_text(f"{names}\0{text}"), text
     )

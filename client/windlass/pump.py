@@ -21,11 +21,12 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from windlass.data_link import DataLink, Target, error_of, open_socket, refusal_of
+from windlass.reads import Read
 from windlass.ticket import Ticket
 from windlass.window_core import Finished, Request, Stamp, WindowCore
 from windlass_proto import limits
 from windlass_proto.errors import ClosedError, ProtocolError, UnavailableError, WindlassError
-from windlass_proto.frames import Status
+from windlass_proto.frames import Op, Status
 from windlass_proto.links.arena import ArenaHeap
 from windlass_proto.links.bell import Bell
 
@@ -35,6 +36,7 @@ _CONNECT_S = 3.0
 _RECONNECT_PAUSE_S = 0.1
 _BRIEF_S = 1.0  # a link that ends sooner, with nothing read, counts for no link: a server that refuses what it is sent
 _RETRY_PAUSE_S = 0.005  # a server whose pool is full frees a 2 MiB buffer about every millisecond
+_READS = frozenset({Op.PULL, Op.PUSH_PULL})
 _SUCCESSES = frozenset({Status.OK, Status.DUPLICATE, Status.LATE})
 _READ_WRITE = select.POLLIN | select.POLLOUT
 
@@ -394,6 +396,8 @@ class Pump:
                 error = error_of(entry, records)
             elif finished.status in _SUCCESSES:
                 error = None
+                if entry.aux and owner is not None and entry.status != Status.LATE:
+                    _note_read(owner, finished.request, entry.aux)
             else:
                 error = _refusal(finished)
             self._finish(owner, error)
@@ -528,6 +532,11 @@ class Pump:
 
 def _unrouted(vshard: int) -> int:
     raise UnavailableError("no key range has been handed out yet", vshard=vshard)
+
+
+def _note_read(ticket: Ticket, request: Request, number: int) -> None:
+    if request.op in _READS:
+        ticket.reads.append(Read(request.share[0], request.block, request.seg_begin, request.seg_end, number))
 
 
 def _refusal(finished: Finished) -> WindlassError:

@@ -15,6 +15,7 @@ from windlass_proto.schedules import (
     Plateau,
     Polynomial,
     Schedule,
+    StalenessAware,
     Step,
     WarmUp,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "Plateau",
     "Polynomial",
     "Schedule",
+    "StalenessAware",
     "Step",
     "WarmUp",
 ]

@@ -30,6 +30,7 @@ from windlass.open_step import OpenStep
 from windlass.open_tickets import OpenTickets
 from windlass.plateau import PlateauWatch
 from windlass.pump import Mark
+from windlass.reads import Read, Reads
 from windlass.saved_store import SavedStore
 from windlass.ticket import Ticket
 from windlass.window_core import Request, Stamp
@@ -74,6 +75,7 @@ class Store(SavedStore):
         self.plateau: PlateauWatch | None = None
         super().__init__(run_dir)
         self._averaging = Averaging(self)
+        self._reads = Reads(self.exchange.sparse)
 
     def __repr__(self) -> str:
         count = len(self.exchange.where)
@@ -401,6 +403,11 @@ class Store(SavedStore):
         if ticket.error is not None:
             self.tickets.fail(ticket)
 
+    def has_read(self, reads: Iterable[Read]) -> None:
+        """A caller has these values: gradients that are pushed from now on are made from them."""
+        for read in reads:
+            self._reads.take(read)
+
     def refusal(self, status: Status, request: Request) -> WindlassError:
         """Why a request was refused, with its tensors and this worker; the pump's holder calls this."""
         tensors = self.exchange.request_names(request, status)
@@ -511,7 +518,8 @@ class Store(SavedStore):
         clock: int | None = None,
     ) -> tuple[Ticket, list[Request]]:
         """A ticket for what `plan` sends, and its requests."""
-        stamp = self._stamp_step() if op in (Op.PUSH, Op.PUSH_PULL) else None
+        stamped = op in (Op.PUSH, Op.PUSH_PULL)
+        stamp = self._stamp_step() if stamped else None
         at = self.clock if clock is None else clock
         ticket = Ticket(
             self.member.pump,
@@ -534,5 +542,6 @@ class Store(SavedStore):
             free=self.member.all_shared,
             nowait=nowait,
             priority=priority,
+            reads=self._reads if stamped and self.modes.at(at).mode is not Mode.BSP else None,
         )
         return ticket, requests

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Generator, Iterable
 from typing import Any, Protocol
 
+from windlass.reads import Read
 from windlass_proto.errors import WindlassError
 
 _FINISHING = threading.RLock()  # two threads may wait for one ticket; its values are copied out once
@@ -42,6 +43,7 @@ class Ticket:
         "clock",
         "error",
         "left",
+        "reads",
         "seen",
         "settle",
         "store",
@@ -68,6 +70,7 @@ class Ticket:
         self.seen = False
         self.settle = settle  # what the store does when everything is answered, before anybody sees the ticket done
         self.brings_values = finish is not None
+        self.reads: list[Read] = []  # what its answers showed
         self._finish = finish
         self._value: Any = None
 
@@ -95,6 +98,9 @@ class Ticket:
         self.seen = True
         if self.error is not None:
             raise self.error
+        if self.reads and self.store is not None:
+            self.store.has_read(self.reads)
+            self.reads = []
         if self._finish is not None:
             with _FINISHING:
                 if self._finish is not None:

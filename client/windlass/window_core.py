@@ -51,7 +51,8 @@ class Request:
     """One entry's worth of wish. `owner` is told when it is finished; payload and out are the driver's own.
 
     `nbytes` counts the values that travel in the frame. `share` is (table, vshard), the unit of ordering. `rows`: how
-    many rows of a dense tensor it names, None if it is about whole segments.
+    many rows of a dense tensor it names, None if it is about whole segments. `read`: of a gradient, the number that the
+    answer gave to the weights that it was made from.
     """
 
     __slots__ = (
@@ -66,6 +67,7 @@ class Request:
         "owner",
         "payload",
         "priority",
+        "read",
         "rows",
         "seg_begin",
         "seg_end",
@@ -99,6 +101,7 @@ class Request:
         nowait: bool = False,
         priority: int = 0,
         rows: int | None = None,
+        read: int = 0,
     ) -> None:
         self.op = op
         self.store = store
@@ -116,6 +119,7 @@ class Request:
         self.flags = (EntryFlag.LAST if last else 0) | (EntryFlag.NOWAIT if nowait else 0)
         self.flags |= EntryFlag.ROWS if rows is not None else 0
         self.rows = rows
+        self.read = read
         self.priority = priority
         self.seq = 0
         self.tag = 0

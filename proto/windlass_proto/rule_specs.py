@@ -66,7 +66,7 @@ __all__ = [
     "to_bytes",
 ]
 
-from windlass_proto.schedules import Schedule, from_message_untrusted, to_message
+from windlass_proto.schedules import Schedule, StalenessAware, from_message_untrusted, to_message
 
 RULE_BYTES_MAX: Final = 1024
 """A rule travels in band with a step's marks, so it stays small; without a schedule it takes under 80 bytes."""
@@ -219,6 +219,26 @@ def check_lazy(spec: RuleSpec, dtype: str) -> None:
             reason=why,
             next_move="Declare them without lazy=True, or as float32 with another rule.",
         )
+
+
+def check_staleness(rate: object, consistency: Consistency) -> None:
+    """Is there any staleness for `rate`, an lr, to be scaled by?
+
+    Raises:
+        UsageError: it would be, in a mode in which every step begins with the weights of the one before.
+    """
+    if isinstance(rate, StalenessAware) and consistency.mode is Mode.BSP:
+        raise UsageError(
+            "an lr is scaled by staleness, and no step of this mode is stale",
+            consistency=consistency,
+            lr=rate,
+            next_move='Open the store with consistency="asp" or "ssp:N", or give lr without StalenessAware.',
+        )
+
+
+def heeds_staleness(spec: RuleSpec) -> bool:
+    """Does the rate of a push under `spec` depend on how stale it is?"""
+    return isinstance(getattr(spec, "lr", None), StalenessAware)
 
 
 def takes_norms(spec: RuleSpec) -> bool:

@@ -245,7 +245,56 @@ class Plateau:
         return dataclasses.replace(self, lr=min(self.lr, max(self.lr * self.factor, self.end)))
 
 
-Schedule: TypeAlias = Constant | Step | MultiStep | Polynomial | Cosine | InverseSqrt | WarmUp | Chain | Plateau
+@refused_in_words
+@dataclass(frozen=True, slots=True)
+class StalenessAware:
+    """`into`, for each push scaled down by its staleness: into / (1 + slope * max(0, staleness - free)) ** power.
+
+    A push that was made from weights of version v and is applied at version w is w - v stale: so many updates of its
+    tensor came between. For lr alone, under "asp" and "ssp"; under "bsp" no step is stale. No schedule may hold it.
+
+    | form | lr is divided by | |
+    | --- | --- | --- |
+    | inverse | max(1, staleness) | as given by default |
+    | polynomial | (1 + staleness) ** power | free=0, power= |
+    | hinge | 1 + slope * (staleness - free), beyond `free` | free=, slope= |
+
+    Args:
+        into: a schedule of the step, or a number.
+        power, slope: >= 0.
+        free: updates that may come between at no cost.
+
+    References: W. Zhang, S. Gupta, X. Lian, J. Liu, "Staleness-aware Async-SGD for Distributed Deep Learning", IJCAI
+    2016, section 3, for the inverse; C. Xie, S. Koyejo, I. Gupta, "Asynchronous Federated Optimization",
+    arXiv:1903.03934, section 5, for the others (their mixing rate is lr here).
+    """
+
+    into: Any
+    power: float = 1.0
+    slope: float = 1.0
+    free: int = 1
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.into, Schedule):
+            object.__setattr__(self, "into", Constant(self.into))
+        _require_schedule(self, "into", self.into)
+        _require_numbers(self, "power", "slope")
+        _require_steps(self, "free", least=0)
+        _require_depth(self)
+
+    def value(self, clock: int) -> float:
+        """Of a push that is not stale."""
+        rate: float = self.into.value(clock)
+        return rate
+
+    def share(self, staleness: int) -> float:
+        """What a push of that staleness keeps of lr."""
+        return _power(1.0 / (1.0 + self.slope * max(0, staleness - self.free)), self.power)
+
+
+Schedule: TypeAlias = (
+    Constant | Step | MultiStep | Polynomial | Cosine | InverseSqrt | WarmUp | Chain | Plateau | StalenessAware
+)
 
 SCHEDULES: Final[dict[str, type[Schedule]]] = {
     "constant": Constant,
@@ -257,6 +306,7 @@ SCHEDULES: Final[dict[str, type[Schedule]]] = {
     "warm_up": WarmUp,
     "chain": Chain,
     "plateau": Plateau,
+    "staleness_aware": StalenessAware,
 }
 """Every schedule by the field of its message."""
 
@@ -269,6 +319,11 @@ Rate: TypeAlias = float | Any
 def number_at(rate: Rate, clock: int) -> float:
     """What `rate` is at `clock`."""
     return rate if isinstance(rate, float) else float(rate.value(clock))
+
+
+def share_at(rate: Rate | None, staleness: int) -> float:
+    """What a push of that staleness keeps of the learning rate `rate`."""
+    return rate.share(staleness) if staleness and isinstance(rate, StalenessAware) else 1.0
 
 
 # Wire
@@ -430,7 +485,7 @@ def _sequence(schedule: Any, name: str) -> list[Any]:
 
 
 def _require_schedule(schedule: Any, name: str, value: object) -> None:
-    if not isinstance(value, Schedule) or isinstance(value, Plateau):
+    if not isinstance(value, Schedule) or isinstance(value, Plateau | StalenessAware):
         raise UsageError(
             f"{_class(schedule)} takes schedules of the step as {name}",
             got=repr(value)[:80],

@@ -78,9 +78,9 @@ class RowRule:
         near = _near(max(1, _NEAR_ELEMENTS // dim), widths, self.dtype)
         self.kernel(arrays, widths, near, near[1:], numbers, dim, g, gscale, scalars)
 
-    def scalars(self, spec: RuleSpec, step: int, clock: int = 0) -> Vector:
+    def scalars(self, spec: RuleSpec, step: int, clock: int = 0, *, lr_mult: float = 1.0) -> Vector:
         """The numbers of 1-based `step`; schedules follow the clock."""
-        return step_scalars(self.variant.name, self.dtype, spec, step, 1.0, 1.0, clock)
+        return step_scalars(self.variant.name, self.dtype, spec, step, lr_mult, 1.0, clock)
 
 
 def _near(rows: int, widths: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[Vector, ...]:

@@ -285,6 +285,8 @@ class Connection:
             values, finite = self._values(entry, group, share, buffer)
         elif not refused and named is not None:
             values, finite = self._spread(entry, group, named, raw, buffer)
+        if values is not None and group.heeds_staleness:
+            values = values._replace(read=dense_rows.read_said(entry))
         event = Push(
             origin, self.session, entry.seq, entry.clock, entry.block, entry.seg_begin, entry.seg_end, values,
             entry.weight, stamp, bool(entry.flags & EntryFlag.LAST), op == Op.PUSH_PULL,
@@ -385,7 +387,7 @@ class Connection:
             return Rows(ids, _NO_ROWS, None)
         if held is not None:
             held.hold()
-        return Rows(ids, raw[frames.aligned(ids_bytes) :].view(table.spec.dtype), held)
+        return Rows(ids, raw[frames.aligned(ids_bytes) :].view(table.spec.dtype), held, read=entry.aux)
 
     def _values(
         self, entry: Entry, group: DenseGroup, share: Share, buffer: Buffer | None

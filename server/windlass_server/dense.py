@@ -23,14 +23,16 @@ from windlass_proto.layout import Block
 from windlass_proto.memory import Buffer, BufferPool
 from windlass_proto.rule_records import RuleRecord
 from windlass_proto.rule_specs import RuleSpec
+from windlass_proto.schedules import share_at
 from windlass_rules import RuleKernels, norms
 from windlass_rules.norms import Norm
 from windlass_rules.registry import trust_of
-from windlass_server import lazy_rows, norm_scopes
+from windlass_server import lazy_rows, norm_scopes, read_counts
 from windlass_server.dense_memory import DenseMemory, HostMemory, Measured, Vector
 from windlass_server.dense_rows import NamedRows
 from windlass_server.group_wire import GroupWire
 from windlass_server.lazy_rows import LazyRows
+from windlass_server.read_counts import Counts, ReadCounts
 from windlass_server.reductions import Reductions
 from windlass_server.share_core import ShareCore
 from windlass_server.share_events import Answer, Apply, Effect, Measure, Release, Settled, Write
@@ -74,29 +76,37 @@ Snapshots = dict[tuple[int, int, int], Buffer]
 class _Setting:
     """What the segments of a block that share it are updated with, and the numbers of their latest update."""
 
-    __slots__ = ("clock", "decay_mult", "lr_mult", "rule", "scalars", "scheduled", "update")
+    __slots__ = ("clock", "decay_mult", "lr_mult", "rule", "scalars", "scheduled", "staleness", "update")
 
     def __init__(self, rule: RuleSpec, lr_mult: float, decay_mult: float) -> None:
         self.rule = rule
         self.lr_mult = lr_mult
         self.decay_mult = decay_mult
         self.scheduled = rule_specs.is_scheduled(rule)
-        self.update = self.clock = -1
+        self.update = self.clock = self.staleness = -1
         self.scalars: Vector | None = None
 
-    def at(self, kernels: RuleKernels, update: int, clock: int) -> Vector:
+    def at(self, kernels: RuleKernels, update: int, clock: int, staleness: int = 0) -> Vector:
         """The kernel's numbers; segments of a block ask for the same ones one after the other."""
-        if self.scalars is None or self.update != update or (self.scheduled and self.clock != clock):
-            self.scalars = kernels.scalars(
-                self.rule, update, lr_mult=self.lr_mult, decay_mult=self.decay_mult, clock=clock
-            )
-            self.update, self.clock = update, clock
+        if (
+            self.scalars is None
+            or self.update != update
+            or (self.scheduled and (self.clock, self.staleness) != (clock, staleness))
+        ):
+            self.scalars = self._scaled(kernels, update, clock, staleness, 1.0)
+            self.update, self.clock, self.staleness = update, clock, staleness
         return self.scalars
 
-    def trusting(self, kernels: RuleKernels, update: int, clock: int, sums: tuple[float, ...]) -> Vector:
+    def trusting(
+        self, kernels: RuleKernels, update: int, clock: int, staleness: int, sums: tuple[float, ...]
+    ) -> Vector:
         """The kernel's numbers for a tensor with these norms."""
         trust = trust_of(self.rule, sums, decay_mult=self.decay_mult, clock=clock)
-        return kernels.scalars(self.rule, update, lr_mult=self.lr_mult * trust, decay_mult=self.decay_mult, clock=clock)
+        return self._scaled(kernels, update, clock, staleness, trust)
+
+    def _scaled(self, kernels: RuleKernels, update: int, clock: int, staleness: int, trust: float) -> Vector:
+        lr_mult = self.lr_mult * trust * share_at(getattr(self.rule, "lr", None), staleness)
+        return kernels.scalars(self.rule, update, lr_mult=lr_mult, decay_mult=self.decay_mult, clock=clock)
 
 
 class BlockArrays:
@@ -105,7 +115,7 @@ class BlockArrays:
     `version` counts what changed it; `saved` is a checkpoint's copy: the save's attempt, and the version then.
     """
 
-    __slots__ = ("block", "copies", "saved", "settings", "slots", "version", "weights")
+    __slots__ = ("block", "copies", "reads", "saved", "settings", "slots", "version", "weights")
 
     def __init__(self, block: Block, kernels: RuleKernels, memory: DenseMemory) -> None:
         self.block = block
@@ -114,6 +124,7 @@ class BlockArrays:
         self.weights = memory.zeros(block.elements)
         self.slots = tuple(memory.zeros(block.elements) for _ in kernels.kept)
         self.copies = WorkerCopies(block, memory) if kernels.copies else None
+        self.reads = ReadCounts(len(block.segments))
         self.settings: dict[int, list[_Setting]] = {}  # version of the hyper-parameters -> one a segment
 
 
@@ -205,6 +216,7 @@ class DenseGroup:
                 self._reset_slots(arrays, 0, arrays.block.elements)
         memory.finish()
         self._rules: dict[int, list[RuleSpec]] = {}
+        self.heeds_staleness = rule_specs.heeds_staleness(spec.rule)
         self.steps_before = 0  # what clocks lack of the steps that a restored checkpoint had; schedules count them
 
     def check(self, record: RuleRecord) -> None:
@@ -284,6 +296,7 @@ class DenseGroup:
         arrays.version += 1
         arrays.settings.clear()
         share.core.blocks[block].updates[:] = updates
+        arrays.reads.begin_anew()
         if arrays.copies is not None:
             arrays.copies.begin_anew(0, len(updates))
 
@@ -315,9 +328,10 @@ class DenseGroup:
         if arrays.copies is not None:
             pushed = (effect.sources[0].session, arrays.weights, effect.seg_begin, effect.seg_end)
             slots = (*slots, arrays.copies.for_push(*pushed))
+        read = self._read_of(share, arrays, effect)
         if by_rows:
-            self._step_rows(arrays, effect)
-        for at, stop, divisor, scalars in self._pieces(arrays, effect) if not by_rows else ():
+            self._step_rows(arrays, effect, read)
+        for at, stop, divisor, scalars in self._pieces(arrays, effect, read) if not by_rows else ():
             run_begin, run_end = block.span(at, stop)
             out_run = out[run_begin - begin : run_end - begin] if out is not None else None
             self.memory.update(
@@ -332,23 +346,30 @@ class DenseGroup:
                 out_run,
             )
         if answer is not None and fuses:
-            self._see(share, arrays, answer)
-            replies.append(_reply(answer, snapshot))
+            replies.append(_reply(self._see(share, arrays, answer), snapshot))
         elif answer is not None:
             self._answer(share, answer, replies, snapshots)
 
-    def _step_rows(self, arrays: BlockArrays, effect: Apply) -> None:
+    def _read_of(self, share: Share, arrays: BlockArrays, effect: Apply) -> Counts | None:
+        """What the push that is applied had read; None where no rate depends on it."""
+        if not self.heeds_staleness or share.core.modes.at(effect.clock).mode is Mode.BSP:
+            return None
+        return arrays.reads.counts(effect.sources[0].buffer.read)
+
+    def _step_rows(self, arrays: BlockArrays, effect: Apply, read: Counts | None) -> None:
         """Step the rows of a segment that its sources name: all of them, where one source is the whole gradient."""
         assert self.lazy is not None
         begin, end = arrays.block.span(effect.seg_begin, effect.seg_end)
-        ((_, _, divisor, scalars),) = self._pieces(arrays, effect)
+        ((_, _, divisor, scalars),) = self._pieces(arrays, effect, read)
         if all(source.buffer.named is not None for source in effect.sources):
             self.lazy.update(arrays.weights, arrays.slots, begin, effect.sources, divisor, scalars)
             return
         given, count = lazy_rows.spread(effect.sources, end - begin), end - begin
         self.memory.update(arrays.weights, arrays.slots, begin, count, given, 0, divisor, scalars, None)
 
-    def _pieces(self, arrays: BlockArrays, effect: Apply) -> Iterator[tuple[int, int, float, Vector]]:
+    def _pieces(
+        self, arrays: BlockArrays, effect: Apply, read: Counts | None
+    ) -> Iterator[tuple[int, int, float, Vector]]:
         """Segments [begin, end) that one call of the kernel updates, with the divisor and the numbers it gets."""
         settings = arrays.settings.get(effect.stamp.version) or self._settings(arrays, effect.stamp)
         by_tensor = any(not norm.is_global for norm in self.norms)
@@ -356,21 +377,25 @@ class DenseGroup:
         while at < effect.seg_end:
             if by_tensor:
                 stop = min(at + self.memory.measured_max, effect.seg_end)
-                for seg, terms in enumerate(self._terms(arrays, effect, at, stop, len(self.norms)), at):
+                for seg, terms in enumerate(self._terms(arrays, effect, at, stop, len(self.norms), read), at):
                     yield seg, seg + 1, *terms
             else:
-                stop = _equal_settings(settings, at, effect.seg_end)
-                ((divisor, scalars),) = self._terms(arrays, effect, at, at + 1, len(self.norms))
+                stop = _equal_settings(settings, at, read_counts.alike(read, at, effect.seg_end))
+                ((divisor, scalars),) = self._terms(arrays, effect, at, at + 1, len(self.norms), read)
                 yield at, stop, divisor, scalars
             at = stop
 
     def _terms(
-        self, arrays: BlockArrays, effect: Apply, begin: int, end: int, phases: int
+        self, arrays: BlockArrays, effect: Apply, begin: int, end: int, phases: int, read: Counts | None
     ) -> list[tuple[float, Vector]]:
         """The divisor and the numbers of each of segments [begin, end), after the first norms of the rule."""
         settings = (arrays.settings.get(effect.stamp.version) or self._settings(arrays, effect.stamp))[begin:end]
         clock = max(0, effect.clock + self.steps_before)
-        terms = [(effect.divisor, setting.at(self.kernels, effect.update, clock)) for setting in settings]
+        stale = [read_counts.staleness(read, seg, effect.update) for seg in range(begin, end)]
+        terms = [
+            (effect.divisor, setting.at(self.kernels, effect.update, clock, late))
+            for setting, late in zip(settings, stale, strict=True)
+        ]
         for phase, norm in enumerate(self.norms[:phases]):
             total = effect.totals[phase] if phase < len(effect.totals) else None
             if total is not None:
@@ -382,7 +407,7 @@ class DenseGroup:
             for at, (setting, found) in enumerate(zip(settings, sums, strict=True)):
                 divisor, scalars = terms[at]
                 if norm is Norm.TRUST:
-                    scalars = setting.trusting(self.kernels, effect.update, clock, found)
+                    scalars = setting.trusting(self.kernels, effect.update, clock, stale[at], found)
                 else:
                     divisor = norms.clipping_divisor(setting.rule, norm, found[0], divisor)
                 terms[at] = divisor, scalars
@@ -393,7 +418,7 @@ class DenseGroup:
         arrays, norm = share.arrays[effect.block], self.norms[effect.phase]
         sums = (0.0,) * norm.sums
         for part in effect.parts:
-            terms = self._terms(arrays, part, part.seg_begin, part.seg_end, len(part.totals))
+            terms = self._terms(arrays, part, part.seg_begin, part.seg_end, len(part.totals), None)
             for found in self._measure(arrays, part, part.seg_begin, terms, norm):
                 sums = tuple(a + b for a, b in zip(sums, found, strict=True))
         assert self._reductions is not None
@@ -441,6 +466,7 @@ class DenseGroup:
         if rules is None:
             layout, declared = self.spec.layout, self.spec.rule
             rules = [record.rule_of(layout.table_id, tensor.name, declared) for tensor in layout.tensors]
+            self.heeds_staleness |= any(map(rule_specs.heeds_staleness, rules))
             kept = {} if len(self._rules) >= VERSIONS_KEPT else dict(self._rules)
             self._rules = {**kept, record.version: rules}  # shares of other locks read the old one meanwhile
         return rules
@@ -460,7 +486,7 @@ class DenseGroup:
             replies.append(_reply(answer, None))
             return
         arrays = share.arrays[answer.block]
-        self._see(share, arrays, answer)
+        answer = self._see(share, arrays, answer)
         begin, end = arrays.block.span(answer.seg_begin, answer.seg_end)
         present = arrays.weights[begin:end]
         if answer.origin.asked is not None:
@@ -521,14 +547,18 @@ class DenseGroup:
             room.release()
         return snapshot
 
-    def _see(self, share: Share, arrays: BlockArrays, answer: Answer) -> None:
-        """Weights go to a worker: where the rule compares, its copy of them is made."""
-        if answer.origin.op in (Op.PULL, Op.PUSH_PULL):
-            self.wire.count_down(arrays.block, answer.seg_begin, answer.seg_end)
-        if arrays.copies is not None and answer.origin.op in (Op.PULL, Op.PUSH_PULL):
+    def _see(self, share: Share, arrays: BlockArrays, answer: Answer) -> Answer:
+        """Weights go to a worker: where the rule compares, its copy of them is made, or the read is numbered."""
+        if answer.origin.op not in (Op.PULL, Op.PUSH_PULL):
+            return answer
+        self.wire.count_down(arrays.block, answer.seg_begin, answer.seg_end)
+        if self.heeds_staleness and answer.status is not Status.LATE:
+            answer = answer._replace(aux=arrays.reads.number_of(share.core.blocks[answer.block].updates))
+        if arrays.copies is not None:
             session = answer.origin.connection.session
             if not share.core.sessions.has_ended(session):
                 arrays.copies.see(session, arrays.weights, answer.seg_begin, answer.seg_end)
+        return answer
 
     # ---- storing -----------------------------------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from windlass_proto import row_pieces
 from windlass_proto.errors import ProtocolError
-from windlass_proto.frames import Entry, Op, aligned
+from windlass_proto.frames import Entry, EntryFlag, Op, aligned
 from windlass_proto.layout import Block, GroupLayout
 from windlass_proto.memory import Buffer
 from windlass_proto.row_pieces import Numbers, RowPieces
@@ -44,6 +44,16 @@ class NamedRows:
         self.pieces.gather(run, self.rows, out)
 
 
+def rows_named(entry: Entry) -> int:
+    """How many rows an entry about rows names: the lower half of `aux`."""
+    return entry.aux & 0xFFFFFFFF
+
+
+def read_said(entry: Entry) -> int:
+    """The number of the read that an entry's gradient was made from; 0: it does not say."""
+    return entry.aux >> 32 if entry.flags & EntryFlag.ROWS else entry.aux
+
+
 def numbers_bytes_untrusted(entry: Entry, block: Block, layout: GroupLayout) -> int:
     """Bytes of the row numbers at the beginning of an entry's values.
 
@@ -53,9 +63,10 @@ def numbers_bytes_untrusted(entry: Entry, block: Block, layout: GroupLayout) -> 
     if entry.op not in _ROW_OPS or entry.seg_end != entry.seg_begin + 1:
         raise ProtocolError("an entry asks for rows of what has none", op=entry.op, segments=entry.seg_end)
     held = row_pieces.of_segment(layout, block.segments[entry.seg_begin]).rows
-    if entry.aux > len(held) or 8 * entry.aux > entry.nbytes:
-        raise ProtocolError("an entry names more rows than there are", rows=entry.aux, rows_max=len(held))
-    return 8 * entry.aux
+    count = rows_named(entry)
+    if count > len(held) or 8 * count > entry.nbytes:
+        raise ProtocolError("an entry names more rows than there are", rows=count, rows_max=len(held))
+    return 8 * count
 
 
 def named_untrusted(raw: npt.NDArray[np.uint8], entry: Entry, block: Block, layout: GroupLayout) -> NamedRows:
@@ -66,7 +77,7 @@ def named_untrusted(raw: npt.NDArray[np.uint8], entry: Entry, block: Block, layo
     """
     segment = block.segments[entry.seg_begin]
     pieces = row_pieces.of_segment(layout, segment)
-    rows: Numbers = raw[: 8 * entry.aux].view(np.uint64).copy()
+    rows: Numbers = raw[: 8 * rows_named(entry)].view(np.uint64).copy()
     held = pieces.rows
     if rows.size and (rows[0] < held.start or rows[-1] >= held.stop or not (rows[1:] > rows[:-1]).all()):
         raise ProtocolError("an entry's rows do not ascend within its segment", begin=held.start, end=held.stop)

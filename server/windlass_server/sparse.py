@@ -25,19 +25,22 @@ from windlass_proto import ids as id_kernels
 from windlass_proto import limits, table_specs
 from windlass_proto.consistency import Mode
 from windlass_proto.errors import ProtocolError, UsageError, WindlassError
-from windlass_proto.frames import Entry, Op, aligned
+from windlass_proto.frames import Entry, Op, Status, aligned
 from windlass_proto.ids import Ids
 from windlass_proto.layout import Block, Segment
 from windlass_proto.life_specs import TTL
 from windlass_proto.memory import Buffer, BufferPool
 from windlass_proto.rule_records import RuleRecord
 from windlass_proto.rule_specs import RuleSpec
+from windlass_proto.schedules import StalenessAware
 from windlass_proto.table_specs import TableSpec
 from windlass_rules import reduce
 from windlass_rules.rows import RowRule
+from windlass_server import read_counts
 from windlass_server.dense import VERSIONS_KEPT, Origin, Reply, Share
 from windlass_server.dense_memory import Vector
 from windlass_server.hot_rows import STRIDE, HotRows
+from windlass_server.read_counts import ReadCounts
 from windlass_server.row_life import RowLife
 from windlass_server.row_table import Ahead, Numbers, RowTable
 from windlass_server.session_filter import Verdict
@@ -60,6 +63,7 @@ class Rows:
     numbers: Numbers | None = None
     erasures: int = 0
     reserved: int = 0
+    read: int = 0  # the read that the gradients were made from, as dense values say it
 
 
 class SparseTable:
@@ -87,6 +91,7 @@ class SparseTable:
         self.shares: dict[int, Share] = {}
         self.tables: dict[int, RowTable] = {}
         self.hot: dict[int, HotRows] = {}
+        self._reads: dict[int, ReadCounts] = {}
         for band in table_specs.bands(owned, spec.vshards):
             block = Block(band.start, 0, 1, band.start, (Segment(0, 0, 1, 0, 1),))
             core = ShareCore(spec.consistency, [block], mean=spec.mean)
@@ -94,10 +99,11 @@ class SparseTable:
             self.shares[band.start] = Share(band.start, core, {})
             self.tables[band.start] = self._row_table(band)
             self.hot[band.start] = HotRows()
+            self._reads[band.start] = ReadCounts(1)
         self.share_of_block = self.shares
         self.steps_before = 0  # what clocks lack of the steps that a restored checkpoint had; schedules count them
         self._rules: dict[int, RuleSpec] = {}  # version of the hyper-parameters -> the rule under it
-        self._scalars: dict[int, tuple[tuple[int, int, int], Vector]] = {}
+        self._scalars: dict[int, tuple[tuple[int, int, int, float], Vector]] = {}
 
     def check(self, record: RuleRecord) -> None:
         """Do the changes in `record` fit this table's rule?
@@ -156,6 +162,7 @@ class SparseTable:
         rows.reserved = before.reserved
         self.tables[share.vshard] = rows
         share.core.blocks[share.vshard].updates[:] = [updates]
+        self._reads[share.vshard].begin_anew()
 
     # ---- entries -----------------------------------------------------------------------------------------------------
 
@@ -320,13 +327,22 @@ class SparseTable:
         return rows.numbers
 
     def _numbers_of_step(self, vshard: int, effect: Apply) -> Vector:
-        clock = max(0, effect.clock + self.steps_before)
-        step = (effect.update, clock, effect.stamp.version)
+        rule, clock = self._rule_at(effect.stamp), max(0, effect.clock + self.steps_before)
+        share = self._share_of_lr(vshard, rule, effect)
+        step = (effect.update, clock, effect.stamp.version, share)
         known = self._scalars.get(vshard)
         if known is None or known[0] != step:
-            known = (step, self.rule.scalars(self._rule_at(effect.stamp), effect.update, clock))
+            known = (step, self.rule.scalars(rule, effect.update, clock, lr_mult=share))
             self._scalars[vshard] = known
         return known[1]
+
+    def _share_of_lr(self, vshard: int, rule: RuleSpec, effect: Apply) -> float:
+        """What a push keeps of lr, where that depends on its staleness: on the updates of its band meanwhile."""
+        lr = getattr(rule, "lr", None)
+        if not isinstance(lr, StalenessAware) or self.shares[vshard].core.modes.at(effect.clock).mode is Mode.BSP:
+            return 1.0
+        counts = self._reads[vshard].counts(effect.sources[0].buffer.read)
+        return lr.share(read_counts.staleness(counts, 0, effect.update))
 
     def _rule_at(self, record: RuleRecord) -> RuleSpec:
         rule = self._rules.get(record.version)
@@ -345,6 +361,10 @@ class SparseTable:
         snapshot: Buffer | None = None
         if answer.values and origin.op in (Op.PULL, Op.PUSH_PULL, Op.STATS, Op.SCAN):
             snapshot = self._values_of(share.vshard, origin)
+            if origin.op in (Op.PULL, Op.PUSH_PULL) and answer.status is not Status.LATE:
+                answer = answer._replace(
+                    aux=self._reads[share.vshard].number_of(share.core.blocks[answer.block].updates)
+                )
         deliver(Reply(origin, answer.status, answer.block, 0, 0, answer.aux, snapshot, answer.error))
 
     def _values_of(self, vshard: int, origin: Origin) -> Buffer | None:

@@ -1593,6 +1593,7 @@ class Schedule(_message.Message):
     WARM_UP_FIELD_NUMBER: _builtins.int
     CHAIN_FIELD_NUMBER: _builtins.int
     PLATEAU_FIELD_NUMBER: _builtins.int
+    STALENESS_AWARE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def constant(self) -> Global___ConstantSchedule: ...
     @_builtins.property
@@ -1611,6 +1612,8 @@ class Schedule(_message.Message):
     def chain(self) -> Global___ChainSchedule: ...
     @_builtins.property
     def plateau(self) -> Global___PlateauSchedule: ...
+    @_builtins.property
+    def staleness_aware(self) -> Global___StalenessAwareSchedule: ...
     def __init__(
         self,
         *,
@@ -1623,12 +1626,13 @@ class Schedule(_message.Message):
         warm_up: Global___WarmUpSchedule | None = ...,
         chain: Global___ChainSchedule | None = ...,
         plateau: Global___PlateauSchedule | None = ...,
+        staleness_aware: Global___StalenessAwareSchedule | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["chain", b"chain", "constant", b"constant", "cosine", b"cosine", "inverse_sqrt", b"inverse_sqrt", "multi_step", b"multi_step", "plateau", b"plateau", "polynomial", b"polynomial", "schedule", b"schedule", "step", b"step", "warm_up", b"warm_up"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chain", b"chain", "constant", b"constant", "cosine", b"cosine", "inverse_sqrt", b"inverse_sqrt", "multi_step", b"multi_step", "plateau", b"plateau", "polynomial", b"polynomial", "schedule", b"schedule", "staleness_aware", b"staleness_aware", "step", b"step", "warm_up", b"warm_up"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chain", b"chain", "constant", b"constant", "cosine", b"cosine", "inverse_sqrt", b"inverse_sqrt", "multi_step", b"multi_step", "plateau", b"plateau", "polynomial", b"polynomial", "schedule", b"schedule", "step", b"step", "warm_up", b"warm_up"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chain", b"chain", "constant", b"constant", "cosine", b"cosine", "inverse_sqrt", b"inverse_sqrt", "multi_step", b"multi_step", "plateau", b"plateau", "polynomial", b"polynomial", "schedule", b"schedule", "staleness_aware", b"staleness_aware", "step", b"step", "warm_up", b"warm_up"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_schedule: _TypeAlias = _typing.Literal["constant", "step", "multi_step", "polynomial", "cosine", "inverse_sqrt", "warm_up", "chain", "plateau"]  # noqa: Y015
+    _WhichOneofReturnType_schedule: _TypeAlias = _typing.Literal["constant", "step", "multi_step", "polynomial", "cosine", "inverse_sqrt", "warm_up", "chain", "plateau", "staleness_aware"]  # noqa: Y015
     _WhichOneofArgType_schedule: _TypeAlias = _typing.Literal["schedule", b"schedule"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_schedule) -> _WhichOneofReturnType_schedule | None: ...
 
@@ -1957,6 +1961,46 @@ class PlateauSchedule(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__threshold) -> _WhichOneofReturnType__threshold | None: ...
 
 Global___PlateauSchedule: _TypeAlias = PlateauSchedule  # noqa: Y015
+
+@_typing.final
+class StalenessAwareSchedule(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INTO_FIELD_NUMBER: _builtins.int
+    POWER_FIELD_NUMBER: _builtins.int
+    SLOPE_FIELD_NUMBER: _builtins.int
+    FREE_FIELD_NUMBER: _builtins.int
+    power: _builtins.float
+    slope: _builtins.float
+    free: _builtins.int
+    @_builtins.property
+    def into(self) -> Global___Schedule: ...
+    def __init__(
+        self,
+        *,
+        into: Global___Schedule | None = ...,
+        power: _builtins.float | None = ...,
+        slope: _builtins.float | None = ...,
+        free: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_free", b"_free", "_power", b"_power", "_slope", b"_slope", "free", b"free", "into", b"into", "power", b"power", "slope", b"slope"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_free", b"_free", "_power", b"_power", "_slope", b"_slope", "free", b"free", "into", b"into", "power", b"power", "slope", b"slope"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__free: _TypeAlias = _typing.Literal["free"]  # noqa: Y015
+    _WhichOneofArgType__free: _TypeAlias = _typing.Literal["_free", b"_free"]  # noqa: Y015
+    _WhichOneofReturnType__power: _TypeAlias = _typing.Literal["power"]  # noqa: Y015
+    _WhichOneofArgType__power: _TypeAlias = _typing.Literal["_power", b"_power"]  # noqa: Y015
+    _WhichOneofReturnType__slope: _TypeAlias = _typing.Literal["slope"]  # noqa: Y015
+    _WhichOneofArgType__slope: _TypeAlias = _typing.Literal["_slope", b"_slope"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__free) -> _WhichOneofReturnType__free | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__power) -> _WhichOneofReturnType__power | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__slope) -> _WhichOneofReturnType__slope | None: ...
+
+Global___StalenessAwareSchedule: _TypeAlias = StalenessAwareSchedule  # noqa: Y015
 
 @_typing.final
 class ChainPart(_message.Message):
