@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import contextlib
 import fcntl
 import os
 import socket
@@ -206,9 +207,10 @@ def test_a_peer_that_reads_nothing_for_long_loses_its_link(monkeypatch: pytest.M
         with Session(spec, served.targets["tcp"]) as first:
             first.init(np.zeros(ELEMENTS, np.float32))
         sock = served.raw_link()
-        for tag in range(1000):
-            entry = push_entry(spec, 0, 0, op=Op.PULL, tag=tag, nbytes=0, flags=EntryFlag.NOWAIT)
-            sock.sendall(frame([entry]))
+        with contextlib.suppress(ConnectionError):  # on a slow machine it is lost while it still asks
+            for tag in range(1000):
+                entry = push_entry(spec, 0, 0, op=Op.PULL, tag=tag, nbytes=0, flags=EntryFlag.NOWAIT)
+                sock.sendall(frame([entry]))
         served.await_connections(1)
         assert served.pool.bytes_lent == 0
         sock.close()
