@@ -420,6 +420,9 @@ class Connection:
         if group.lazy is not None:
             rows = dense_rows.as_rows(named, raw, group.spec.layout.dtype, None if entry.arena else buffer)
             return group.memory.receive(rows)
+        there = group.memory.receive_rows(named, dense_rows.pieces_of(named, raw, group.spec.layout.dtype))
+        if there is not None:
+            return there
         try:
             run = self.node.pool.take(nbytes, beyond=self._extends(entry))
         except UnavailableError:

@@ -90,6 +90,9 @@ class DenseMemory(Protocol):
     def receive_encoded(self, raw: Bytes, what: Gradient) -> tuple[Values, bool] | None:
         """What `receive` says of values that arrived encoded, decoded here; None: the host is to decode them."""
 
+    def receive_rows(self, named: NamedRows, pieces: Vector) -> tuple[Values, bool] | None:
+        """The gradient of a segment that these pieces of its rows stand for, as `receive`; None: the host makes it."""
+
     def update(
         self,
         w: Vector,
@@ -155,6 +158,9 @@ class HostMemory:
 
     def receive_encoded(self, raw: Bytes, what: Gradient) -> None:
         """`GroupWire` decodes them."""
+
+    def receive_rows(self, named: NamedRows, pieces: Vector) -> None:
+        """`dense_rows` makes it."""
 
     def update(
         self,

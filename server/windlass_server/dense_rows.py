@@ -92,7 +92,7 @@ def as_rows(named: NamedRows, raw: npt.NDArray[np.uint8], dtype: np.dtype[Any], 
     """The gradient of these rows, where it arrived: in `held`, or (None) in a worker's shared memory."""
     if held is not None and named.rows.size:
         held.hold()
-    return Values(_pieces_of(named, raw, dtype), held if named.rows.size else None, named)
+    return Values(pieces_of(named, raw, dtype), held if named.rows.size else None, named)
 
 
 def as_dense(named: NamedRows, raw: npt.NDArray[np.uint8], dtype: np.dtype[Any], run: Buffer) -> Values:
@@ -100,10 +100,11 @@ def as_dense(named: NamedRows, raw: npt.NDArray[np.uint8], dtype: np.dtype[Any],
     run.array[:] = 0
     whole = run.array.view(dtype)
     if named.rows.size:
-        named.pieces.scatter(_pieces_of(named, raw, dtype), named.rows, whole)
+        named.pieces.scatter(pieces_of(named, raw, dtype), named.rows, whole)
     return Values(whole, run)
 
 
-def _pieces_of(named: NamedRows, raw: npt.NDArray[np.uint8], dtype: np.dtype[Any]) -> Vector:
+def pieces_of(named: NamedRows, raw: npt.NDArray[np.uint8], dtype: np.dtype[Any]) -> Vector:
+    """The values of an entry's pieces, behind the numbers of its rows."""
     at = aligned(8 * named.rows.size)
     return raw[at : at + named.elements * dtype.itemsize].view(dtype)

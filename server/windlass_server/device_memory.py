@@ -20,12 +20,14 @@ import numpy as np
 import numpy.typing as npt
 
 from windlass_proto.errors import UnavailableError
+from windlass_proto.frames import aligned
 from windlass_proto.group_specs import GroupSpec
 from windlass_proto.layout import Block
 from windlass_proto.memory import Buffer, BufferPool
 from windlass_rules import RuleKernels, norms, reduce
 from windlass_rules import device as devices
 from windlass_rules.cuda_norms import lane_sums_source, lanes_of, squares_source
+from windlass_rules.cuda_rows import gather_source, scatter_source
 from windlass_rules.cuda_source import CudaSource, fill_source, finite_source
 from windlass_rules.device import Device, DeviceVector, Lane
 from windlass_rules.registry import build_cuda, build_cuda_measure
@@ -71,6 +73,7 @@ class _Queue:
         self.outs: list[tuple[int, Vector]] = []  # to be copied from the weights after the launch
         self.spans: list[tuple[int, int]] = []  # addresses of the weights that `runs` change
         self.lent: list[Buffer] = []
+        self.numbers: list[npt.NDArray[np.uint64]] = []  # being copied to the device
         self.found: tuple[DeviceVector, npt.NDArray[np.uint32]] | None = None
 
 
@@ -105,10 +108,13 @@ class DeviceMemory:
         self._fill = fill_source(kernels.dtype)
         self._finite = finite_source(kernels.dtype)
         self._squares = squares_source(kernels.dtype)
+        self._gather = gather_source(kernels.dtype)
+        self._scatter = scatter_source(kernels.dtype)
         self._measure = measure
         self._lane_sums = lane_sums_source()
         self._queues = threading.local()
-        for needed in (program, self._fill, self._finite, self._squares, self._lane_sums, measure, *wire.programs):
+        own = (self._fill, self._finite, self._gather, self._scatter, self._squares, self._lane_sums)
+        for needed in (program, measure, *own, *wire.programs):
             if needed is not None:
                 device.prepare(needed)
 
@@ -139,22 +145,47 @@ class DeviceMemory:
         if not self.wire.decodes(what.op):
             return None
         begin, end = what.block.span(what.seg_begin, what.seg_end)
-        nbytes = (end - begin) * self.kernels.dtype.itemsize
+
+        def decode(lane: Lane, staged: int, there: int, flags: int) -> None:
+            lane.upload(staged, raw)
+            self.wire.decode(lane, staged, there, flags, what.block, what.seg_begin, what.seg_end)
+
+        return self._made(end - begin, raw.nbytes, decode)
+
+    def receive_rows(self, named: NamedRows, pieces: Vector) -> tuple[Values, bool] | None:
+        """The rows alone are copied to the device, where all else is 0."""
+        numbers, runs = _runs_of(named, self.kernels.dtype.itemsize)
+
+        def spread(lane: Lane, staged: int, there: int, flags: int) -> None:
+            lane.launch(devices.launch_of(self._fill, [(named.segment_elements, there, 0.0)], []))
+            if not pieces.size:
+                return
+            packed = staged + aligned(numbers.nbytes)
+            lane.upload(staged, numbers)
+            lane.upload(packed, pieces)
+            lane.launch(devices.launch_of(self._finite, [(pieces.size, packed, flags)], []))
+            lane.launch(devices.launch_of(self._scatter, _placed(runs, staged, there, packed), []))
+
+        return self._made(named.segment_elements, aligned(numbers.nbytes) + pieces.nbytes, spread)
+
+    def _made(
+        self, elements: int, staged_bytes: int, put: Callable[[Lane, int, int, int], None]
+    ) -> tuple[Values, bool] | None:
+        """What `put` makes on the device of what it copies to a place there, and is it finite; None if it cannot be.
+
+        Args:
+            put: is given its lane, that place, where the values go, and the two flags.
+        """
+        dtype, queue = self.kernels.dtype, self._queue()
         try:
-            held = self.gradients.take(nbytes)
+            held = self.gradients.take(elements * dtype.itemsize)
         except UnavailableError:
             return None
-        staged = self.gradients.take(raw.nbytes, beyond=True)
-        there: Any = held.array.view(self.kernels.dtype)
+        there: Any = held.array.view(dtype)
+        staged = self.gradients.take(staged_bytes, beyond=True)
         at: Any = staged.array
-        queue = self._queue()
-
-        def decode(flags: int) -> None:
-            queue.lane.upload(at.address, raw)
-            self.wire.decode(queue.lane, at.address, there.address, flags, what.block, what.seg_begin, what.seg_end)
-
         try:
-            not_finite, fault = self._looked(queue, decode)
+            not_finite, fault = self._looked(queue, lambda flags: put(queue.lane, at.address, there.address, flags))
         except BaseException:
             held.release()
             raise
@@ -278,11 +309,20 @@ class DeviceMemory:
         return True
 
     def read_rows(self, vector: Any, named: NamedRows, out: Vector) -> None:
-        """The segment comes whole: rows are brought together on the host."""
-        whole = np.empty(vector.size, self.kernels.dtype)
-        self.read(vector, whole)
-        self.finish()
-        named.read(whole, out)
+        """They are brought together on the device, so that nothing else is copied from it."""
+        if not out.size:
+            return
+        queue = self._queue()
+        self._launch(queue)
+        numbers, runs = _runs_of(named, self.kernels.dtype.itemsize)
+        held = self.gradients.take(aligned(numbers.nbytes) + out.nbytes, beyond=True)
+        queue.lent.append(held)
+        queue.numbers.append(numbers)
+        there: Any = held.array
+        packed = there.address + aligned(numbers.nbytes)
+        queue.lane.upload(there.address, numbers)
+        queue.lane.launch(devices.launch_of(self._gather, _placed(runs, there.address, vector.address, packed), []))
+        queue.lane.download(packed, out)
 
     def write(self, vector: Any, values: Any) -> None:
         queue = self._queue()
@@ -306,6 +346,7 @@ class DeviceMemory:
         queue = self._queue()
         self._launch(queue)
         queue.lane.finish()
+        queue.numbers.clear()
         while queue.lent:
             queue.lent.pop().release()
 
@@ -340,3 +381,29 @@ class DeviceMemory:
 def _scale(sources: tuple[Source, ...], divisor: float) -> float:
     """What the sum of `sources` is multiplied by: of one, its weight as well, as on hosts."""
     return (sources[0].weight if len(sources) == 1 else 1.0) / divisor
+
+
+def _runs_of(named: NamedRows, itemsize: int) -> tuple[npt.NDArray[np.uint64], list[tuple[int, int, int, int, int]]]:
+    """Numbers of rows, and runs over them: size, first of the numbers, width, and bytes to its part of each side.
+
+    The piece of a row that began before the segment, and that of one which ends behind it, are rows 0 of a width.
+    """
+    cut, width = named.pieces.cut(named.rows), named.pieces.width
+    numbers = np.zeros(1 + cut.near.size, np.uint64)
+    numbers[1:] = cut.near
+    runs = [
+        (cut.head, 0, cut.head, 0, 0),
+        (cut.near.size * width, 1, width, cut.low * itemsize, cut.head * itemsize),
+        (cut.tail, 0, cut.tail, cut.high * itemsize, (cut.head + cut.near.size * width) * itemsize),
+    ]
+    return numbers, [run for run in runs if run[0]]
+
+
+def _placed(
+    runs: list[tuple[int, int, int, int, int]], numbers: int, whole: int, packed: int
+) -> list[tuple[int, int, int, int, int]]:
+    """The records of `_runs_of` with numbers, segment and pieces at these addresses."""
+    return [
+        (size, numbers + 8 * first, width, whole + of_whole, packed + of_packed)
+        for size, first, width, of_whole, of_packed in runs
+    ]

@@ -159,6 +159,23 @@ def test_values_that_travel_encoded_have_the_same_bits(
     assert device == memory
 
 
+def test_rows_of_dense_tensors_have_the_same_bits(both: Callable[..., list[Any]]) -> None:
+    def train(team: Team) -> list[list[bytes]]:
+        stores = team.stores({"rows": np.ones((700, 613), np.float32)}, Adam(lr=0.1))
+
+        def act(_: Cluster, rank: int) -> list[bytes]:
+            random, found = np.random.default_rng(rank), []
+            for _step in range(3):
+                rows = wl.Rows(random.integers(0, 700, 30), random.normal(size=(30, 613)).astype(np.float32))
+                found.append(stores[rank].update({"rows": rows})["rows"].tobytes())
+            return [*found, stores[rank].pull().result()["rows"].tobytes()]
+
+        return team.each(act)
+
+    device, memory = both(train)
+    assert device == memory
+
+
 @pytest.mark.parametrize("optimizer", [Adam(lr=0.1), DCASGD(lr=0.1)], ids=str)
 def test_updates_on_arrival_have_the_same_bits(both: Callable[..., list[Any]], optimizer: RuleSpec) -> None:
     def train(team: Team) -> Values:

@@ -35,6 +35,7 @@ from windlass_proto.rule_specs import (
 )
 from windlass_rules.cuda_codecs import HALF_CODECS, decode_source, encode_source
 from windlass_rules.cuda_norms import lane_sums_source, squares_source
+from windlass_rules.cuda_rows import gather_source, scatter_source
 from windlass_rules.cuda_source import CudaSource, fill_source, finite_source
 from windlass_rules.cupy_device import open_device
 from windlass_rules.device import Device, empty, launch_of
@@ -148,6 +149,9 @@ def warm(device: Device) -> Device:
     return device
 
 
+MOVES = (fill_source, finite_source, gather_source, scatter_source, squares_source)
+
+
 def programs() -> list[CudaSource]:
     """Every program that a device may be asked for."""
     found = [build_cuda(spec, dtype) for spec in (*SPECS, *TRUST_SPECS) for dtype in DTYPES]
@@ -159,5 +163,5 @@ def programs() -> list[CudaSource]:
         *map(decode_source, CODECS.values()),
         *map(encode_source, HALF_CODECS),
         *map(encode_source, HALF_CODECS.values()),
-        *(make(dtype) for make in (fill_source, finite_source, squares_source) for dtype in DTYPES),
+        *(make(dtype) for make in MOVES for dtype in DTYPES),
     ]

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pytest
 
 import windlass_rules
-from windlass_proto import keys, limits
+from windlass_proto import keys, limits, row_pieces
 from windlass_proto.consistency import Consistency
 from windlass_proto.errors import UsageError
 from windlass_proto.frames import Op, Status
@@ -25,6 +25,7 @@ from windlass_rules.device import Device, DeviceVector
 from windlass_rules.registry import build_cuda
 from windlass_server.dense import DenseGroup, Origin, Reply
 from windlass_server.dense_memory import DenseMemory, HostMemory, Measured, Values
+from windlass_server.dense_rows import NamedRows
 from windlass_server.device_memory import DeviceMemory, ParameterDevice
 from windlass_server.device_wire import DeviceWire
 from windlass_server.reductions import Reductions
@@ -315,3 +316,61 @@ def test_a_pool_that_could_get_no_memory_has_lent_none() -> None:
     with pytest.raises(UsageError, match="there is none"):
         pool.take(10)
     assert pool.bytes_lent == 0
+
+
+WIDE = TensorSpec("rows", (300, 100))
+"""Over several blocks of 8,192 elements, whose borders cut rows."""
+
+
+def named_rows(rows: list[int], block: int) -> NamedRows:
+    """Those of `rows` that have a piece in a block of a group of `WIDE` alone."""
+    layout = GroupLayout(7, "float32", (WIDE,), 8192, keys.VSHARDS_DEFAULT)
+    (segment,) = layout.blocks[block].segments
+    pieces = row_pieces.of_segment(layout, segment)
+    held = np.array([row for row in rows if row in pieces.rows], np.uint64)
+    return NamedRows(pieces, held, pieces.elements(held), segment.end - segment.begin)
+
+
+@pytest.mark.parametrize("block", range(4))
+@pytest.mark.parametrize("rows", [[], [81, 82, 163, 245], list(range(300)), [0, 5, 90, 299]], ids=len)
+def test_rows_of_a_segment_are_spread_and_brought_together_as_on_hosts(
+    rows: list[int], block: int, dtype: str, device: Device
+) -> None:
+    named = named_rows(rows, block)
+    random = np.random.default_rng(block)
+    memory = ParameterDevice(device).memory_for(spec_of(Adam(), dtype), windlass_rules.build(Adam(), dtype))
+    pieces = random.standard_normal(named.elements).astype(dtype)
+    due = np.zeros(named.segment_elements, dtype)
+    if named.rows.size:
+        named.pieces.scatter(pieces, named.rows, due)
+    made = memory.receive_rows(named, pieces)
+    assert made is not None
+    values, finite = made
+    found, back = np.ones_like(due), np.ones_like(pieces)
+    memory.read(values.array, found)
+    memory.read_rows(values.array, named, back)
+    memory.finish()
+    assert finite
+    assert np.array_equal(found, due)
+    assert np.array_equal(back, pieces)
+    assert values.buffer is not None
+    values.buffer.release()
+    assert memory.gradients.bytes_lent == 0
+
+
+def test_rows_that_are_not_finite_are_seen_on_arrival(device: Device) -> None:
+    named = named_rows([3, 7], 0)
+    memory = ParameterDevice(device).memory_for(spec_of(Adam(), "float32"), windlass_rules.build(Adam(), "float32"))
+    pieces = np.zeros(named.elements, np.float32)
+    pieces[150] = np.inf
+    made = memory.receive_rows(named, pieces)
+    assert made is not None
+    assert not made[1]
+
+
+def test_rows_wait_on_the_host_where_the_device_has_no_room(device: Device) -> None:
+    named = named_rows([3, 7], 0)
+    memory = ParameterDevice(device).memory_for(spec_of(Adam(), "float32"), windlass_rules.build(Adam(), "float32"))
+    memory.gradients = BufferPool(0, ParameterDevice(device)._fresh)
+    assert memory.receive_rows(named, np.zeros(named.elements, np.float32)) is None
+    assert memory.gradients.bytes_lent == 0
