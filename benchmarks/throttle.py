@@ -3,7 +3,8 @@
     python -m benchmarks.throttle 127.0.0.2:5000 127.0.0.1:5000 100e6      # listen, upstream, bytes a second
 
 Its buffers are small (64 KiB each), so that what a sender has handed over has nearly arrived. Prints a line when it
-listens, ends with its input. `passed_up` counts bytes towards the server; with one connection it is exact.
+listens, ends with its input. `passed_up` counts bytes towards the server, `passed_down` those back; with one
+connection they are exact.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ class Throttle:
         self.upstream = upstream
         self.bytes_per_s = bytes_per_s
         self.passed_up = 0
+        self.passed_down = 0
         self._closing = threading.Event()
         self._sockets: list[socket.socket] = []
         self._listener = socket.socket()
@@ -94,6 +96,8 @@ class Throttle:
                 target.sendall(raw)
                 if up:
                     self.passed_up += len(raw)
+                else:
+                    self.passed_down += len(raw)
         for sock in (source, target):
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)

@@ -236,7 +236,7 @@ def _entry(request: Request, offset: int, nbytes: int, segment_id: int, *, share
     out_arena, out_offset = (out.segment_id, out.offset) if shared and type(out) is InArena else (0, 0)
     return Entry(
         request.op,
-        0,
+        frames.priority_byte(request.priority) if request.priority else 0,
         request.flags,
         request.share[0],
         request.block,

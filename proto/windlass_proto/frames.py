@@ -123,6 +123,7 @@ class Entry(NamedTuple):
     out_arena, out_offset: where in shared memory the answer's values go (out_arena 0: into the answer's payload).
     Of a sparse table: block is the first vshard of the band, seg_begin 0, seg_end the number of ids; the values are the
     ids (u64), zeros up to a multiple of 64, and for a push their rows. A scan's segments are row numbers.
+    status: of an answer; in a request the priority of its answer (`priority_byte`).
     stamp: with which version of the store's hyper-parameters a gradient is to be applied; 0: as declared.
     aux: the expected seq of a gap; the version of an answer. With ROWS the number of rows: the values begin with them
     (u64), and for a push zeros up to a multiple of 64 and their pieces follow; those of an answer are the pieces.
@@ -163,6 +164,16 @@ def aligned(nbytes: int) -> int:
 def table_bytes(entry_count: int) -> int:
     """Bytes of an entry table on the wire, padding included."""
     return (entry_count * ENTRY_BYTES + 63) & ~63
+
+
+def priority_byte(priority: int) -> int:
+    """`priority`, as far as a byte holds it (-128 to 127), in two's complement."""
+    return max(-128, min(127, priority)) & 0xFF
+
+
+def priority_of(request: Entry) -> int:
+    """Answers of a higher one overtake those that wait to be sent."""
+    return request.status - 256 if request.status > 127 else request.status
 
 
 def pack_header(header: Header, checksum: int | None = None, number: int | None = None) -> bytes:

@@ -269,7 +269,7 @@ class Connection:
         elif entry.out_arena and not entry.flags & EntryFlag.ROWS:
             nbytes = group.wire.bytes_down(block, entry.seg_begin, entry.seg_end)
             out = self._out(entry, nbytes, group.wire.answers_in)
-        origin = Origin(self, entry.tag, entry.table, op, out, named)
+        origin = Origin(self, entry.tag, entry.table, op, out, named, frames.priority_of(entry))
         if op == Op.PULL:
             self._read(entry, group, share, origin)
             return
@@ -345,7 +345,8 @@ class Connection:
         rows = None if refused else self._rows(entry, table, buffer)
         counted = op in (Op.SCAN, Op.STATS)
         asked = range(entry.seg_begin, entry.seg_end) if counted else rows.ids if rows is not None else None
-        origin = Origin(self, entry.tag, entry.table, op, out if op in (Op.PULL, Op.PUSH_PULL) else None, asked)
+        into = out if op in (Op.PULL, Op.PUSH_PULL) else None
+        origin = Origin(self, entry.tag, entry.table, op, into, asked, frames.priority_of(entry))
         if not writes:
             counters["pulls"] += 1
             clock = 0 if entry.flags & EntryFlag.NOWAIT else entry.clock
@@ -564,11 +565,9 @@ class Connection:
         self.post(Reply(origin, Status.ERROR, entry.block, entry.seg_begin, entry.seg_end, 0, None, error))
 
     def _send_answers(self) -> None:
-        """Turn the outbox into frames and send what the socket takes."""
-        while self._outbox:
+        """Turn the outbox into frames as far as the socket takes them: what waits longer may still be overtaken."""
+        while self._writer.flush() and self._outbox:
             self._put(self._outbox.next_batch())
-        if self._writer.waiting():
-            self._writer.flush()
 
     def _put(self, replies: list[Reply]) -> None:
         batch = lay_out(replies)

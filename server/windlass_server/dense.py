@@ -46,6 +46,7 @@ class Origin(NamedTuple):
     """Who asked, and where values go (`out`: in the worker's shared memory; None: in the answer's frame).
 
     `asked`: of a sparse table, the ids or the row numbers whose rows go along; of a dense tensor the rows, None: all.
+    `priority`: of the answer, among those that wait to be sent.
     """
 
     connection: Any
@@ -54,6 +55,7 @@ class Origin(NamedTuple):
     op: int
     out: Vector | None
     asked: Any = None
+    priority: int = 0
 
 
 class Reply(NamedTuple):

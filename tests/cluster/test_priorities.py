@@ -84,6 +84,23 @@ def test_a_pull_with_priority_is_answered_ahead_of_pushes_that_wait(line: tuple[
     assert throttle.passed_up - before < ALL_BYTES / 2
 
 
+@pytest.mark.parametrize("priority", [0, 1])
+def test_a_small_pull_overtakes_what_a_large_one_still_has_to_be_sent_if_its_priority_is_higher(
+    line: tuple[Store, Throttle], priority: int
+) -> None:
+    store, throttle = line
+    before = throttle.passed_down
+    large = store.pull([f"layer {i}" for i in range(1, LAYERS)], priority=0)
+    store.pull("layer 0", priority=priority).result(DEADLINE_S)
+    ahead = throttle.passed_down - before - LAYER_BYTES
+    if priority:
+        assert ahead < ALL_BYTES / 2
+        assert not large.done()
+    else:
+        assert ahead >= ALL_BYTES - 2 * LAYER_BYTES
+    large.result(DEADLINE_S)
+
+
 def test_gradients_leave_while_the_next_are_computed(line: tuple[Store, Throttle]) -> None:
     store, throttle = line
     before, deadline = throttle.passed_up, time.monotonic() + DEADLINE_S
