@@ -16,6 +16,7 @@ import threading
 import time
 
 CHUNK_BYTES = 1 << 16
+LATE_S = 0.005  # what the relay was woken too late, up to this, is made up for
 
 
 def main(listen: str, upstream: str, bytes_per_s: str) -> None:
@@ -91,7 +92,7 @@ class Throttle:
         free_at = 0.0  # when the line has passed on what it was given
         with contextlib.suppress(OSError):
             while raw := source.recv(CHUNK_BYTES):
-                free_at = max(free_at, time.monotonic()) + len(raw) / self.bytes_per_s
+                free_at = max(free_at, time.monotonic() - LATE_S) + len(raw) / self.bytes_per_s
                 self._closing.wait(max(0.0, free_at - time.monotonic()))
                 target.sendall(raw)
                 if up:
