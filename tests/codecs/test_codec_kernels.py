@@ -147,6 +147,24 @@ def test_a_value_that_is_not_finite_arrives_as_one_and_is_not_kept(spec: CodecSp
     assert np.isfinite(error).all()
 
 
+@pytest.mark.parametrize("spec", [Float16(), codec_specs.BFloat16(), TwoBit(threshold=0.5)], ids=repr)
+@pytest.mark.parametrize("bad", [None, np.nan, np.inf])
+def test_what_is_kept_is_what_was_lost_to_the_last_bit(spec: CodecSpec, bad: float | None) -> None:
+    """Runs that hold what is not finite are encoded by loops of their own: both must agree with what is decoded."""
+    random = np.random.default_rng(5)
+    values = floats(random.normal(size=2500) * 10.0 ** random.integers(-9, 7, size=2500))
+    values[::50] = 0.0
+    error = floats(random.normal(size=2500) * 1e-3)
+    if bad is not None:
+        values[1030] = bad
+    before, total = error.copy(), values + error
+    found, alone = through(spec, values, error), through(spec, floats(total))
+    assert np.array_equal(found, alone, equal_nan=True)
+    finite = np.isfinite(values)
+    assert np.array_equal(error[finite], total[finite] - found[finite])
+    assert np.array_equal(error[~finite], before[~finite])
+
+
 def test_top_k_takes_the_largest_and_of_equal_ones_the_first() -> None:
     values = floats([1, -3, 3, 2, 3, -2, 0, 0, 0, 0])
     assert through(TopK(ratio=0.3), values).tolist() == [0, -3, 3, 0, 3, 0, 0, 0, 0, 0]

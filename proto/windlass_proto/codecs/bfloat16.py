@@ -39,6 +39,29 @@ def within(bits: Any) -> Any:
     return cut if magnitude > _LARGEST and magnitude < INFINITY else bits
 
 
+@register_jitable(error_model="numpy")
+def _encode_run(x: Any, kept: Any, out: Any) -> None:
+    """Of finite values: the wire's bits are the upper half of what is sent."""
+    patterns = x.view(np.uint32)
+    for i in range(x.size):
+        magnitude = min(U32(patterns[i] & MAGNITUDE), _LARGEST)
+        odd = U32(U32(magnitude >> U32(16)) & U32(1))
+        rounded = U32(U32(U32(magnitude + U32(0x7FFF)) + odd) & U32(0xFFFF0000))
+        sent = U32(rounded | U32(patterns[i] & SIGN))
+        out[i] = np.uint16(U32(sent >> U32(16)))
+        kept[i] = np.float32(x[i] - np.uint32(sent).view(np.float32))
+
+
+@register_jitable(error_model="numpy")
+def _encode_odd_run(x: Any, kept: Any, out: Any) -> None:
+    """Of values some of which are not finite: those are kept as they were."""
+    patterns = x.view(np.uint32)
+    for i in range(x.size):
+        out[i] = np.uint16(brief_of(within(patterns[i])))
+        if U32(patterns[i] & MAGNITUDE) < INFINITY:
+            kept[i] = np.float32(x[i] - np.uint32(U32(U32(out[i]) << U32(16))).view(np.float32))
+
+
 def encode(values: Any, error: Any, wire: Any, count: Any, number: Any, seed: Any) -> None:
     """See `kernel`."""
     codes = wire.view(np.uint16)
@@ -47,14 +70,10 @@ def encode(values: Any, error: Any, wire: Any, count: Any, number: Any, seed: An
         for begin in range(0, values.size, RUN):
             end = min(begin + RUN, values.size)
             x, kept, out = held[: end - begin], error[begin:end], codes[begin:end]
-            gather(values[begin:end], kept, x)
-            patterns = x.view(np.uint32)
-            for i in range(x.size):
-                bits = within(patterns[i])
-                out[i] = np.uint16(brief_of(bits))
-            for i in range(x.size):
-                left = np.float32(x[i] - np.uint32(U32(U32(out[i]) << U32(16))).view(np.float32))
-                kept[i] = left if U32(patterns[i] & MAGNITUDE) < INFINITY else kept[i]
+            if gather(values[begin:end], kept, x) < INFINITY:
+                _encode_run(x, kept, out)
+            else:
+                _encode_odd_run(x, kept, out)
     else:
         given = values.view(np.uint32)
         for i in range(codes.size):

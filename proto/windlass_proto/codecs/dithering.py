@@ -27,7 +27,6 @@ from windlass_proto.codecs.kernel import (
     chance,
     codes_at,
     gather,
-    largest,
     scale_fault,
 )
 
@@ -82,8 +81,7 @@ def encode(values: Any, error: Any, wire: Any, count: Any, number: Any, seed: An
         begin = b * count
         end = min(begin + count, values.size)
         x = held[: end - begin]
-        gather(values[begin:end], error[begin:end], x)
-        top = largest(x)
+        top = gather(values[begin:end], error[begin:end], x)
         scale = np.uint32(top).view(np.float32)
         if top >= INFINITY or scale < TINY:
             scale = NAN_SCALE if top >= INFINITY else _NONE

@@ -14,7 +14,7 @@ import numpy as np
 from numba.extending import register_jitable
 
 from windlass_proto.codec_specs import Float16
-from windlass_proto.codecs.halves import bits_of_half, half_of
+from windlass_proto.codecs.halves import BIAS, HALF, HALF_BITS, NORMAL_FROM, bits_of_half, half_of
 from windlass_proto.codecs.kernel import FINE, INFINITY, MAGNITUDE, RUN, SIGN, U32, gather
 
 _LARGEST: Final = U32(0x477FE000)  # 65,504
@@ -40,6 +40,35 @@ def within(bits: Any) -> Any:
     return cut if magnitude > _LARGEST and magnitude < INFINITY else bits
 
 
+@register_jitable(error_model="numpy")
+def _encode_run(x: Any, kept: Any, out: Any) -> None:
+    """Of finite values: what is sent is rounded as a float32, so that nothing is made of a half again."""
+    patterns = x.view(np.uint32)
+    for i in range(x.size):
+        magnitude = min(U32(patterns[i] & MAGNITUDE), _LARGEST)
+        sign = U32(patterns[i] & SIGN)
+        odd = U32(U32(magnitude >> U32(13)) & U32(1))
+        normal = U32(U32(U32(magnitude + U32(0xFFF)) + odd) & U32(0xFFFFE000))
+        lifted = np.float32(np.uint32(magnitude).view(np.float32) + HALF)
+        subnormal = np.float32(lifted - HALF).view(np.uint32)
+        is_normal = magnitude >= NORMAL_FROM
+        sent = U32(sign | (normal if is_normal else subnormal))
+        code = U32(U32(normal - BIAS) >> U32(13)) if is_normal else U32(lifted.view(np.uint32) - HALF_BITS)
+        out[i] = np.uint16(U32(code | U32(sign >> U32(16))))
+        kept[i] = np.float32(x[i] - np.uint32(sent).view(np.float32))
+
+
+@register_jitable(error_model="numpy")
+def _encode_odd_run(x: Any, kept: Any, out: Any) -> None:
+    """Of values some of which are not finite: those are kept as they were."""
+    patterns = x.view(np.uint32)
+    for i in range(x.size):
+        bits = within(patterns[i])
+        out[i] = np.uint16(half_of(np.uint32(bits).view(np.float32), bits))
+        if U32(patterns[i] & MAGNITUDE) < INFINITY:
+            kept[i] = np.float32(x[i] - np.uint32(bits_of_half(U32(out[i]))).view(np.float32))
+
+
 def encode(values: Any, error: Any, wire: Any, count: Any, number: Any, seed: Any) -> None:
     """See `kernel`."""
     codes = wire.view(np.uint16)
@@ -48,14 +77,10 @@ def encode(values: Any, error: Any, wire: Any, count: Any, number: Any, seed: An
         for begin in range(0, values.size, RUN):
             end = min(begin + RUN, values.size)
             x, kept, out = held[: end - begin], error[begin:end], codes[begin:end]
-            gather(values[begin:end], kept, x)
-            patterns = x.view(np.uint32)
-            for i in range(x.size):
-                bits = within(patterns[i])
-                out[i] = np.uint16(half_of(np.uint32(bits).view(np.float32), bits))
-            for i in range(x.size):
-                left = np.float32(x[i] - np.uint32(bits_of_half(U32(out[i]))).view(np.float32))
-                kept[i] = left if U32(patterns[i] & MAGNITUDE) < INFINITY else kept[i]
+            if gather(values[begin:end], kept, x) < INFINITY:
+                _encode_run(x, kept, out)
+            else:
+                _encode_odd_run(x, kept, out)
     else:
         given = values.view(np.uint32)
         for i in range(codes.size):

@@ -28,13 +28,13 @@ from windlass_proto.errors import UsageError
 
 HALVES: Final = ("float16", "bfloat16")
 
-_HALF: Final = np.float32(0.5)
-_HALF_BITS: Final = U32(0x3F000000)
+HALF: Final = np.float32(0.5)
+HALF_BITS: Final = U32(0x3F000000)
 _ONE: Final = U32(1)
-_NORMAL_FROM: Final = U32(0x38800000)  # 2**-14, the least normal float16
+NORMAL_FROM: Final = U32(0x38800000)  # 2**-14, the least normal float16
 _INFINITE_FROM: Final = U32(0x477FF000)  # 65,520, halfway to 65,536
 _REBIAS: Final = U32(0xC8000FFF)  # (15 - 127) << 23, and just under half of the last kept bit
-_BIAS: Final = U32(112 << 23)
+BIAS: Final = U32(112 << 23)
 _UNIT: Final = np.float32(2.0**-24)
 
 
@@ -45,9 +45,9 @@ def half_of(value: Any, bits: Any) -> Any:
     sign = U32(U32(bits >> U32(16)) & U32(0x8000))
     odd = U32(U32(magnitude >> U32(13)) & _ONE)
     normal = U32(U32(U32(magnitude + _REBIAS) + odd) >> U32(13))
-    subnormal = U32(np.float32(abs(value) + _HALF).view(np.uint32) - _HALF_BITS)
+    subnormal = U32(np.float32(abs(value) + HALF).view(np.uint32) - HALF_BITS)
     nan = U32(U32(0x7C00) | max(U32(U32(magnitude >> U32(13)) & U32(0x3FF)), _ONE))
-    found = normal if magnitude >= _NORMAL_FROM else subnormal
+    found = normal if magnitude >= NORMAL_FROM else subnormal
     found = U32(0x7C00) if magnitude >= _INFINITE_FROM else found
     found = nan if magnitude > INFINITY else found
     return U32(found | sign)
@@ -58,10 +58,10 @@ def bits_of_half(half: Any) -> Any:
     """The bits of the float32 that equals float16 `half` (as u32)."""
     sign = U32(U32(half & U32(0x8000)) << U32(16))
     magnitude = U32(half & U32(0x7FFF))
-    normal = U32(U32(magnitude << U32(13)) + _BIAS)
+    normal = U32(U32(magnitude << U32(13)) + BIAS)
     subnormal = np.float32(np.float32(np.int32(magnitude)) * _UNIT).view(np.uint32)
     found = subnormal if magnitude < U32(0x400) else normal
-    found = U32(found + _BIAS) if magnitude >= U32(0x7C00) else found
+    found = U32(found + BIAS) if magnitude >= U32(0x7C00) else found
     return U32(found | sign)
 
 

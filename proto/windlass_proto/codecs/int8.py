@@ -22,7 +22,6 @@ from windlass_proto.codecs.kernel import (
     blocks_of,
     codes_at,
     gather,
-    largest,
     scale_fault,
 )
 
@@ -53,8 +52,7 @@ def encode(values: Any, error: Any, wire: Any, count: Any, number: Any, seed: An
         begin = b * count
         end = min(begin + count, values.size)
         x = held[: end - begin]
-        gather(values[begin:end], error[begin:end], x)
-        top = largest(x)
+        top = gather(values[begin:end], error[begin:end], x)
         scale = np.float32(np.uint32(top).view(np.float32) / _CODES)
         if top >= INFINITY or scale < TINY:
             scale = NAN_SCALE if top >= INFINITY else _NONE

@@ -89,14 +89,19 @@ def codes_at(blocks: int) -> int:
 
 
 @register_jitable(error_model="numpy")
-def gather(values: Any, error: Any, x: Any) -> None:
-    """x = values + error, or values where nothing is kept."""
+def gather(values: Any, error: Any, x: Any) -> Any:
+    """x = values + error, or values where nothing is kept; the bits of max |x|, as `largest` says them."""
+    top = np.int32(0)
     if error.size:
         for i in range(x.size):
-            x[i] = values[i] + error[i]
+            total = np.float32(values[i] + error[i])
+            x[i] = total
+            top = max(top, np.int32(np.float32(total).view(np.int32) & np.int32(0x7FFFFFFF)))
     else:
         for i in range(x.size):
             x[i] = values[i]
+            top = max(top, np.int32(np.float32(values[i]).view(np.int32) & np.int32(0x7FFFFFFF)))
+    return np.uint32(top)
 
 
 @register_jitable(error_model="numpy")

@@ -14,7 +14,7 @@ import numpy as np
 from numba.extending import register_jitable
 
 from windlass_proto.codec_specs import RandomK
-from windlass_proto.codecs.kernel import FINE, INFINITY, NAN_SCALE, U32, chance, largest
+from windlass_proto.codecs.kernel import FINE, INFINITY, NAN_SCALE, RUN, U32, chance, largest
 from windlass_proto.codecs.top_k import kept_of
 
 _VALUES_AT = 64
@@ -51,12 +51,18 @@ def encode(values: Any, error: Any, wire: Any, count: Any, number: Any, seed: An
     folded = _folded(seed)
     finite = largest(values) < INFINITY
     if error.size and finite:
-        for i in range(values.size):
-            error[i] = np.float32(values[i] + error[i])
-        for i in range(count):
-            at = _place(folded, i, count, values.size)
-            taken[i] = error[at]
-            error[at] = np.float32(0.0)
+        i = 0
+        at = _place(folded, i, count, values.size)
+        for begin in range(0, values.size, RUN):  # places are in order: each is taken while its run is in cache
+            end = min(begin + RUN, values.size)
+            given, kept = values[begin:end], error[begin:end]
+            for j in range(given.size):
+                kept[j] = np.float32(given[j] + kept[j])
+            while at < end:
+                taken[i] = error[at]
+                error[at] = np.float32(0.0)
+                i += 1
+                at = _place(folded, i, count, values.size) if i < count else values.size
     else:
         for i in range(count):
             taken[i] = values[_place(folded, i, count, values.size)]

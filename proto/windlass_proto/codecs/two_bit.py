@@ -13,9 +13,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numba.extending import register_jitable
 
 from windlass_proto.codec_specs import TwoBit
-from windlass_proto.codecs.kernel import FINE, INFINITY, MAGNITUDE, NAN_SCALE, RUN, U32
+from windlass_proto.codecs.kernel import FINE, INFINITY, MAGNITUDE, NAN_SCALE, RUN, U32, gather
 
 
 def wire_bytes(spec: TwoBit, elements: int) -> int:
@@ -30,31 +31,49 @@ def arguments(spec: TwoBit, elements: int) -> tuple[int, float]:
     return 0, spec.threshold
 
 
+@register_jitable(error_model="numpy")
+def _code(x: Any, threshold: Any) -> Any:
+    return U32(1) if x >= threshold else (U32(2) if x <= -threshold else U32(0))
+
+
+@register_jitable(error_model="numpy")
+def _sent(x: Any, threshold: Any) -> Any:
+    return threshold if x >= threshold else (-threshold if x <= -threshold else np.float32(0.0))
+
+
+@register_jitable(error_model="numpy")
+def _encode_run(x: Any, kept: Any, codes: Any, threshold: Any, finite: Any) -> None:
+    """`codes` of a run, and what it leaves; `kept` is empty where nothing is kept.
+
+    Runs that hold what is not finite have loops of their own: a value that may stay as it is would become a masked
+    store, which costs more than all the rest (3.5 GB/s against 12).
+    """
+    if finite:
+        for i in range(x.size):
+            codes[i] = np.uint8(_code(x[i], threshold))
+        for i in range(kept.size):
+            kept[i] = np.float32(x[i] - _sent(x[i], threshold))
+        return
+    patterns = x.view(np.uint32)
+    for i in range(x.size):
+        number = U32(patterns[i] & MAGNITUDE) < INFINITY
+        codes[i] = np.uint8(_code(x[i], threshold) if number else U32(3))
+        if number and kept.size:
+            kept[i] = np.float32(x[i] - _sent(x[i], threshold))
+
+
 def encode(values: Any, error: Any, wire: Any, count: Any, number: Any, seed: Any) -> None:
     """See `kernel`."""
     threshold = np.float32(number)
     codes = np.zeros(RUN, np.uint8)
+    held = np.empty(RUN, np.float32)
     for begin in range(0, values.size, RUN):
         end = min(begin + RUN, values.size)
-        given = values[begin:end]
+        x, kept = held[: end - begin], error[begin:end]
+        finite = gather(values[begin:end], kept, x) < INFINITY
         if end - begin < RUN:
             codes[:] = np.uint8(0)
-        if error.size:
-            kept = error[begin:end]
-            for i in range(given.size):
-                x = np.float32(given[i] + kept[i])
-                up, down = x >= threshold, x <= -threshold
-                finite = U32(np.float32(x).view(np.uint32) & MAGNITUDE) < INFINITY
-                code = U32(1) if up else (U32(2) if down else U32(0))
-                sent = threshold if up else (-threshold if down else np.float32(0.0))
-                codes[i] = np.uint8(code if finite else U32(3))
-                kept[i] = np.float32(x - sent) if finite else kept[i]
-        else:
-            for i in range(given.size):
-                x = given[i]
-                finite = U32(np.float32(x).view(np.uint32) & MAGNITUDE) < INFINITY
-                code = U32(1) if x >= threshold else (U32(2) if x <= -threshold else U32(0))
-                codes[i] = np.uint8(code if finite else U32(3))
+        _encode_run(x, kept, codes, threshold, finite)
         fours = codes.view(np.uint32)
         out = wire[begin // 4 : (end + 3) // 4]
         for i in range(out.size):
