@@ -298,7 +298,7 @@ def _digest(record: Mapping[str, Any]) -> str:
 def _manifest_untrusted(record: Mapping[str, Any]) -> Manifest:
     if not isinstance(record["state"], dict):
         raise TypeError("the state is not an object")
-    groups = tuple(_group_untrusted(group) for group in record["groups"])
+    groups = tuple(_group_untrusted(group, str(record["consistency"])) for group in record["groups"])
     tables = tuple(_table_untrusted(table) for table in record.get("tables", []))
     return Manifest(
         job=str(record["job"]),
@@ -387,8 +387,8 @@ def _group_record(group: Group) -> dict[str, Any]:
     }
 
 
-def _group_untrusted(record: Mapping[str, Any]) -> Group:
-    """Checked as what a peer declares is."""
+def _group_untrusted(record: Mapping[str, Any], consistency: str) -> Group:
+    """Checked as what a peer declares is, in the mode that it was saved in: some rules are for some modes alone."""
     message = control_pb2.Group(
         dtype=record["dtype"],
         tensors=[control_pb2.Tensor(dtype=record["dtype"], **tensor) for tensor in record["tensors"]],
@@ -396,7 +396,7 @@ def _group_untrusted(record: Mapping[str, Any]) -> Group:
         layout=record.get("layout", ""),
         rule=bytes.fromhex(record["rule"]),
         reduce=record["reduce"],
-        consistency="bsp",
+        consistency=consistency,
         vshards=2,
     )
     return Group(group_specs.from_message(message), frozenset(record["deleted"]))

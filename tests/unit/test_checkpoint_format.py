@@ -16,7 +16,7 @@ from windlass_proto.consistency import Consistency
 from windlass_proto.errors import CorruptionError
 from windlass_proto.group_specs import GroupSpec
 from windlass_proto.layout import GroupLayout, TensorSpec
-from windlass_proto.rule_specs import Adam
+from windlass_proto.rule_specs import DCASGD, Adam
 
 
 def group() -> Group:
@@ -44,6 +44,15 @@ def test_a_manifest_comes_back_as_it_was(tmp_path: Path) -> None:
     assert found == manifest(3, (part,))
     assert found.digest == manifest(3, (part,)).digest != manifest(4, (part,)).digest
     assert os.listdir(folder) == ["manifest.json"]
+
+
+def test_a_rule_that_is_refused_under_bsp_comes_back_from_the_mode_that_it_was_saved_in(tmp_path: Path) -> None:
+    late = dataclasses.replace(group().spec, rule=DCASGD(), consistency=Consistency.parse("asp"))
+    named = dataclasses.replace(manifest(), consistency="asp", groups=(Group(late, frozenset()),))
+    folder = tmp_path / format_.folder_name(3)
+    folder.mkdir()
+    format_.write_manifest(folder, named)
+    assert format_.read_manifest_untrusted(folder) == named
 
 
 def test_tensors_that_are_never_cut_come_back_so_in_a_format_that_older_releases_refuse(tmp_path: Path) -> None:
