@@ -187,6 +187,21 @@ def test_updates_on_arrival_have_the_same_bits(both: Callable[..., list[Any]], o
     assert device == memory
 
 
+@pytest.mark.parametrize("lazy", [True, False])
+def test_rows_and_rates_that_heed_staleness_have_the_same_bits(both: Callable[..., list[Any]], *, lazy: bool) -> None:
+    def train(team: Team) -> Values:
+        rate = wl.schedule.StalenessAware(0.1)
+        store, other = team.stores(model(0), Adam(lr=rate, weight_decay=0.1), consistency="asp", lazy=lazy)
+        steps(other, 1, 9, 3)
+        for step in range(3):
+            rows = wl.Rows([step, 1], model(step)["w"][[2, 0]])
+            store.push({"w": rows}).result()
+        return steps(store, 0, 0, 1)
+
+    device, memory = both(train)
+    assert device == memory
+
+
 def test_values_that_are_not_finite_are_refused_by_name(both: Callable[..., list[Any]]) -> None:
     def push(team: Team) -> str:
         store, _ = team.stores(model(0), consistency="asp")
