@@ -7,6 +7,7 @@ A test compares the file with `table()`, so a new rule or a new variant of one i
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from windlass_proto import codec_specs, transfer_specs
+from windlass_proto.consistency import Consistency
 from windlass_proto.errors import UsageError
 from windlass_proto.rule_specs import RULES, SGD, RuleSpec
 from windlass_proto.transfer_specs import Transfer
@@ -73,6 +75,8 @@ CODECS_HEAD = """
 """
 
 CODECS_FOOT = """
+*Down* in modes with steps (*bsp*, `avg` too): what a step changed travels, and what it lost is in the next change.
+
 *GPU*: where gradients are decoded, and weights made halves, on a server's device; marked as rules are.
 
 *Half tensors* are float16 and bfloat16 under float32 masters ([mixed-precision.md](mixed-precision.md)); codecs take
@@ -193,12 +197,14 @@ def _written(rows: list[list[str]]) -> str:
 
 
 def may(transfer: Transfer) -> str:
-    """Can float32 tensors be declared so?"""
-    try:
-        transfer_specs.check(transfer, dtype="float32", rule=SGD(lr=0.1))
-    except UsageError:
-        return "no"
-    return "yes"
+    """In which modes can float32 tensors be declared so?"""
+    modes = []
+    for mode in ("bsp", "asp"):
+        with contextlib.suppress(UsageError):
+            transfer_specs.check(transfer, dtype="float32", rule=SGD(lr=0.1))
+            transfer_specs.check_mode(transfer, Consistency.parse(mode))
+            modes.append(mode)
+    return {0: "no", 1: ", ".join(modes), 2: "yes"}[len(modes)]
 
 
 def codec_rows(runs: list[Run]) -> list[list[str]]:

@@ -188,6 +188,9 @@ class DataLink:
         request = self.window.request_of(self.server, entry.tag)
         if request is None or request.owner is None:
             return _sink(entry.nbytes)  # answered before over a link that broke, or given up
+        if request.out is not None and request.base is not None and request.out.nbytes > entry.nbytes:
+            (room,) = self._views(request.out)
+            return [room[: entry.nbytes]]
         if request.out is None or request.out.nbytes != entry.nbytes:
             raise ProtocolError("a server sent values that were not asked for", nbytes=entry.nbytes)
         return self._views(request.out)
@@ -234,6 +237,7 @@ def refusal_of(status: Status, tensors: str, *, worker: object) -> errors.Windla
 def _entry(request: Request, offset: int, nbytes: int, segment_id: int, *, shared: bool) -> Entry:
     out = request.out
     out_arena, out_offset = (out.segment_id, out.offset) if shared and type(out) is InArena else (0, 0)
+    half = request.base if request.rows is None else request.rows
     return Entry(
         request.op,
         frames.priority_byte(request.priority) if request.priority else 0,
@@ -253,7 +257,7 @@ def _entry(request: Request, offset: int, nbytes: int, segment_id: int, *, share
         request.weight,
         request.stamp.version if request.stamp is not None else 0,
         request.share[1],
-        request.read if request.rows is None else request.rows | (request.read & 0xFFFFFFFF) << 32,
+        request.read if half is None else half | (request.read & 0xFFFFFFFF) << 32,
     )
 
 

@@ -69,6 +69,8 @@ def declare(
     if not arrays:
         raise UsageError("init was given no tensors", store=store.name, next_move="Pass a dict of name -> array.")
     transfer = transfer_specs.of(*travels)
+    for mode in (store.modes.declared, store.modes.newest()):
+        transfer_specs.check_mode(transfer, mode)
     named = {name: array.dtype.name for name, array in arrays.items()} | dict(dtypes)
     for dtype in sorted(set(named.values())):
         transfer_specs.check(transfer, dtype=dtype, rule=optimizer)

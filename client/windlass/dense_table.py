@@ -55,6 +55,7 @@ class Span(NamedTuple):
     """One entry to be: segments [seg_begin, seg_end) of a block, where its values lie, where its answer goes.
 
     `rows`: how many rows of a dense tensor it is about; None: it is about whole segments, or of a sparse table.
+    `base`: where weights come down as deltas, the state that was read last; None: they come as long as `out`.
     """
 
     share: tuple[int, int]
@@ -64,6 +65,7 @@ class Span(NamedTuple):
     payload: InFrame | InArena | None
     out: InFrame | InArena | None
     rows: int | None = None
+    base: int | None = None
 
 
 Place = Flat | dict[int, Vector] | None

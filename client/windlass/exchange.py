@@ -10,6 +10,7 @@ that are not lent are copied before the plan is returned. The store's lock owns 
 from __future__ import annotations
 
 import difflib
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -34,12 +35,15 @@ if TYPE_CHECKING:
     from windlass.encoder import Encoder
     from windlass.member import Member
     from windlass.reads import Reads
+    from windlass.shown_weights import ShownWeights
     from windlass.sparse_table import Table
     from windlass.window_core import Stamp
 
 _PLANS_MAX = 8
 
 Action = Callable[[], None]
+Expect = Callable[[list[Span], Flat | dict[int, Array], list[Action]], list[Span]]
+"""Gives entries room for weights that arrive encoded, and adds what brings them to the arrays that asked."""
 
 
 class Plan(NamedTuple):
@@ -89,9 +93,10 @@ class Plan(NamedTuple):
                 priority=priority,
                 rows=rows,
                 read=reads.number_of(share[0], block, begin, end) if reads is not None else 0,
+                base=base,
             )
             for table, spans in enumerate(self.spans)
-            for share, block, begin, end, payload, out, rows in spans
+            for share, block, begin, end, payload, out, rows, base in spans
         ]
 
 
@@ -121,6 +126,7 @@ class Exchange:
         self.encoders: dict[int, Encoder] = {}
         self.steps_done: Callable[[], int] = lambda: 0
         self.decoders: dict[int, Decoder] = {}
+        self.shown: dict[int, ShownWeights] = {}
         self.family: Callable[[Array], Any] = lambda array: array
         self.rooms = Rooms(member.heap)
         self.bfloat16_family: Callable[[Array], Any] = lambda bits: bits
@@ -136,7 +142,11 @@ class Exchange:
         self.means[table.table_id] = spec.mean
         self.transfers[table.table_id] = spec.transfer
         self.lazy |= {table.table_id} if spec.lazy else set()
-        if spec.transfer.down is not None:
+        if spec.transfer.down is not None and spec.transfer.deltas:
+            from windlass.shown_weights import ShownWeights
+
+            self.shown[table.table_id] = ShownWeights(table, spec.transfer.down, self.member.heap)
+        elif spec.transfer.down is not None:
             from windlass.decoder import Decoder
 
             self.decoders[table.table_id] = Decoder(table, spec.transfer.down, self.member.heap)
@@ -190,6 +200,7 @@ class Exchange:
             del self.tables[table_id], self.rules[table_id], self.means[table_id], self.transfers[table_id]
             self.encoders.pop(table_id, None)
             self.decoders.pop(table_id, None)
+            self.shown.pop(table_id, None)
             self.params.pop(table_id, None)
         self._changed()
 
@@ -304,16 +315,16 @@ class Exchange:
         spans = []
         for table_id, tensors in sources.items():
             table = self.tables[table_id]
-            decoder = self.decoders.get(table_id) if op is Op.PUSH_PULL else None
-            pulls = op is Op.PUSH_PULL and decoder is None
+            expect = self._encoded(table_id) if op is Op.PUSH_PULL else None
+            pulls = op is Op.PUSH_PULL and expect is None
             target = self._target(table, targets.get(table_id), flats, after) if pulls else None
             if table_id in self.encoders and op in (Op.PUSH, Op.PUSH_PULL):
                 found = self.encoders[table_id].spans(_on_host(tensors), target, settle)
             else:
                 source = self._source(table, tensors, settle, borrow=borrow)
                 found = table.spans(tuple(tensors), source, target)
-            if decoder is not None:
-                found = self._expect(decoder, found, targets.get(table_id), flats, after)
+            if expect is not None:
+                found = self._expect(expect, table, found, targets.get(table_id), flats, after)
             spans.append(found)
         finish = self._finisher(list(arrays), out, flats, after) if op is Op.PUSH_PULL else None
         lasts = len(spans) if op is Op.PUSH_PULL else 0
@@ -324,18 +335,18 @@ class Exchange:
             self._plans[key] = (plan, (dict(arrays), out))
         return plan
 
-    def pull_plan(self, names: list[str], out: Mapping[str, Any] | None) -> Plan:
-        """Ask for tensors, into `out` or into fresh arrays."""
+    def pull_plan(self, names: list[str], out: Mapping[str, Any] | None, *, exact: bool = False) -> Plan:
+        """Ask for tensors, into `out` or fresh arrays; `exact`: as the servers hold them, not as they are shown."""
         asked = {name: out[name] for name in names} if out else {}
         targets = self.by_table(asked, what="an out array", target=True) if asked else {}
         flats: dict[int, Flat] = {}
         after: list[Action] = []
         spans = []
         for table_id, numbers in self._numbers(names).items():
-            table, decoder = self.tables[table_id], self.decoders.get(table_id)
-            if decoder is not None:
+            table, expect = self.tables[table_id], self._encoded(table_id, exact=exact)
+            if expect is not None:
                 found = table.spans(numbers, None, None)
-                spans.append(self._expect(decoder, found, targets.get(table_id), flats, after))
+                spans.append(self._expect(expect, table, found, targets.get(table_id), flats, after))
                 continue
             spans.append(table.spans(numbers, None, self._target(table, targets.get(table_id), flats, after)))
         return Plan(spans, (), self._finisher(names, out, flats, after), sum(map(len, spans)))
@@ -346,9 +357,9 @@ class Exchange:
         flats = {table_id: Flat(self.tables[table_id].layout, self.member.heap) for table_id in numbers}
         spans, after = [], list[Action]()
         for table_id, chosen in numbers.items():
-            table, decoder = self.tables[table_id], self.decoders.get(table_id)
-            found = table.spans(chosen, None, flats[table_id] if decoder is None else None)
-            spans.append(found if decoder is None else decoder.expect(found, flats[table_id], after))
+            table, expect = self.tables[table_id], self._encoded(table_id)
+            found = table.spans(chosen, None, flats[table_id] if expect is None else None)
+            spans.append(found if expect is None else expect(found, flats[table_id], after))
         self.params.update(flats)
         return Plan(spans, (), self._finisher(names, None, flats, after), sum(map(len, spans)))
 
@@ -451,9 +462,17 @@ class Exchange:
             return all(array.flags.c_contiguous and array.flags.writeable for array in tensors.values())
         return all(table.lies_in_arena(number, array) for number, array in tensors.items())
 
+    def _encoded(self, table_id: int, *, exact: bool = False) -> Expect | None:
+        """What plans for weights of this table that arrive encoded; None where they come as they are."""
+        if table_id in self.shown:
+            return functools.partial(self.shown[table_id].expect, exact=exact)
+        decoder = self.decoders.get(table_id)
+        return decoder.expect if decoder is not None else None
+
     def _expect(
         self,
-        decoder: Decoder,
+        expect: Expect,
+        table: DenseTable,
         spans: list[Span],
         tensors: Given | None,
         flats: dict[int, Flat],
@@ -462,11 +481,11 @@ class Exchange:
         """`spans` with room for weights that arrive encoded, to be decoded to where they are asked for."""
         here = _here(tensors) if tensors is not None else None
         if here is not None:
-            return decoder.expect(spans, here, after)
+            return expect(spans, here, after)
         late: list[Action] = []
-        flat = self._target(decoder.table, tensors, flats, late)
+        flat = self._target(table, tensors, flats, late)
         assert isinstance(flat, Flat)
-        found = decoder.expect(spans, flat, after)
+        found = expect(spans, flat, after)
         after += late
         return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from windlass._version import __version__
 from windlass.arrays import as_numpy
 from windlass_proto import storage, tensor_file
+from windlass_proto.frames import Op
 
 if TYPE_CHECKING:
     from windlass.store import Store
@@ -17,7 +19,8 @@ if TYPE_CHECKING:
 
 def export(store: Store, path: str | Path) -> None:
     """Write present weights to one file; see `Store.export`."""
-    values: dict[str, Any] = store.pull().result()
+    whole = functools.partial(store.exchange.pull_plan, list(store.exchange.where), None, exact=True)
+    values: dict[str, Any] = store.ask(Op.PULL, whole).result()
     arrays = {name: np.asarray(as_numpy(name, value)) for name, value in values.items()}
     for name, bits in arrays.items():
         if store.exchange.dtype_of(name) == "bfloat16":  # a file would show its bits as integers

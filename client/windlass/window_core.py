@@ -52,10 +52,12 @@ class Request:
 
     `nbytes` counts the values that travel in the frame. `share` is (table, vshard), the unit of ordering. `rows`: how
     many rows of a dense tensor it names, None if it is about whole segments. `read`: of a gradient, the number that the
-    answer gave to the weights that it was made from.
+    answer gave to the weights that it was made from. `base`: the state of the weights that was read last, where they
+    come down as deltas: the answer may be shorter than `out` then.
     """
 
     __slots__ = (
+        "base",
         "block",
         "clock",
         "flags",
@@ -102,6 +104,7 @@ class Request:
         priority: int = 0,
         rows: int | None = None,
         read: int = 0,
+        base: int | None = None,
     ) -> None:
         self.op = op
         self.store = store
@@ -120,6 +123,7 @@ class Request:
         self.flags |= EntryFlag.ROWS if rows is not None else 0
         self.rows = rows
         self.read = read
+        self.base = base
         self.priority = priority
         self.seq = 0
         self.tag = 0

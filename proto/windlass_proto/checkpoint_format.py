@@ -457,6 +457,11 @@ def slot_key(group: int, block: int, slot: str) -> str:
     return f"{group}.{block}.slot.{slot}"
 
 
+def shown_key(group: int, block: int) -> str:
+    """Where weights come down as deltas: what the workers held of the block, as long as the weights."""
+    return f"{group}.{block}.shown"
+
+
 def updates_key(group: int, block: int) -> str:
     """int64 by segment: how many updates it has had; -1 where it holds nothing."""
     return f"{group}.{block}.updates"

@@ -6,7 +6,7 @@ part of a block) at a time, so what arrives depends neither on the link nor on h
 `feedback`: what encoding loses is kept by the sender and added to its next gradient, which is what makes biased codecs
 converge (Stich et al., NeurIPS 2018; Karimireddy et al., ICML 2019). A codec whose mean is the value itself needs none.
 `exact`: it is a rounding, whose result depends on the value alone and needs no state at either end; so it may be used
-on the way down in any mode.
+on the way down in any mode; any other brings weights down as deltas (`weight_deltas`), in modes with steps.
 
 Invariant: a spec is a value; equal specs encode equal values with equal seeds to equal bytes.
 """

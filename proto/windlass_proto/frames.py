@@ -127,6 +127,7 @@ class Entry(NamedTuple):
     stamp: with which version of the store's hyper-parameters a gradient is to be applied; 0: as declared.
     aux: the expected seq of a gap; the version of an answer. With ROWS the number of rows: the values begin with them
     (u64), and for a push zeros up to a multiple of 64 and their pieces follow; those of an answer are the pieces.
+    Of a pull or push_pull where weights come down as deltas: the state that was read last (`weight_deltas`).
 
     REDUCE: seg_end is the scope (a tensor's number, or the number of tensors for the group), stamp the phase; the
     values are sums of squares, float64, and so are those of the answer, whose aux says how many.

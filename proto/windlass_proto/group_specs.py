@@ -68,6 +68,7 @@ def from_message(group: control_pb2.Group) -> GroupSpec:
         if spec.lazy:
             rule_specs.check_lazy(spec.rule, group.dtype)
         transfer_specs.check(spec.transfer, dtype=group.dtype, rule=spec.rule)
+        transfer_specs.check_mode(spec.transfer, spec.consistency)
         for tensor in spec.layout.tensors if spec.layout.whole else ():
             check_whole(tensor.name, tensor.elements, group.dtype)
     except WindlassError as cause:

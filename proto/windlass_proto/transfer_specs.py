@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError
 
 from windlass_proto import codec_specs
 from windlass_proto.codec_specs import CodecSpec
+from windlass_proto.consistency import Consistency, Mode
 from windlass_proto.errors import ProtocolError, UsageError
 from windlass_proto.gen import codecs_pb2
 
@@ -39,6 +40,11 @@ class Transfer:
     up: CodecSpec | None = None
     down: CodecSpec | None = None
     nonfinite: Nonfinite = Nonfinite.REJECT
+
+    @property
+    def deltas(self) -> bool:
+        """Do weights come down as deltas (`weight_deltas`)? Else, where they are encoded at all, each is rounded."""
+        return self.down is not None and not self.down.exact
 
     def arguments(self) -> dict[str, object]:
         """What was given to declare it."""
@@ -98,17 +104,26 @@ def check(transfer: Transfer, *, dtype: str, rule: Any) -> None:
                 if "16" in dtype
                 else "Declare float32 tensors, or leave the codec out.",
             )
-    if transfer.down is not None and not transfer.down.exact:
-        raise UsageError(
-            "weights come down as they are or as halves",
-            codec_down=transfer.down,
-            next_move="Use codec_down=wl.codec.Float16() or BFloat16().",
-        )
     if transfer.nonfinite is Nonfinite.CLIP and getattr(rule, "clip_value", None) is None:
         raise UsageError(
             "nonfinite='clip' needs a bound to clip to",
             rule=rule,
             next_move="Give the rule a clip_value, or pass nonfinite='zero'.",
+        )
+
+
+def check_mode(transfer: Transfer, consistency: Consistency) -> None:
+    """Can weights travel so in this mode?
+
+    Raises:
+        UsageError: they come down as the changes of steps, which this mode does not have.
+    """
+    if transfer.deltas and consistency.mode is not Mode.BSP:
+        raise UsageError(
+            "such a codec brings weights down as what a step changed, and in this mode workers have no step in common",
+            codec_down=transfer.down,
+            consistency=consistency,
+            next_move='Open the store with consistency="bsp", or use codec_down=wl.codec.Float16() or BFloat16().',
         )
 
 

@@ -25,7 +25,7 @@ def error_record(error: Exception) -> tuple[memoryview, int]:
 
 def answer_entry(reply: Reply, offset: int, nbytes: int) -> Entry:
     """A reply's entry, whose values lie at `offset` of the payload."""
-    _, tag, table, op, _, _, _ = reply.origin
+    _, tag, table, op, *_ = reply.origin
     seg_begin, seg_end = reply.seg_begin, reply.seg_end
     # By position, in wire order: nineteen names would take twice the time, once for each answer.
     return Entry(

@@ -25,7 +25,8 @@ import numpy.typing as npt
 from windlass_proto import checkpoint_format, limits
 from windlass_proto.checkpoint_orders import Save
 from windlass_proto.memory import Buffer, BufferPool
-from windlass_server.dense import BlockArrays, DenseGroup, Reply
+from windlass_server.block_arrays import BlockArrays
+from windlass_server.dense import DenseGroup, Reply
 from windlass_server.gate_runs import BlockState
 from windlass_server.row_changes import RowChanges
 from windlass_server.row_table import Numbers, RowTable
@@ -59,6 +60,8 @@ class BlockCopy:
         self._buffers = [pool.take(source.nbytes, beyond=True) for source in (arrays.weights, *arrays.slots)]
         dtype = arrays.weights.dtype
         self.weights, *self._slots = [buffer.array.view(dtype) for buffer in self._buffers]
+        self._shown = pool.take(arrays.shown.values.nbytes, beyond=True) if arrays.shown is not None else None
+        self._buffers += [self._shown] if self._shown is not None else []
         if not all(state.present):  # a file does not show what the memory's last borrower left
             for buffer in self._buffers:
                 buffer.array.fill(0)
@@ -71,7 +74,10 @@ class BlockCopy:
             self._memory.read(slot[begin:end], copy[begin:end])
         self._memory.finish()
         self._updates[segments] = self._state.updates[segments]
-        version = self._arrays.version
+        if self._shown is not None and self._arrays.shown is not None:
+            values = self._arrays.shown.values
+            self._shown.array.view(values.dtype)[begin:end] = values[begin:end]
+        version = self._arrays.changes
         if self._version < 0:  # of the first run; if others come later, what they have more will be copied again
             self._version = version
             self.whole = not self._save.base or self._arrays.saved != (self._save.base, version)
@@ -83,7 +89,11 @@ class BlockCopy:
         if not self.whole:
             return {}
         keys = [checkpoint_format.slot_key(self._number, self._index, name) for name in self._names]
+        shown = {}
+        if self._shown is not None:
+            shown[checkpoint_format.shown_key(self._number, self._index)] = self._shown.array.view(self.weights.dtype)
         return {
+            **shown,
             checkpoint_format.weight_key(self._number, self._index): self.weights,
             **dict(zip(keys, self._slots, strict=True)),
             checkpoint_format.updates_key(self._number, self._index): self._updates,

@@ -20,7 +20,7 @@ from concurrent.futures import Executor
 import numpy as np
 import numpy.typing as npt
 
-from windlass_proto import checkpoint_orders, frames, group_specs, limits, own_readers, rule_records
+from windlass_proto import checkpoint_orders, frames, group_specs, limits, own_readers, rule_records, weight_deltas
 from windlass_proto.checkpoint_orders import SavedPart
 from windlass_proto.consistency import Mode
 from windlass_proto.errors import ProtocolError, UnavailableError, WindlassError
@@ -50,6 +50,7 @@ _FRAMES_A_TURN = 8
 _DENSE_WRITES = frozenset({Op.PUSH, Op.PUSH_PULL, Op.INIT, Op.ASSIGN})
 _ROW_WRITES = frozenset({Op.PUSH, Op.PUSH_PULL, Op.ERASE})
 _ROW_READS = frozenset({Op.PULL, Op.STATS, Op.SCAN})
+_WEIGHTS = frozenset({Op.PULL, Op.PUSH_PULL})
 _WRITES = _DENSE_WRITES | _ROW_WRITES
 _NO_BYTES = np.empty(0, np.uint8)
 _NO_IDS = np.empty(0, np.uint64)
@@ -269,7 +270,10 @@ class Connection:
         elif entry.out_arena and not entry.flags & EntryFlag.ROWS:
             nbytes = group.wire.bytes_down(block, entry.seg_begin, entry.seg_end)
             out = self._out(entry, nbytes, group.wire.answers_in)
-        origin = Origin(self, entry.tag, entry.table, op, out, named, frames.priority_of(entry))
+        says_base = group.wire.deltas and op in _WEIGHTS and not entry.flags & EntryFlag.ROWS
+        base = entry.aux & weight_deltas.EXACT_BASE if says_base else 0
+        group.check_base_untrusted(share, entry.block, base)
+        origin = Origin(self, entry.tag, entry.table, op, out, named, frames.priority_of(entry), base)
         if op == Op.PULL:
             self._read(entry, group, share, origin)
             return
@@ -286,7 +290,7 @@ class Connection:
         elif not refused and named is not None:
             values, finite = self._spread(entry, group, named, raw, buffer)
         if values is not None and group.heeds_staleness:
-            values = values._replace(read=dense_rows.read_said(entry))
+            values = values._replace(read=entry.aux >> 32 if says_base else dense_rows.read_said(entry))
         event = Push(
             origin, self.session, entry.seq, entry.clock, entry.block, entry.seg_begin, entry.seg_end, values,
             entry.weight, stamp, bool(entry.flags & EntryFlag.LAST), op == Op.PUSH_PULL,

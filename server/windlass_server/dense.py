@@ -23,20 +23,21 @@ from windlass_proto.layout import Block
 from windlass_proto.memory import Buffer, BufferPool
 from windlass_proto.rule_records import RuleRecord
 from windlass_proto.rule_specs import RuleSpec
-from windlass_proto.schedules import share_at
+from windlass_proto.weight_deltas import EXACT_BASE
 from windlass_rules import RuleKernels, norms
 from windlass_rules.norms import Norm
-from windlass_rules.registry import trust_of
 from windlass_server import lazy_rows, norm_scopes, read_counts
+from windlass_server.block_arrays import BlockArrays
 from windlass_server.dense_memory import DenseMemory, HostMemory, Measured, Vector
 from windlass_server.dense_rows import NamedRows
 from windlass_server.group_wire import GroupWire
 from windlass_server.lazy_rows import LazyRows
-from windlass_server.read_counts import Counts, ReadCounts
+from windlass_server.read_counts import Counts
 from windlass_server.reductions import Reductions
+from windlass_server.segment_settings import Setting, equal_settings
 from windlass_server.share_core import ShareCore
 from windlass_server.share_events import Answer, Apply, Effect, Measure, Release, Settled, Write
-from windlass_server.worker_copies import WorkerCopies
+from windlass_server.shown_weights import ShownWeights
 
 # Versions of hyper-parameters whose settings are at hand: those of workers a few steps apart.
 VERSIONS_KEPT = 8
@@ -47,6 +48,7 @@ class Origin(NamedTuple):
 
     `asked`: of a sparse table, the ids or the row numbers whose rows go along; of a dense tensor the rows, None: all.
     `priority`: of the answer, among those that wait to be sent.
+    `base`: where weights come down as deltas, the state of the block that was read last.
     """
 
     connection: Any
@@ -56,6 +58,7 @@ class Origin(NamedTuple):
     out: Vector | None
     asked: Any = None
     priority: int = 0
+    base: int = 0
 
 
 class Reply(NamedTuple):
@@ -71,74 +74,8 @@ class Reply(NamedTuple):
     error: Exception | None
 
 
-Snapshots = dict[tuple[int, int, int], Buffer]
-"""Copies of weights made in one batch of effects, by block and segments, shared by all answers that want them."""
-
-
-class _Setting:
-    """What the segments of a block that share it are updated with, and the numbers of their latest update."""
-
-    __slots__ = ("clock", "decay_mult", "lr_mult", "rule", "scalars", "scheduled", "staleness", "update")
-
-    def __init__(self, rule: RuleSpec, lr_mult: float, decay_mult: float) -> None:
-        self.rule = rule
-        self.lr_mult = lr_mult
-        self.decay_mult = decay_mult
-        self.scheduled = rule_specs.is_scheduled(rule)
-        self.update = self.clock = self.staleness = -1
-        self.scalars: Vector | None = None
-
-    def at(self, kernels: RuleKernels, update: int, clock: int, staleness: int = 0) -> Vector:
-        """The kernel's numbers; segments of a block ask for the same ones one after the other."""
-        if (
-            self.scalars is None
-            or self.update != update
-            or (self.scheduled and (self.clock, self.staleness) != (clock, staleness))
-        ):
-            self.scalars = self._scaled(kernels, update, clock, staleness, 1.0)
-            self.update, self.clock, self.staleness = update, clock, staleness
-        return self.scalars
-
-    def trusting(
-        self, kernels: RuleKernels, update: int, clock: int, staleness: int, sums: tuple[float, ...]
-    ) -> Vector:
-        """The kernel's numbers for a tensor with these norms."""
-        trust = trust_of(self.rule, sums, decay_mult=self.decay_mult, clock=clock)
-        return self._scaled(kernels, update, clock, staleness, trust)
-
-    def _scaled(self, kernels: RuleKernels, update: int, clock: int, staleness: int, trust: float) -> Vector:
-        lr_mult = self.lr_mult * trust * share_at(getattr(self.rule, "lr", None), staleness)
-        return kernels.scalars(self.rule, update, lr_mult=lr_mult, decay_mult=self.decay_mult, clock=clock)
-
-
-class BlockArrays:
-    """The memory of one block.
-
-    `version` counts what changed it; `saved` is a checkpoint's copy: the save's attempt, and the version then.
-    """
-
-    __slots__ = ("block", "copies", "reads", "saved", "settings", "slots", "version", "weights")
-
-    def __init__(self, block: Block, kernels: RuleKernels, memory: DenseMemory) -> None:
-        self.block = block
-        self.version = 0
-        self.saved = ("", -1)
-        self.weights = memory.zeros(block.elements)
-        self.slots = tuple(memory.zeros(block.elements) for _ in kernels.kept)
-        self.copies = WorkerCopies(block, memory) if kernels.copies else None
-        self.reads = ReadCounts(len(block.segments))
-        self.settings: dict[int, list[_Setting]] = {}  # version of the hyper-parameters -> one a segment
-
-
-def _equal_settings(settings: list[_Setting], at: int, end: int) -> int:
-    """Where the run of segments from `at` that share a setting ends."""
-    first = settings[at]
-    if settings[at:end].count(first) == end - at:
-        return end
-    stop = at + 1
-    while stop < end and settings[stop] is first:
-        stop += 1
-    return stop
+Snapshots = dict[tuple[int, int, int, int], Buffer]
+"""Copies of weights made in one batch of effects, by block, segments and base, shared by all answers that want them."""
 
 
 class Share:
@@ -208,7 +145,7 @@ class DenseGroup:
                     mean=spec.mean,
                     phases={block.index: phases[block.index] for block in blocks if block.index in phases},
                 ),
-                {block.index: BlockArrays(block, kernels, memory) for block in blocks},
+                {block.index: BlockArrays(block, kernels, memory, self.wire.shown(block)) for block in blocks},
             )
             for vshard, blocks in sorted(held.items())
         }
@@ -234,9 +171,11 @@ class DenseGroup:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of weights and slots, and of the workers' copies where the rule has any."""
+        """Bytes of weights and slots, of the workers' copies where the rule has any, and of what workers were shown."""
         return sum(
-            arrays.weights.nbytes * (1 + len(arrays.slots)) + (arrays.copies.nbytes if arrays.copies else 0)
+            arrays.weights.nbytes * (1 + len(arrays.slots))
+            + (arrays.copies.nbytes if arrays.copies else 0)
+            + (arrays.shown.nbytes if arrays.shown else 0)
             for share in self.shares.values()
             for arrays in share.arrays.values()
         )
@@ -289,9 +228,19 @@ class DenseGroup:
         for key in [key for key in snapshots if key[0] == block]:
             snapshots.pop(key).release()
 
-    def adopt(self, share: Share, block: int, weights: Vector, slots: tuple[Vector, ...], updates: list[int]) -> None:
+    def adopt(
+        self,
+        share: Share,
+        block: int,
+        weights: Vector,
+        slots: tuple[Vector, ...],
+        updates: list[int],
+        shown: Vector | None = None,
+    ) -> None:
         """Serve these values, which have had `updates` by segment, from now on. The caller holds the share's lock."""
         arrays = share.arrays[block]
+        if arrays.shown is not None:
+            arrays.shown.begin_anew(0, len(updates), weights if shown is None else shown)
         arrays.weights = self.memory.exchange(arrays.weights, weights)
         arrays.slots = tuple(map(self.memory.exchange, arrays.slots, slots))
         self.memory.finish()
@@ -325,7 +274,7 @@ class DenseGroup:
             if out is None:
                 snapshot = self.pool.take((end - begin) * arrays.weights.itemsize, beyond=True)
                 out = snapshot.array.view(arrays.weights.dtype)
-                snapshots[effect.block, effect.seg_begin, effect.seg_end] = snapshot
+                snapshots[effect.block, effect.seg_begin, effect.seg_end, 0] = snapshot
         slots = arrays.slots
         if arrays.copies is not None:
             pushed = (effect.sources[0].session, arrays.weights, effect.seg_begin, effect.seg_end)
@@ -347,6 +296,8 @@ class DenseGroup:
                 scalars,
                 out_run,
             )
+        if arrays.shown is not None:
+            arrays.shown.step(effect.seg_begin, effect.seg_end)
         if answer is not None and fuses:
             replies.append(_reply(self._see(share, arrays, answer), snapshot))
         elif answer is not None:
@@ -382,7 +333,7 @@ class DenseGroup:
                 for seg, terms in enumerate(self._terms(arrays, effect, at, stop, len(self.norms), read), at):
                     yield seg, seg + 1, *terms
             else:
-                stop = _equal_settings(settings, at, read_counts.alike(read, at, effect.seg_end))
+                stop = equal_settings(settings, at, read_counts.alike(read, at, effect.seg_end))
                 ((divisor, scalars),) = self._terms(arrays, effect, at, at + 1, len(self.norms), read)
                 yield at, stop, divisor, scalars
             at = stop
@@ -448,15 +399,15 @@ class DenseGroup:
             ]
         )
 
-    def _settings(self, arrays: BlockArrays, record: RuleRecord) -> list[_Setting]:
+    def _settings(self, arrays: BlockArrays, record: RuleRecord) -> list[Setting]:
         """One setting a segment under `record`; equal ones are one object."""
         rules, tensors = self._rules_at(record), self.spec.layout.tensors
-        found: dict[tuple[RuleSpec, float, float], _Setting] = {}
+        found: dict[tuple[RuleSpec, float, float], Setting] = {}
         settings = []
         for segment in arrays.block.segments:
             tensor = tensors[segment.tensor]
             key = (rules[segment.tensor], tensor.lr_mult, tensor.decay_mult)
-            settings.append(found.setdefault(key, _Setting(*key)))
+            settings.append(found.setdefault(key, Setting(*key)))
         if len(arrays.settings) >= VERSIONS_KEPT:
             arrays.settings.clear()
         arrays.settings[record.version] = settings
@@ -494,6 +445,9 @@ class DenseGroup:
         if answer.origin.asked is not None:
             replies.append(self._rows_reply(answer, present))
             return
+        if arrays.shown is not None and answer.origin.op in (Op.PULL, Op.PUSH_PULL):
+            replies.append(self._shown_reply(share, arrays.shown, answer, snapshots))
+            return
         if self.wire.encodes and answer.origin.op in (Op.PULL, Op.PUSH_PULL):
             replies.append(_reply(answer, self._encoded(arrays, answer, snapshots)))
             return
@@ -501,7 +455,7 @@ class DenseGroup:
             self.memory.read(present, answer.origin.out)
             replies.append(_reply(answer, None))
             return
-        key = (answer.block, answer.seg_begin, answer.seg_end)
+        key = (answer.block, answer.seg_begin, answer.seg_end, 0)
         snapshot = snapshots.get(key)
         if snapshot is None:
             snapshot = snapshots[key] = self.pool.take(present.nbytes, beyond=True)
@@ -524,13 +478,13 @@ class DenseGroup:
 
     def _encoded(self, arrays: BlockArrays, answer: Answer, snapshots: Snapshots) -> Buffer | None:
         """Weights as they travel: in the worker's shared memory, or in the snapshot returned."""
-        key = (answer.block, answer.seg_begin, answer.seg_end)
+        key = (answer.block, answer.seg_begin, answer.seg_end, 0)
         snapshot = snapshots.get(key)
         out = answer.origin.out
         if out is None and snapshot is not None:
             return snapshot
         begin, end = arrays.block.span(answer.seg_begin, answer.seg_end)
-        present, room = arrays.weights[begin:end], None
+        present = arrays.weights[begin:end]
         if out is None:
             snapshot = self.pool.take(self.wire.bytes_down(arrays.block, answer.seg_begin, answer.seg_end), beyond=True)
             snapshots[key] = snapshot
@@ -539,21 +493,61 @@ class DenseGroup:
             snapshot = None
         if self.memory.read_encoded(present, out, arrays.block, answer.seg_begin, answer.seg_end):
             return snapshot
-        if not isinstance(self.memory, HostMemory):  # the kernels of codecs read host memory
-            room = self.pool.take(present.nbytes, beyond=True)
-            self.memory.read(present, room.array.view(present.dtype))
-            self.memory.finish()
-            present = room.array.view(present.dtype)
+        present, room = self._on_host(present)
         self.wire.encode(present, out, arrays.block, answer.seg_begin, answer.seg_end)
         if room is not None:
             room.release()
         return snapshot
 
+    def _shown_reply(self, share: Share, shown: ShownWeights, answer: Answer, snapshots: Snapshots) -> Reply:
+        """The reply with what the workers are shown: what has changed since the state that this one has read."""
+        origin, span = answer.origin, (answer.seg_begin, answer.seg_end)
+        core, arrays = share.core, share.arrays[answer.block]
+        begin, end = arrays.block.span(*span)
+        present, room = self._on_host(arrays.weights[begin:end])
+        if origin.base != EXACT_BASE:
+            lossy = core.modes.at(core.clocks.begun).mode is Mode.BSP
+            shown.show(present, *span, core.blocks[answer.block].updates, lossy=lossy)
+        showing = shown.showing(origin.base, *span)
+        self.wire.count_down(arrays.block, *span, showing.nbytes)
+        key = (answer.block, *span, origin.base)
+        snapshot = None
+        if origin.out is not None:
+            out = origin.out[: showing.nbytes]
+            shown.write(showing, present, out)
+            answer = answer._replace(origin=origin._replace(out=out))
+        elif (snapshot := snapshots.get(key)) is None:
+            snapshot = snapshots[key] = self.pool.take(showing.nbytes, beyond=True)
+            shown.write(showing, present, snapshot.array)
+        if room is not None:
+            room.release()
+        return _reply(answer, snapshot)
+
+    def _on_host(self, present: Vector) -> tuple[Vector, Buffer | None]:
+        """Weights in host memory, which the kernels of codecs read; the room to release if it is a copy."""
+        if isinstance(self.memory, HostMemory):
+            return present, None
+        room = self.pool.take(present.nbytes, beyond=True)
+        self.memory.read(present, room.array.view(present.dtype))
+        self.memory.finish()
+        return room.array.view(present.dtype), room
+
+    def check_base_untrusted(self, share: Share, block: int, base: int) -> None:
+        """A state that somebody says to have read was shown once.
+
+        Raises:
+            ProtocolError: it was not.
+        """
+        shown = share.arrays[block].shown
+        if shown is not None and base > shown.number and base != EXACT_BASE:
+            raise ProtocolError("an entry names a state of weights that nobody was shown", base=base)
+
     def _see(self, share: Share, arrays: BlockArrays, answer: Answer) -> Answer:
         """Weights go to a worker: where the rule compares, its copy of them is made, or the read is numbered."""
         if answer.origin.op not in (Op.PULL, Op.PUSH_PULL):
             return answer
-        self.wire.count_down(arrays.block, answer.seg_begin, answer.seg_end)
+        if arrays.shown is None or answer.origin.asked is not None:
+            self.wire.count_down(arrays.block, answer.seg_begin, answer.seg_end)
         if self.heeds_staleness and answer.status is not Status.LATE:
             answer = answer._replace(aux=arrays.reads.number_of(share.core.blocks[answer.block].updates))
         if arrays.copies is not None:
@@ -568,6 +562,11 @@ class DenseGroup:
         arrays = share.arrays[effect.block]
         begin, end = arrays.block.span(effect.seg_begin, effect.seg_end)
         self.memory.write(arrays.weights[begin:end], effect.buffer.array[: end - begin])
+        if arrays.shown is not None:
+            present, room = self._on_host(arrays.weights[begin:end])
+            arrays.shown.begin_anew(effect.seg_begin, effect.seg_end, present)
+            if room is not None:
+                room.release()
         if arrays.copies is not None:
             arrays.copies.begin_anew(effect.seg_begin, effect.seg_end)
         if effect.fresh:

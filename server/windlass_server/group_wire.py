@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
+import xxhash
 
-from windlass_proto import finite
+from windlass_proto import finite, weight_deltas
 from windlass_proto.codec_specs import TopK
 from windlass_proto.codecs import halves, registry
 from windlass_proto.errors import ProtocolError, UnavailableError
@@ -28,6 +29,7 @@ from windlass_proto.layout import HALVES, Block
 from windlass_proto.memory import Buffer, BufferPool
 from windlass_proto.transfer_specs import Nonfinite
 from windlass_server.dense_memory import Bytes, DenseMemory, Gradient, Values, Vector
+from windlass_server.shown_weights import ShownWeights
 
 _LOG = logging.getLogger("windlass.server")
 _GRADIENTS: Final = frozenset({Op.PUSH, Op.PUSH_PULL})
@@ -70,6 +72,7 @@ class GroupWire:
         self._policy = spec.transfer.nonfinite
         self._up = registry.build(spec.transfer.up) if spec.transfer.up is not None else None
         self._down = registry.build(spec.transfer.down) if spec.transfer.down is not None else None
+        self.deltas = spec.transfer.deltas
         self._sizes: dict[tuple[bool, int, int, int], int] = {}
         self._warned: Counter[tuple[int, int]] = Counter()
         self._warning = threading.Lock()
@@ -82,10 +85,12 @@ class GroupWire:
         return self._encoded_bytes(self._up, (True, block.index, seg_begin, seg_end))
 
     def bytes_down(self, block: Block, seg_begin: int, seg_end: int) -> int:
-        """How long weights of such an entry are on their way to a worker."""
+        """How long weights of such an entry are on their way to a worker; deltas: at most."""
         if self._down is None:
             begin, end = block.span(seg_begin, seg_end)
             return (end - begin) * self._layout.dtype.itemsize
+        if self.deltas:
+            return weight_deltas.bytes_max(block.segments[seg_begin:seg_end])
         return self._encoded_bytes(self._down, (False, block.index, seg_begin, seg_end))
 
     def _encoded_bytes(self, codec: registry.Codec, key: tuple[bool, int, int, int]) -> int:
@@ -110,10 +115,21 @@ class GroupWire:
         """What an answer's memory is seen as: bytes where weights are encoded."""
         return np.dtype(np.uint8) if self.encodes else self._dtype
 
-    def count_down(self, block: Block, seg_begin: int, seg_end: int) -> None:
-        """Weights go to a worker."""
+    def shown(self, block: Block) -> ShownWeights | None:
+        """What workers hold of a new block, where its weights come down as deltas."""
+        if self._down is None or not self.deltas:
+            return None
+        layout, seed = self._layout, getattr(self._down.spec, "seed", 0)
+        seeds = [
+            xxhash.xxh3_64_intdigest(layout.tensors[segment.tensor].name.encode(), seed) ^ segment.tensor_begin
+            for segment in block.segments
+        ]
+        return ShownWeights(block, self._down, seeds, self._pool)
+
+    def count_down(self, block: Block, seg_begin: int, seg_end: int, nbytes: int | None = None) -> None:
+        """Weights go to a worker, as so many bytes (None: those of every such entry)."""
         begin, end = block.span(seg_begin, seg_end)
-        self.traffic.bytes_out += self.bytes_down(block, seg_begin, seg_end)
+        self.traffic.bytes_out += self.bytes_down(block, seg_begin, seg_end) if nbytes is None else nbytes
         self.traffic.raw_out += (end - begin) * self._dtype.itemsize
 
     def encode(self, present: Vector, out: Bytes, block: Block, seg_begin: int, seg_end: int) -> None:

@@ -28,7 +28,7 @@ Vector = npt.NDArray[np.floating[Any]]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StagedBlock:
-    """What one block will hold; `updates` by segment."""
+    """What one block will hold; `updates` by segment. `shown`: what workers held, where deltas tell them."""
 
     group: DenseGroup
     share: Share
@@ -36,11 +36,12 @@ class StagedBlock:
     weights: Vector
     slots: tuple[Vector, ...]
     updates: list[int]
+    shown: Vector | None
 
     def serve(self, steps_before: int) -> None:
         """Serve it from now on. The caller holds the share's lock."""
         self.group.steps_before = steps_before
-        self.group.adopt(self.share, self.index, self.weights, self.slots, self.updates)
+        self.group.adopt(self.share, self.index, self.weights, self.slots, self.updates, self.shown)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,13 +99,14 @@ class _Reading:
         for slot, values in zip(slots, kept, strict=True):
             values.fill(slot.fill)
         updates = [0] * len(block.segments)
+        shown = memory.aligned_zeros(block.elements, spec.layout.held) if self._group.wire.deltas else None
         for s, segment in enumerate(block.segments):
             if present[s]:
-                updates[s] = self._segment(segment, weights, kept)
+                updates[s] = self._segment(segment, weights, kept, shown)
         self._read.clear()  # neighbouring segments share sources, blocks seldom do
-        return StagedBlock(self._group, share, index, weights, kept, updates)
+        return StagedBlock(self._group, share, index, weights, kept, updates, shown)
 
-    def _segment(self, segment: Segment, weights: Vector, slots: tuple[Vector, ...]) -> int:
+    def _segment(self, segment: Segment, weights: Vector, slots: tuple[Vector, ...], shown: Vector | None) -> int:
         """Fill one segment from all that overlap it; returns its updates."""
         tensor = self._group.spec.layout.tensors[segment.tensor]
         source = self._source(tensor.name)
@@ -121,6 +123,8 @@ class _Reading:
             for slot, values in zip(self._group.kernels.kept, slots, strict=True):
                 key = checkpoint_format.slot_key(source.group, b, slot.name)
                 values[to] = self._values(source.group, b, key)[at]
+            if shown is not None:
+                shown[to] = self._shown(source.group, b)[at]
             count = int(self._updates(source.group, b)[s])
             if count < 0:
                 file = self._part(source.group, b).path(self._files.folder)
@@ -168,6 +172,12 @@ class _Reading:
     def _values(self, group: int, block: int, key: str) -> npt.NDArray[Any]:
         layout = self._manifest.groups[group].spec.layout
         return self._array(group, block, key, layout.held, layout.blocks[block].elements)
+
+    def _shown(self, group: int, block: int) -> npt.NDArray[Any]:
+        """What workers held of a block: its weights, where that was not another thing."""
+        key = checkpoint_format.shown_key(group, block)
+        there = key in self._files.places_untrusted(self._part(group, block))
+        return self._values(group, block, key if there else checkpoint_format.weight_key(group, block))
 
     def _updates(self, group: int, block: int) -> npt.NDArray[Any]:
         segments = len(self._manifest.groups[group].spec.layout.blocks[block].segments)

@@ -16,6 +16,7 @@ from tests.cluster.team import Team
 from windlass.local_cluster import LocalCluster
 from windlass.optim import SGD
 from windlass.store import Store
+from windlass_proto import weight_deltas
 from windlass_proto.codec_specs import CodecSpec
 from windlass_proto.errors import UsageError
 
@@ -142,17 +143,26 @@ def test_bytes_on_the_wire_are_counted_by_table(tmp_path: Path, monkeypatch: pyt
 
 
 def _check_counted_bytes(one: Team) -> None:
-    (store,) = one.stores(zeros(), SGD(lr=1.0), codec=wl.codec.Int8(block=256))
+    (store,) = one.stores(zeros(), SGD(lr=1.0), codec=wl.codec.Int8(block=256), codec_down=wl.codec.OneBit())
     for step in range(4):
         store.update(gradients(step, 0))
     (table,) = store.exchange.tables
-    block = store.exchange.tables[table].layout.block_elements
-    codec = store.exchange.encoders[table].codec
-    wire = sum(codec.room(s.elements) for b in store.exchange.tables[table].layout.blocks for s in b.segments)
-    flat = store.exchange.tables[table].layout.flat_elements
-    expected = {"bytes_in": 4 * flat + 4 * wire, "raw_bytes_in": 4 * flat + 4 * 4 * flat}  # first values are plain
+    layout = store.exchange.tables[table].layout
+    segments = [block.segments for block in layout.blocks]
+    up, down = store.exchange.encoders[table].codec, store.exchange.shown[table].codec
+    wire = sum(up.room(s.elements) for of_block in segments for s in of_block)
+    heads = sum(weight_deltas.head_bytes(len(of_block)) for of_block in segments)
+    deltas = heads + sum(min(down.room(s.elements), 4 * (s.end - s.begin)) for of_block in segments for s in of_block)
+    flat = layout.flat_elements
+    expected = {
+        "bytes_in": 4 * flat + 4 * wire,  # first values are plain
+        "raw_bytes_in": 4 * flat + 4 * 4 * flat,
+        "bytes_out": heads + 4 * flat + 4 * deltas,  # and are read whole
+        "raw_bytes_out": 4 * flat + 4 * 4 * flat,
+    }
     assert wire < 0.27 * 4 * flat
-    assert block < flat
+    assert deltas < 0.04 * 4 * flat
+    assert layout.block_elements < flat
     counted: dict[str, float] = {}
     deadline = time.monotonic() + 10.0
     while counted != expected:

@@ -130,7 +130,7 @@ def test_weighted_updates_with_multipliers_and_live_changes_have_the_same_bits(
     ("dtype", "options"),
     [
         ("float32", {"codec": wl.codec.TopK(0.1), "codec_down": wl.codec.BFloat16()}),
-        ("float32", {"codec": wl.codec.Int8(), "nonfinite": "zero"}),
+        ("float32", {"codec": wl.codec.Int8(), "nonfinite": "zero", "codec_down": wl.codec.OneBit()}),
         ("float16", {}),
     ],
     ids=str,

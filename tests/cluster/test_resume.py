@@ -28,7 +28,7 @@ import numpy as np
 import windlass as wl
 from windlass.datasets import load_digits
 
-TRAVELS = {{"plain": {{}}, "one bit": {{"codec": wl.codec.OneBit(block=64)}}}}
+TRAVELS = {{"plain": {{}}, "one bit": {{"codec": wl.codec.OneBit(block=64), "codec_down": wl.codec.OneBit(block=64)}}}}
 place, stops_at, travels = sys.argv[1], int(sys.argv[2]), TRAVELS[sys.argv[3]]
 digits = runpy.run_path({str(DIGITS)!r})
 with wl.connect() as cluster:
