@@ -14,7 +14,8 @@ from __future__ import annotations
 import ast
 import inspect
 import textwrap
-from typing import Final
+from collections.abc import Callable, Collection
+from typing import Any, Final
 
 from windlass_proto.errors import UsageError
 from windlass_rules.rule import Kernel
@@ -32,9 +33,7 @@ class ElementLoop:
     """
 
     def __init__(self, kernel: Kernel) -> None:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(kernel)))
-        function = tree.body[0]
-        assert isinstance(function, ast.FunctionDef)
+        function = function_of(kernel)
         self._kernel = function.name
         self._vectors = {"w": "w[i]", "g": "g_i"}
         self._slots = 0
@@ -50,12 +49,7 @@ class ElementLoop:
             raise self._refusal(function)
 
     def _refusal(self, node: ast.AST) -> UsageError:
-        return UsageError(
-            "an update rule has no kernel for a device",
-            kernel=self._kernel,
-            form=ast.unparse(node)[:80],
-            next_move="Serve its tensors from memory: start servers without --device.",
-        )
+        return refusal(self._kernel, node)
 
     def _outside(self, statement: ast.stmt) -> None:
         """A statement before the loop, or the loop; checks of sizes are the launching side's."""
@@ -149,21 +143,49 @@ class ElementLoop:
         raise self._refusal(node)
 
     def _value(self, node: ast.AST) -> str:
-        """An expression, with every operation in brackets: C shall group as Python does."""
-        if isinstance(node, ast.Name) and node.id in self._locals:
-            return node.id
-        if isinstance(node, ast.BinOp) and type(node.op) in _ARITHMETIC:
-            return f"({self._value(node.left)} {_ARITHMETIC[type(node.op)]} {self._value(node.right)})"
-        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-            return f"(-{self._value(node.operand)})"
-        if isinstance(node, ast.IfExp):
-            return f"({self._value(node.test)} ? {self._value(node.body)} : {self._value(node.orelse)})"
-        if isinstance(node, ast.Compare) and len(node.ops) == 1 and type(node.ops[0]) in _COMPARISONS:
-            sign = _COMPARISONS[type(node.ops[0])]
-            return f"({self._value(node.left)} {sign} {self._value(node.comparators[0])})"
-        if isinstance(node, ast.Call):
-            called = ast.unparse(node.func).removeprefix("np.")
-            function, arity = _FUNCTIONS.get(called, ("", -1))
-            if len(node.args) == arity:
-                return f"{function}({', '.join(map(self._value, node.args))})"
-        return self._element(node)
+        return expression(node, self._locals, self._element)
+
+
+def expression(node: ast.AST, names: Collection[str], element: Callable[[ast.AST], str]) -> str:
+    """An expression in CUDA C, with every operation in brackets: C shall group as Python does.
+
+    Args:
+        names: numbers that are called alike there.
+        element: what says the rest, or refuses it.
+    """
+
+    def said(part: ast.AST) -> str:
+        return expression(part, names, element)
+
+    if isinstance(node, ast.Name) and node.id in names:
+        return node.id
+    if isinstance(node, ast.BinOp) and type(node.op) in _ARITHMETIC:
+        return f"({said(node.left)} {_ARITHMETIC[type(node.op)]} {said(node.right)})"
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        return f"(-{said(node.operand)})"
+    if isinstance(node, ast.IfExp):
+        return f"({said(node.test)} ? {said(node.body)} : {said(node.orelse)})"
+    if isinstance(node, ast.Compare) and len(node.ops) == 1 and type(node.ops[0]) in _COMPARISONS:
+        return f"({said(node.left)} {_COMPARISONS[type(node.ops[0])]} {said(node.comparators[0])})"
+    if isinstance(node, ast.Call):
+        function, arity = _FUNCTIONS.get(ast.unparse(node.func).removeprefix("np."), ("", -1))
+        if len(node.args) == arity:
+            return f"{function}({', '.join(map(said, node.args))})"
+    return element(node)
+
+
+def refusal(kernel: str, node: ast.AST) -> UsageError:
+    """What is said of a kernel that has another form."""
+    return UsageError(
+        "an update rule has no kernel for a device",
+        kernel=kernel,
+        form=ast.unparse(node)[:80],
+        next_move="Serve its tensors from memory: start servers without --device.",
+    )
+
+
+def function_of(kernel: Callable[..., Any]) -> ast.FunctionDef:
+    """The source of `kernel`."""
+    function = ast.parse(textwrap.dedent(inspect.getsource(kernel))).body[0]
+    assert isinstance(function, ast.FunctionDef)
+    return function

@@ -35,11 +35,12 @@ from windlass_proto.rule_specs import (
 )
 from windlass_rules.cuda_codecs import HALF_CODECS, decode_source, encode_source
 from windlass_rules.cuda_norms import lane_sums_source, squares_source
-from windlass_rules.cuda_rows import gather_source, scatter_source
+from windlass_rules.cuda_rows import gather_source, scatter_source, step_source
 from windlass_rules.cuda_source import CudaSource, fill_source, finite_source
 from windlass_rules.cupy_device import open_device
 from windlass_rules.device import Device, empty, launch_of
-from windlass_rules.registry import DTYPES, build_cuda, build_cuda_measure
+from windlass_rules.registry import DTYPES, RULE_MODULES, build_cuda, build_cuda_measure
+from windlass_rules.rule import Per, Variant
 
 SPECS: list[RuleSpec] = [
     SGD(lr=0.1),
@@ -152,6 +153,12 @@ def warm(device: Device) -> Device:
 MOVES = (fill_source, finite_source, gather_source, scatter_source, squares_source)
 
 
+def row_variants() -> list[Variant]:
+    """The kernels that step rows of tables."""
+    variants = (RULE_MODULES[type(spec)].variant(spec) for spec in (*SPECS, *ROW_SPECS))
+    return [variant for variant in variants if all(slot.per is not Per.WORKER for slot in variant.slots)]
+
+
 def programs() -> list[CudaSource]:
     """Every program that a device may be asked for."""
     found = [build_cuda(spec, dtype) for spec in (*SPECS, *TRUST_SPECS) for dtype in DTYPES]
@@ -160,6 +167,7 @@ def programs() -> list[CudaSource]:
         *dict.fromkeys(found),
         *dict.fromkeys(program for program in measuring if program is not None),
         lane_sums_source(),
+        *dict.fromkeys(step_source(variant, dtype) for variant in row_variants() for dtype in DTYPES),
         *map(decode_source, CODECS.values()),
         *map(encode_source, HALF_CODECS),
         *map(encode_source, HALF_CODECS.values()),
