@@ -182,7 +182,7 @@ _MOVES: dict[np.dtype[Any], RowMoves] = {}
 def plan(ids: Ids, seed: int, vshards: int) -> IdPlan:
     """Bring `ids` (1-D, contiguous) into plan order."""
     if not _PLANS:
-        _build_plan()
+        build_plan()
     slots = np.zeros(1 << max(4, (2 * ids.size - 1).bit_length()), np.uint32)
     inverse = np.empty(ids.size, np.uint32)
     out = np.empty(ids.size, np.uint64)
@@ -210,7 +210,8 @@ def moves(dtype: npt.DTypeLike) -> RowMoves:
     return ready
 
 
-def _build_plan() -> None:
+def build_plan() -> None:
+    """The kernel behind `plan`, compiled at the first call of a process. Thread-safe."""
     with _BUILDING:
         if not _PLANS:
             positions = types.Array(types.uint32, 1, "C")

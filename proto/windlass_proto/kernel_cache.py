@@ -6,8 +6,8 @@ user owns and nobody else can write to (Numba's cache holds code: a folder that 
 theirs); without any, one warning says so and kernels are compiled anew in every process. Below it lies
 one folder per windlass version, compiler flags, Numba version and CPU, and below that one per dtype.
 
-Compiling takes 150 to 400 ms a kernel, loading 10 to 20. A launcher calls `windlass_rules.warm_up` once
-before it spawns servers, so that they all load and none compiles the same thing beside its neighbour.
+Compiling takes 150 to 400 ms a kernel, loading 10 to 20. A server that is ready has the cache filled by a
+process beside it (`windlass_server.warm_up`), so that what is declared later is loaded.
 
 The lock here is held while compiling (Numba's own is too). It guards Numba's setting for the folder,
 which is process-wide and read when a function is decorated; it is put back, so that a user's own Numba

@@ -30,6 +30,7 @@ from windlass_server.membership import Membership, join
 from windlass_server.node import ServerNode
 from windlass_server.peers import Peers
 from windlass_server.readers import Readers
+from windlass_server.warm_up import WarmUp
 
 ALLOWED_VARIABLE = "WINDLASS_ALLOW_RULES"
 READERS_VARIABLE = "WINDLASS_ALLOW_READERS"
@@ -117,7 +118,9 @@ def _serve(arguments: argparse.Namespace, opened: Callable[[str], Device]) -> in
             line = json.dumps({"addresses": [f"{k}:{a}" for k, a in addresses], "index": joined.rank}) + "\n"
             os.write(arguments.ready_fd, line.encode())
             os.close(arguments.ready_fd)
+        warming = WarmUp()
         _wait(stop_read, arguments.parent_fd)
+        warming.stop()
         membership.close()
         peers.close()
         ingress.close()

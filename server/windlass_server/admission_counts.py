@@ -57,6 +57,16 @@ def _count(asked: Any, n: Any, tags: Any, counts: Any, admitted: Any, seed: Any,
             counts[place] = 0
 
 
+def build() -> None:
+    """The kernel, compiled at the first call of a process."""
+    if not _READY:
+        ids = types.Array(types.uint64, 1, "C", readonly=True)
+        counters = (types.Array(types.uint32, 1, "C"), types.Array(types.uint16, 1, "C"))
+        flags = types.Array(types.boolean, 1, "C")
+        signature = types.void(ids, types.int64, *counters, flags, types.uint64, types.uint64, types.int64)
+        _READY.append(kernel_cache.compiled(_count, [signature], np.dtype(np.uint64)))
+
+
 class AdmissionCounts:
     """The counters of a band.
 
@@ -70,12 +80,7 @@ class AdmissionCounts:
         self.counts = np.zeros((len(held), limits.ADMISSION_COUNTERS), np.uint16)
         self._n = n
         self._where = (np.uint64(seed), id_kernels.shift_of(vshards), held.start)
-        if not _READY:
-            ids = types.Array(types.uint64, 1, "C", readonly=True)
-            counters = (types.Array(types.uint32, 1, "C"), types.Array(types.uint16, 1, "C"))
-            flags = types.Array(types.boolean, 1, "C")
-            signature = types.void(ids, types.int64, *counters, flags, types.uint64, types.uint64, types.int64)
-            _READY.append(kernel_cache.compiled(_count, [signature], np.dtype(np.uint64)))
+        build()
 
     def admits(self, ids: id_kernels.Ids) -> npt.NDArray[np.bool_]:
         """Count a push of each of `ids`, which are different; which of them get rows by it?"""

@@ -18,6 +18,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 from numba import types
+from numba.extending import register_jitable
 
 from windlass_proto import kernel_cache
 from windlass_proto.ids import AHEAD, mix64, prefetch
@@ -30,6 +31,31 @@ HALVINGS_MAX: Final = 180
 
 HALVES: Final[npt.NDArray[np.float64]] = np.ldexp(1.0, -np.arange(HALVINGS_MAX + 1))
 _READY: list[Callable[..., int]] = []
+
+
+@register_jitable(error_model="numpy")
+def _nth(values: Any, n: int) -> Any:
+    """The n-th lowest of `values`, which are reordered. NumPy's own takes Numba ten seconds to compile."""
+    low, high = 0, values.size - 1
+    while low < high:
+        pivot = values[(low + high) // 2]
+        i, j = low, high
+        while i <= j:
+            while values[i] < pivot:
+                i += 1
+            while pivot < values[j]:
+                j -= 1
+            if i <= j:
+                values[i], values[j] = values[j], values[i]
+                i += 1
+                j -= 1
+        if n <= j:
+            high = j
+        elif n >= i:
+            low = i
+        else:
+            break
+    return values[n]
 
 
 def _lowest(
@@ -65,7 +91,7 @@ def _lowest(
             worth = np.uint64(as_bits[0])
         key = mix64(ids[number] ^ seed)
         order[i] = (worth << np.uint64(32)) | ((key << skip) >> np.uint64(32))
-    border = np.partition(order, count - 1)[count - 1]
+    border = _nth(order.copy(), count - 1)
     found = equal = 0
     for i in range(held):
         equal += order[i] == border

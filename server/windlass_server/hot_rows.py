@@ -49,6 +49,15 @@ def _count(asked: Any, begin: Any, window: Any, ids: Any, counts: Any) -> int:
         counts[place] += 1
 
 
+def build() -> None:
+    """The kernel, compiled at the first call of a process."""
+    if not _READY:
+        asked = types.Array(types.uint64, 1, "C", readonly=True)
+        held = (types.Array(types.uint64, 1, "C"), types.Array(types.int64, 1, "C"))
+        signature = types.int64(asked, types.int64, types.int64, *held)
+        _READY.append(kernel_cache.compiled(_count, [signature], np.dtype(np.uint64)))
+
+
 class HotRows:
     """The sketch of one band."""
 
@@ -58,14 +67,7 @@ class HotRows:
         self._counts = np.zeros(HELD, np.int64)
         self._begin = 0
         self._window = 0
-        if not _READY:
-            asked = types.Array(types.uint64, 1, "C", readonly=True)
-            held = (types.Array(types.uint64, 1, "C"), types.Array(types.int64, 1, "C"))
-            _READY.append(
-                kernel_cache.compiled(
-                    _count, [types.int64(asked, types.int64, types.int64, *held)], np.dtype(np.uint64)
-                )
-            )
+        build()
 
     def see(self, ids: Ids) -> None:
         """A call names these ids."""
