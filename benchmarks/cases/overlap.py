@@ -89,7 +89,7 @@ def overlap(extent: Extent) -> Iterator[Row]:
                 "each, first layer first": _Layerwise(store, network, priorities=True).step,
             }
             by = f"batch {batch}" if batch else f"device {DEVICE_S[0] * 1e3:.0f}+{DEVICE_S[1] * 1e3:.0f} ms"
-            setting = f"{LAYERS} x {width} x {width}, {by}, {BYTES_PER_S / 1e6:.0f} MB/s"
+            setting = f"{LAYERS} x {size_text(4 * width * width)}, {by}, {BYTES_PER_S / 1e6:.0f} MB/s"
             yield from _rows(setting, _rounds(kinds, steps))
         yield from _behind_a_transfer(cluster, extent)
 
