@@ -1,8 +1,8 @@
 """A store: named dense tensors and sparse tables with one consistency mode, as a worker uses them.
 
 Every push belongs to the worker's current step of the store. A step closes at `update`, at `push_pull`, at the end of
-`with store.step():`, and otherwise at the first `pull` after a `push`; closing sends a mark to every server of the
-store.
+`with store.step():` (where `push_pull` closes its tensors only), and otherwise at the first `pull` after a `push`;
+closing sends a mark to every server of the store.
 
 Invariant: a push belongs to the step that was open when it was called, whatever thread sends it. A store belongs to one
 thread at a time (`_lock`), tickets may be waited for by any.
