@@ -56,8 +56,8 @@ fused or reordered, and no number of a step comes from libm. Both are tested for
 (all tensors of one `init` and dtype together, as `torch.nn.utils.clip_grad_norm_`), take norms of the aggregated
 gradient and the weights before a step is applied. Sums of squares are float64, made and added in an order that depends
 on values and layout alone: the same bits on 1, 2 or 5 servers. A tensor that nobody pushed in a step counts as 0. Under
-`asp` and `ssp` there is no step to take a norm of over several blocks: refused there for tensors that are cut, and
-`clip_global_norm` altogether. They are taken for no rows of tables.
+`asp` and `ssp` each push is clipped by its worker's own gradient, and LAMB and LARS need `layout="whole"` for tensors
+that would be cut: [norms.md](norms.md). Norms are refused for rows of tables.
 
 *GPU*: on servers with a device ([gpu.md](gpu.md)), for float32 and float64.
 {rows} step rows of tables alone, which lie in the host's memory. *tested* names the

@@ -66,6 +66,7 @@ def declare(
     for mode in (store.modes.declared, store.modes.newest()):
         rule_specs.check_dense(optimizer, mode)
     _check_staleness(store, optimizer)
+    rule_specs.check_change(optimizer, store.modes.declared, store.modes.newest())
     if not arrays:
         raise UsageError("init was given no tensors", store=store.name, next_move="Pass a dict of name -> array.")
     transfer = transfer_specs.of(*travels)

@@ -20,7 +20,7 @@ from windlass import row_values
 from windlass.arrays import Array
 from windlass.data_link import InArena, InFrame
 from windlass.dense_table import DenseTable, Span
-from windlass.exchange import Exchange, Plan
+from windlass.exchange import NOT_MEASURED, Exchange, Plan, Squares
 from windlass.row_values import Ids, Target
 from windlass_proto import ids as id_kernels
 from windlass_proto import limits, row_pieces
@@ -77,12 +77,13 @@ def push_plan(exchange: Exchange, op: Op, name: str, ids: Any, grads: Any, out: 
             sums = at + aligned(8 * (part.end - part.first))
             nbytes = (part.high - part.low) * call.itemsize
             room.array[sums : sums + nbytes] = total[part.low * call.itemsize : part.high * call.itemsize]
+    squares = _squares(exchange, call, total)
     rooms.give(whole)
     sent = [room.values(at, _sent_bytes(call, part)) for part, at in zip(parts, begins, strict=True)]
     if op is Op.PUSH:
-        return _plan(call, sent, [None] * len(parts), (lambda: rooms.give(room),), None, lasts=0)
+        return _plan(call, sent, [None] * len(parts), (lambda: rooms.give(room),), None, lasts=0, squares=squares)
     outs, finish = _received(exchange, call, target)
-    return _plan(call, sent, outs, (lambda: rooms.give(room),), finish, lasts=1)
+    return _plan(call, sent, outs, (lambda: rooms.give(room),), finish, lasts=1, squares=squares)
 
 
 def pull_plan(exchange: Exchange, name: str, ids: Any, out: Any) -> Plan:
@@ -191,6 +192,28 @@ def _summed(exchange: Exchange, call: _Call, values: Array) -> tuple[Any, npt.ND
     return room, room.array[:nbytes]
 
 
+def _squares(exchange: Exchange, call: _Call, total: npt.NDArray[np.uint8]) -> Squares:
+    """Where this worker's norms clip, the sum of squares of the gradient that these rows stand for."""
+    layout = call.table.layout
+    clipping = exchange.clippings.get(layout.table_id)
+    if clipping is None:
+        return NOT_MEASURED
+    found, values = {}, total.view(layout.dtype)
+    for part in call.parts:
+        if part.high > part.low:
+            segment = layout.blocks[part.block].segments[part.segment]
+            room = exchange.rooms.take((segment.end - segment.begin) * call.itemsize)
+            dense = room.array[: segment.elements * call.itemsize].view(layout.dtype)
+            dense[:] = 0
+            pieces = row_pieces.of_segment(layout, segment)
+            pieces.scatter(values[part.low : part.high], call.rows[part.first : part.end], dense)
+            found[layout.table_id, part.block, part.segment] = clipping.segment_sum(dense)
+            exchange.rooms.give(room)
+        else:
+            found[layout.table_id, part.block, part.segment] = 0.0
+    return found
+
+
 def _received(exchange: Exchange, call: _Call, target: Target) -> tuple[list[InFrame | InArena | None], Any]:
     """Where the pieces of each entry arrive, and what makes the caller's array of them."""
     rooms, dtype, itemsize = exchange.rooms, call.table.layout.dtype, call.itemsize
@@ -210,10 +233,19 @@ def _received(exchange: Exchange, call: _Call, target: Target) -> tuple[list[InF
     return [room.values(at, nbytes) for at, nbytes in zip(begins, sizes, strict=True)], finish
 
 
-def _plan(call: _Call, sent: list[Any], outs: list[Any], settle: tuple[Any, ...], finish: Any, *, lasts: int) -> Plan:
+def _plan(
+    call: _Call,
+    sent: list[Any],
+    outs: list[Any],
+    settle: tuple[Any, ...],
+    finish: Any,
+    *,
+    lasts: int,
+    squares: Squares = NOT_MEASURED,
+) -> Plan:
     blocks, table_id = call.table.layout.blocks, call.table.table_id
     spans = [
         Span((table_id, blocks[p.block].vshard), p.block, p.segment, p.segment + 1, payload, out, p.end - p.first)
         for p, payload, out in zip(call.parts, sent, outs, strict=True)
     ]
-    return Plan([spans], settle, finish, len(spans), lasts)
+    return Plan([spans], settle, finish, len(spans), lasts, squares)

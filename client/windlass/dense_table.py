@@ -56,6 +56,7 @@ class Span(NamedTuple):
 
     `rows`: how many rows of a dense tensor it is about; None: it is about whole segments, or of a sparse table.
     `base`: where weights come down as deltas, the state that was read last; None: they come as long as `out`.
+    `factor`: what a gradient is multiplied with by the server; None: its weight in the mean is what counts.
     """
 
     share: tuple[int, int]
@@ -66,6 +67,7 @@ class Span(NamedTuple):
     out: InFrame | InArena | None
     rows: int | None = None
     base: int | None = None
+    factor: float | None = None
 
 
 Place = Flat | dict[int, Vector] | None
@@ -113,14 +115,21 @@ class DenseTable:
 
     # ---- entries -----------------------------------------------------------------------------------------------------
 
-    def spans(self, tensors: tuple[int, ...], source: Place, out: Place) -> list[Span]:
-        """The entries for these tensors (ascending), in flat order. Repeated calls with the same memory are cached."""
-        key = (tensors, _key(source), _key(out))
+    def spans(
+        self, tensors: tuple[int, ...], source: Place, out: Place, borders: frozenset[tuple[int, int]] = frozenset()
+    ) -> list[Span]:
+        """The entries for these tensors (ascending), in flat order. Repeated calls with the same memory are cached.
+
+        borders: (block, segment) at which an entry begins in any case.
+        """
+        key = (tensors, _key(source), _key(out), borders)
         found = self._plans.get(key)
         if found is not None:
             return found[0]
         spans = [
-            span for block, begin, end in self._runs(tensors) for span in self._cut(block, begin, end, source, out)
+            span
+            for block, begin, end in self._runs(tensors)
+            for span in self._cut(block, begin, end, source, out, borders)
         ]
         if len(self._plans) >= _PLANS_MAX:
             self._plans.clear()
@@ -141,11 +150,14 @@ class DenseTable:
                     runs.append((blocks[b], s, s + 1))
         return runs
 
-    def _cut(self, block: Block, begin: int, end: int, source: Place, out: Place) -> list[Span]:
-        """One span, or several where shared memory is not in one run."""
+    def _cut(
+        self, block: Block, begin: int, end: int, source: Place, out: Place, borders: frozenset[tuple[int, int]]
+    ) -> list[Span]:
+        """One span, or several where shared memory is not in one run, or a border says so."""
         share = (self.table_id, block.vshard)
         cuts = {begin, end} | self._breaks(block, begin, end, source) | self._breaks(block, begin, end, out)
-        borders = sorted(cuts)
+        if borders:
+            cuts |= {s for s in range(begin + 1, end) if (block.index, s) in borders}
         return [
             Span(
                 share,
@@ -155,7 +167,7 @@ class DenseTable:
                 self._values(block, a, b, source, _ZEROS),
                 self._values(block, a, b, out, _SINK),
             )
-            for a, b in itertools.pairwise(borders)
+            for a, b in itertools.pairwise(sorted(cuts))
         ]
 
     def _breaks(self, block: Block, begin: int, end: int, place: Place) -> set[int]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,9 @@ from windlass_proto import finite, keys, memory
 from windlass_proto.codecs import registry
 from windlass_proto.links.arena import ArenaHeap
 from windlass_proto.transfer_specs import Nonfinite, Transfer
+
+if TYPE_CHECKING:
+    from windlass.clipping import Clipping
 
 Floats = npt.NDArray[np.float32]
 
@@ -66,9 +69,21 @@ class Encoder:
         self._finite = finite.build(table.layout.dtype)
         self._said = False
 
-    def spans(self, tensors: dict[int, Array], out: Place, settle: list[Callable[[], None]]) -> list[Span]:
-        """The entries of a push of `tensors` (ascending), encoded; `settle` gets what gives their memory back."""
-        spans = self.table.spans(tuple(tensors), None, out)
+    def spans(
+        self,
+        tensors: dict[int, Array],
+        out: Place,
+        settle: list[Callable[[], None]],
+        clipping: Clipping | None,
+        squares: dict[tuple[int, int, int], float],
+    ) -> list[Span]:
+        """The entries of a push of `tensors` (ascending), encoded; `settle` gets what gives their memory back.
+
+        Where this worker's norms clip it, `squares` gets the sums of squares of what will arrive.
+        """
+        numbers = tuple(tensors)
+        borders = clipping.borders_ahead(numbers) if clipping is not None else frozenset()
+        spans = self.table.spans(numbers, None, out, borders)
         vectors = {number: np.ascontiguousarray(array).reshape(-1) for number, array in tensors.items()}
         bad = [number for number, vector in vectors.items() if not self._finite.all_finite(vector)]
         keeps = self.error is not None
@@ -83,6 +98,8 @@ class Encoder:
         for span in spans:
             nbytes = self._bytes(span)
             self._encode(span, vectors, room, at, chance, keeps=keeps)
+            if clipping is not None:
+                self._measure(span, room.array[at : at + nbytes], clipping, squares)
             encoded.append(span._replace(payload=room.values(at, nbytes)))
             at += nbytes
         return encoded
@@ -117,6 +134,21 @@ class Encoder:
             seed = keys.mix64(chance ^ self._seeds[segment.tensor] ^ segment.tensor_begin)
             self.codec.encode(values, room.array[at : at + nbytes], error, seed)
             at += self.codec.room(segment.elements)
+
+    def _measure(
+        self,
+        span: Span,
+        raw: npt.NDArray[np.uint8],
+        clipping: Clipping,
+        squares: dict[tuple[int, int, int], float],
+    ) -> None:
+        """Of what the servers will have of each segment."""
+        at, segments = 0, self.table.layout.blocks[span.block].segments
+        for s in range(span.seg_begin, span.seg_end):
+            values = np.empty(segments[s].elements, np.float32)
+            self.codec.decode_untrusted(raw[at : at + self.codec.wire_bytes(values.size)], values)
+            squares[self.table.table_id, span.block, s] = clipping.segment_sum(values)
+            at += self.codec.room(values.size)
 
     def _chance(self) -> int:
         """What this call's seeds are made of: the step, which call of it this is, the rank."""

@@ -12,7 +12,8 @@ from __future__ import annotations
 import difflib
 import functools
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
@@ -23,14 +24,17 @@ from windlass.dense_table import DenseTable, Flat, Place, Span, not_finite, tens
 from windlass.device_arrays import OnDevice, on_device
 from windlass.rooms import Rooms
 from windlass.window_core import Request
+from windlass_proto import rule_specs
+from windlass_proto.consistency import Mode
 from windlass_proto.errors import UsageError
 from windlass_proto.frames import Op, Status
 from windlass_proto.group_specs import GroupSpec
-from windlass_proto.rule_records import RuleRecord
+from windlass_proto.rule_records import DECLARED, RuleRecord
 from windlass_proto.rule_specs import RuleSpec
 from windlass_proto.transfer_specs import PLAIN, Transfer
 
 if TYPE_CHECKING:
+    from windlass.clipping import Clipping
     from windlass.decoder import Decoder
     from windlass.encoder import Encoder
     from windlass.member import Member
@@ -45,11 +49,16 @@ Action = Callable[[], None]
 Expect = Callable[[list[Span], Flat | dict[int, Array], list[Action]], list[Span]]
 """Gives entries room for weights that arrive encoded, and adds what brings them to the arrays that asked."""
 
+Squares = Mapping[tuple[int, int, int], float]
+"""Sums of squares of a call's gradients by (table, block, segment)."""
+NOT_MEASURED: Final[Squares] = MappingProxyType({})
+
 
 class Plan(NamedTuple):
     """What a call sends, by table; what is done with its last answer; what its caller then gets.
 
     `lasts`: of so many of the first tables the entries are the step's last for their segments.
+    `squares`: of what this worker's norms clip.
     """
 
     spans: list[list[Span]]
@@ -57,6 +66,7 @@ class Plan(NamedTuple):
     finish: Callable[[], Any] | None
     entries: int
     lasts: int = 0
+    squares: Squares = NOT_MEASURED
 
     def requests(
         self,
@@ -86,7 +96,7 @@ class Plan(NamedTuple):
                 payload=payload,
                 nbytes=0 if payload is None or (free and type(payload) is InArena) else payload.nbytes,
                 out=out,
-                weight=weight,
+                weight=weight if factor is None else factor,
                 stamp=stamp,
                 last=table < self.lasts,
                 nowait=nowait,
@@ -96,7 +106,7 @@ class Plan(NamedTuple):
                 base=base,
             )
             for table, spans in enumerate(self.spans)
-            for share, block, begin, end, payload, out, rows, base in spans
+            for share, block, begin, end, payload, out, rows, base, factor in spans
         ]
 
 
@@ -124,7 +134,9 @@ class Exchange:
         self.where: dict[str, tuple[int, int]] = {}  # tensor name -> (table id, tensor number)
         self.params: dict[int, Flat] = {}  # what init returned
         self.encoders: dict[int, Encoder] = {}
+        self.clippings: dict[int, Clipping] = {}  # of groups that are clipped by this worker's norms
         self.steps_done: Callable[[], int] = lambda: 0
+        self.present_record: Callable[[], RuleRecord] = lambda: DECLARED
         self.decoders: dict[int, Decoder] = {}
         self.shown: dict[int, ShownWeights] = {}
         self.family: Callable[[Array], Any] = lambda array: array
@@ -150,6 +162,10 @@ class Exchange:
             from windlass.decoder import Decoder
 
             self.decoders[table.table_id] = Decoder(table, spec.transfer.down, self.member.heap)
+        if spec.consistency.mode is not Mode.BSP and rule_specs.clips_norms(spec.rule):
+            from windlass.clipping import Clipping  # brings Numba, which other tensors do without
+
+            self.clippings[table.table_id] = Clipping(spec, lambda: self.present_record())  # noqa: PLW0108 - its store says later
         if spec.transfer.up is not None:
             from windlass.encoder import Encoder  # brings Numba, which plain tensors do without
 
@@ -201,6 +217,7 @@ class Exchange:
             self.encoders.pop(table_id, None)
             self.decoders.pop(table_id, None)
             self.shown.pop(table_id, None)
+            self.clippings.pop(table_id, None)
             self.params.pop(table_id, None)
         self._changed()
 
@@ -312,28 +329,48 @@ class Exchange:
         settle: list[Action] = []
         after: list[Action] = []
         flats: dict[int, Flat] = {}
+        squares: dict[tuple[int, int, int], float] = {}
         spans = []
         for table_id, tensors in sources.items():
             table = self.tables[table_id]
             expect = self._encoded(table_id) if op is Op.PUSH_PULL else None
             pulls = op is Op.PUSH_PULL and expect is None
             target = self._target(table, targets.get(table_id), flats, after) if pulls else None
+            clipping = self.clippings.get(table_id) if op in (Op.PUSH, Op.PUSH_PULL) else None
             if table_id in self.encoders and op in (Op.PUSH, Op.PUSH_PULL):
-                found = self.encoders[table_id].spans(_on_host(tensors), target, settle)
+                found = self.encoders[table_id].spans(_on_host(tensors), target, settle, clipping, squares)
             else:
                 source = self._source(table, tensors, settle, borrow=borrow)
-                found = table.spans(tuple(tensors), source, target)
+                found = self._spans(table, tuple(tensors), source, target, clipping, squares)
             if expect is not None:
                 found = self._expect(expect, table, found, targets.get(table_id), flats, after)
             spans.append(found)
         finish = self._finisher(list(arrays), out, flats, after) if op is Op.PUSH_PULL else None
         lasts = len(spans) if op is Op.PUSH_PULL else 0
-        plan = Plan(spans, tuple(settle), finish, sum(map(len, spans)), lasts)
-        if not (settle or after or flats):
+        plan = Plan(spans, tuple(settle), finish, sum(map(len, spans)), lasts, squares)
+        if not (settle or after or flats or squares):
             if len(self._plans) >= _PLANS_MAX:
                 self._plans.clear()
             self._plans[key] = (plan, (dict(arrays), out))
         return plan
+
+    def _spans(
+        self,
+        table: DenseTable,
+        numbers: tuple[int, ...],
+        source: Place,
+        target: Place,
+        clipping: Clipping | None,
+        squares: dict[tuple[int, int, int], float],
+    ) -> list[Span]:
+        """The entries of a push; where this worker's norms clip it, measured and cut where factors differ."""
+        if clipping is None or source is None:
+            return table.spans(numbers, source, target)
+        vectors = source if isinstance(source, dict) else {number: source.tensors[number] for number in numbers}
+        found = clipping.squares_of({number: vectors[number] for number in numbers})
+        squares |= found
+        borders = clipping.borders(clipping.factors(found))
+        return table.spans(numbers, source, target, borders)
 
     def pull_plan(self, names: list[str], out: Mapping[str, Any] | None, *, exact: bool = False) -> Plan:
         """Ask for tensors, into `out` or fresh arrays; `exact`: as the servers hold them, not as they are shown."""

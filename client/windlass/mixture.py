@@ -45,12 +45,12 @@ def push_plan(
     """
     rows = {name: value for name, value in grads.items() if type(value) is Rows}
     if not rows:
-        return exchange.push_plan(op, grads, out, borrow=borrow)
+        return _clipped(exchange, exchange.push_plan(op, grads, out, borrow=borrow))
     dense = {name: value for name, value in grads.items() if name not in rows}
     own = None if out is None else _own(exchange, out, dense, rows)
     plans = {name: _rows_push(exchange, op, name, value, _target(out, name)) for name, value in rows.items()}
     first = exchange.push_plan(op, dense, own, borrow=borrow) if dense else None
-    return _joined(first, plans, list(grads), answered=op is Op.PUSH_PULL)
+    return _clipped(exchange, _joined(first, plans, list(grads), answered=op is Op.PUSH_PULL))
 
 
 def pull_plan(exchange: Exchange, names: Asked, out: Mapping[str, Any] | None) -> Plan:
@@ -131,4 +131,14 @@ def _joined(first: Plan | None, plans: Mapping[str, Plan], names: list[str], *, 
         finish if answered else None,
         sum(part.entries for part in parts),
         sum(part.lasts for part in parts),
+        {key: total for part in parts for key, total in part.squares.items()},
     )
+
+
+def _clipped(exchange: Exchange, plan: Plan) -> Plan:
+    """`plan` as this worker's norms clip it, where they do."""
+    if not plan.squares:
+        return plan
+    from windlass import clipping
+
+    return clipping.weighed(exchange, plan)

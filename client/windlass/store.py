@@ -68,6 +68,7 @@ class Store(SavedStore):
         self.resumed_from: Path | None = None  # whoever joins later reads it
         self.exchange = Exchange(member, name)
         self.exchange.steps_done = lambda: self.steps_done
+        self.exchange.present_record = self.present_record
         self._lock = threading.RLock()
         self.actions: dict[str, tuple[int, int]] = {}  # action -> the step of its last calls, and how many
         self.tickets = OpenTickets(member.pump)

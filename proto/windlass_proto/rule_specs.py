@@ -243,8 +243,16 @@ def heeds_staleness(spec: RuleSpec) -> bool:
 
 def takes_norms(spec: RuleSpec) -> bool:
     """Does a step of `spec` need the norm of a whole tensor, or of all of them?"""
-    bounds = (getattr(spec, name, None) for name in ("clip_norm", "clip_global_norm"))
-    return isinstance(spec, TRUST_RULES) or any(bound is not None for bound in bounds)
+    return isinstance(spec, TRUST_RULES) or clips_norms(spec)
+
+
+def clips_norms(spec: RuleSpec) -> bool:
+    """Does `spec` bound the norm of gradients?
+
+    Under bsp servers take it of a step's mean. Where a push is applied when it comes, its worker takes it, and servers
+    multiply the push with what that makes of it.
+    """
+    return any(getattr(spec, name, None) is not None for name in ("clip_norm", "clip_global_norm"))
 
 
 def check_change(spec: RuleSpec, before: Consistency, after: Consistency) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import types
 
-from windlass_proto import kernel_cache
+from windlass_proto import gradient_norms, kernel_cache
 from windlass_proto.errors import InvariantError, UsageError
 from windlass_proto.rule_specs import (
     DCASGD,
@@ -117,7 +117,7 @@ class RuleKernels:
     range meanwhile. No two arrays may overlap (`out` may be `g`: right, but far slower).
 
     A rule that takes norms has what it measures them with: measure(w, slots, begin, g, gscale, scalars, lanes), which
-    goes before the update of the same step, or squares(g, gscale, lanes), or both (see `windlass_rules.norms`).
+    goes before the update of the same step, or squares(g, gscale, lanes), or both (`windlass_proto.gradient_norms`).
 
     Large arrays that start at equal offsets of a huge page contend for the same cache sets: with a slot and
     `out` at 64 MiB each, 28 GB/s against 39 when each starts 12 KiB further than the one before.
@@ -340,7 +340,7 @@ def _measure(variant: Variant, dtype: np.dtype[Any]) -> Kernel:
         if key not in _KERNELS:
             assert variant.measure is not None
             # Numba's cache compares the rule's file alone: changed sums must not find the code of the old ones.
-            digest = zlib.crc32(inspect.getsource(norms).encode())
+            digest = zlib.crc32(inspect.getsource(gradient_norms).encode())
             asked = [measure_signature(variant, dtype)]
             _KERNELS[key] = kernel_cache.compiled(variant.measure, asked, dtype, f"norms-{digest:08x}")
         return _KERNELS[key]

@@ -294,7 +294,7 @@ class Connection:
         event = Push(
             origin, self.session, entry.seq, entry.clock, entry.block, entry.seg_begin, entry.seg_end, values,
             entry.weight, stamp, bool(entry.flags & EntryFlag.LAST), op == Op.PUSH_PULL,
-            finite or not group.wire.looks,
+            (finite and entry.weight == entry.weight) or not group.wire.looks,
         )  # fmt: skip
         counters = self.node.counters
         counters["pushes"] += 1
@@ -402,7 +402,7 @@ class Connection:
         nbytes = group.wire.bytes_up(entry.op, block, entry.seg_begin, entry.seg_end)
         if entry.nbytes != nbytes:
             raise ProtocolError("an entry's values have another length", got=entry.nbytes, expected=nbytes)
-        _check_weight(entry)
+        _check_weight(entry, factor=group.factors and entry.op in (Op.PUSH, Op.PUSH_PULL))
         rank = share.core.clocks.rank(self.session, -1)
         extends = group.wire.decodes and self._extends(entry)
         what = Gradient(entry.op, block, entry.seg_begin, entry.seg_end, rank, extends)
@@ -418,7 +418,7 @@ class Connection:
         buffer: Buffer | None,
     ) -> tuple[Values | None, bool]:
         """`_values` of the gradient that rows stand for, or, of a lazy tensor, of theirs."""
-        _check_weight(entry)
+        _check_weight(entry, factor=group.factors and entry.op in (Op.PUSH, Op.PUSH_PULL))
         nbytes = named.segment_elements * group.spec.layout.dtype.itemsize
         group.wire.traffic.bytes_in += entry.nbytes
         group.wire.traffic.raw_in += nbytes
@@ -588,6 +588,9 @@ def hand_over(reply: Reply) -> None:
     reply.origin.connection.wake()
 
 
-def _check_weight(entry: Entry) -> None:
-    if not (0.0 <= entry.weight <= 1e30):
+def _check_weight(entry: Entry, *, factor: bool = False) -> None:
+    """`factor`: it is what a push is multiplied with; NaN says that its worker has no norm of it."""
+    if factor and (entry.weight != entry.weight or 0.0 <= entry.weight <= 1.0):
+        return
+    if factor or not (0.0 <= entry.weight <= 1e30):
         raise ProtocolError("an entry's weight is out of range", weight=entry.weight)

@@ -125,7 +125,8 @@ class DenseGroup:
         self.spec = spec
         self.lazy = lazy
         self.kernels = kernels
-        self.norms = norms.phases(spec.rule)
+        self.norms = norm_scopes.norms_taken(spec)
+        self.factors = norm_scopes.clips_at_workers(spec)
         self.pool = pool
         self.memory = memory
         self.wire = GroupWire(spec, pool)
@@ -144,6 +145,7 @@ class DenseGroup:
                     blocks,
                     mean=spec.mean,
                     phases={block.index: phases[block.index] for block in blocks if block.index in phases},
+                    factors=self.factors,
                 ),
                 {block.index: BlockArrays(block, kernels, memory, self.wire.shown(block)) for block in blocks},
             )

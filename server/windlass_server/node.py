@@ -461,18 +461,15 @@ def _no_answer(reply: Reply) -> None:
 
 
 def _check_norms(spec: GroupSpec) -> None:
-    taken = norms.phases(spec.rule)
-    if spec.consistency.mode is Mode.BSP or not taken:
+    if norms.Norm.TRUST not in norms.phases(spec.rule):
         return
     cut = [t.name for t, places in zip(spec.layout.tensors, spec.layout.segments_of, strict=True) if len(places) > 1]
-    if cut or any(norm.is_global for norm in taken):
+    if cut and spec.consistency.mode is not Mode.BSP:
         raise UsageError(
-            f"{spec.consistency} applies a push on arrival, which has no norm over several blocks",
+            f"{spec.consistency} applies a push on arrival, which has no norm of weights that lie in several blocks",
             rule=spec.rule,
-            tensors=", ".join(cut[:4]) or "all",
-            next_move='Declare them with layout="whole", which cuts no tensor, or take consistency="bsp".'
-            if not any(norm.is_global for norm in taken)
-            else 'Take consistency="bsp", or clip_norm.',
+            tensors=", ".join(cut[:4]),
+            next_move='Declare them with layout="whole", which cuts no tensor, or take consistency="bsp".',
         )
 
 

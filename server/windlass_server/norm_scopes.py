@@ -8,7 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from windlass_proto import rule_specs
+from windlass_proto.consistency import Mode
+from windlass_proto.group_specs import GroupSpec
 from windlass_proto.layout import GroupLayout
+from windlass_rules import norms as rule_norms
 from windlass_rules.norms import Norm
 from windlass_server.reducing import Phases, Span
 
@@ -43,3 +47,14 @@ def phases_of(layout: GroupLayout, norms: Sequence[Norm]) -> dict[int, Phases]:
 
 def _blocks_of(layout: GroupLayout) -> list[tuple[int, ...]]:
     return [tuple(block for block, _ in places) for places in layout.segments_of]
+
+
+def clips_at_workers(spec: GroupSpec) -> bool:
+    """Are gradients of this group clipped by their workers' norms, not by those of a step?"""
+    return spec.consistency.mode is not Mode.BSP and rule_specs.clips_norms(spec.rule)
+
+
+def norms_taken(spec: GroupSpec) -> tuple[Norm, ...]:
+    """The phases of a group's rule that servers take."""
+    found = rule_norms.phases(spec.rule)
+    return tuple(norm for norm in found if norm is Norm.TRUST) if clips_at_workers(spec) else found

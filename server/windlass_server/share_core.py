@@ -67,6 +67,7 @@ class ShareCore:
     """One table's part of one vshard. The driver holds the share's lock around every call.
 
     `phases`: of the blocks whose rule needs norms over several blocks (bsp), what goes through `reducing`.
+    `factors`: a push that is applied on arrival is multiplied with its weight, which its worker has clipped it by.
     """
 
     def __init__(
@@ -76,9 +77,11 @@ class ShareCore:
         *,
         mean: bool = True,
         phases: Mapping[int, Phases] | None = None,
+        factors: bool = False,
     ) -> None:
         self.modes = StepModes(consistency)
         self.mean = mean
+        self.factors = factors
         self.clocks = RosterClocks()
         self.sessions = SessionFilter()
         self.stamps = StepStamps()
@@ -517,7 +520,7 @@ class ShareCore:
         self.tallies.apply(event.clock - self.clocks.closed_min)
         waiting = self._open.wait_for(event, event.clock + 1)
         at_once = not event.values or self._may_read(state, waiting)
-        sources = (Source(event.buffer, 0, 1.0, event.session),)
+        sources = (Source(event.buffer, 0, event.weight if self.factors else 1.0, event.session),)
         fused = waiting if at_once and event.values else None
         stamp = self.modes.stamp(event.clock, event.stamp)
         found = gate_runs.applies(state, event.seg_begin, event.seg_end, sources, 1.0, event.clock, stamp)

@@ -126,12 +126,11 @@ def expected(spec: RuleSpec) -> list[Wide]:
     return [weights[name].reshape(-1) for name in SHAPES]
 
 
-def test_norms_that_no_step_could_be_taken_for_are_refused_in_words(team: Callable[..., Team]) -> None:
+def test_norms_of_weights_that_no_step_could_be_taken_for_are_refused_in_words(team: Callable[..., Team]) -> None:
     (alone,) = team(workers=1).workers
     free = alone.store("free", consistency="asp")
-    for spec, words in ((LAMB(), "applies a push on arrival"), (SGD(lr=0.1, clip_global_norm=1.0), "on arrival")):
-        with pytest.raises(UsageError, match=words):
-            free.init({f"w {spec}": np.zeros(SHAPES["wide"], np.float32)}, spec)
+    with pytest.raises(UsageError, match=r'applies a push on arrival.*tensors=wide.*layout="whole"'):
+        free.init({"wide": np.zeros(SHAPES["wide"], np.float32)}, LAMB())
     with pytest.raises(UsageError, match=r"too large for layout=.whole. \(tensor=huge"):
         free.init({"huge": np.zeros(limits.WHOLE_TENSOR_BYTES_MAX // 4 + 1, np.float32)}, LAMB(), layout="whole")
     with pytest.raises(UsageError, match="Did you mean whole"):
@@ -141,6 +140,11 @@ def test_norms_that_no_step_could_be_taken_for_are_refused_in_words(team: Callab
     assert small.update({"w": np.array([30, 40], np.float32)})["w"].tolist() == [-3.0, -4.0]
     with pytest.raises(UsageError, match="stays under bsp, or apart from it"):
         small.set(consistency="bsp")
+    moved = alone.store("moved", consistency="asp")
+    moved.init({"w": np.zeros(2, np.float32)}, SGD(lr=1.0))
+    moved.set(consistency="bsp")
+    with pytest.raises(UsageError, match="stays under bsp, or apart from it"):
+        moved.init({"v": np.zeros(2, np.float32)}, SGD(lr=1.0, clip_norm=5.0))
     with pytest.raises(UsageError, match="no push to a sparse table has"):
         small.table("rows", 4, LAMB())
 

@@ -31,6 +31,7 @@ from windlass_proto.frames import Entry, Flag, Header, Kind, Op, Status
 from windlass_proto.group_specs import GroupSpec
 from windlass_proto.links import preamble
 from windlass_proto.rule_records import DECLARED, change_of, to_bytes, with_change
+from windlass_proto.rule_specs import SGD
 
 # ---- before the preamble is over -------------------------------------------------------------------------------------
 
@@ -397,3 +398,13 @@ def test_mutated_frames_on_live_sockets_disturb_nobody(count: int) -> None:
             sock.close()
         assert peak - rss < 400 * MIB
         assert served.ingress._acceptor.is_alive()
+
+
+@pytest.mark.parametrize("factor", [1.5, -0.5, math.inf])
+def test_a_push_that_says_it_is_clipped_by_more_than_1_or_less_than_0_ends_its_own_connection(factor: float) -> None:
+    with beside_a_good_client() as (served, _, _):
+        spec = served.declare(ELEMENTS, table=60, rule=SGD(lr=1.0, clip_norm=1.0))
+        sock = served.raw_link()
+        sock.sendall(frame([push_entry(spec, 0, 1, weight=factor)], block_bytes(spec)))
+        assert is_closed(sock)
+        sock.close()

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from tests.rules.conftest import ROW_SPECS, SPECS, TRUST_SPECS
-from windlass_proto import kernel_cache
+from windlass_proto import gradient_norms, kernel_cache
 from windlass_proto.rule_specs import Adam
-from windlass_rules import norms, reduce, rows
+from windlass_rules import reduce, rows
 from windlass_rules.registry import RULE_MODULES, measure_signature, signatures
 
 pytestmark = pytest.mark.skipif(
@@ -91,7 +91,7 @@ def test_rules_that_take_norms_work_on_packed_vectors_without_fused_operations(n
 
 
 def test_squares_work_on_packed_vectors_without_fused_operations(dtype: str) -> None:
-    (assembly,) = assemblies(norms.squares, [norms.squares_signature(np.dtype(dtype))])
+    (assembly,) = assemblies(gradient_norms.squares, [gradient_norms.squares_signature(np.dtype(dtype))])
     assert in_loops(assembly, "v?mulpd")
     assert in_loops(assembly, "v?addpd")
     assert not re.search(r"\bvfn?m(add|sub)", assembly)
