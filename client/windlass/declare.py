@@ -31,7 +31,7 @@ from windlass_proto import (
     table_specs,
     transfer_specs,
 )
-from windlass_proto.errors import UnavailableError, UsageError
+from windlass_proto.errors import UnavailableError, UsageError, WindlassError
 from windlass_proto.frames import Op
 from windlass_proto.init_specs import InitSpec
 from windlass_proto.layout import GroupLayout, check_whole, dtype_named, layout_named
@@ -183,7 +183,11 @@ def _carry_out(store: Store, request: control_pb2.DeclareRequest, arrays: Mappin
     while True:
         reply = member.control.declare(request)
         member.live(store.store_id).learn(reply.record)
-        fresh = _take_groups(store, reply.groups, names) or fresh
+        try:
+            fresh = _take_groups(store, reply.groups, names) or fresh
+        except UsageError as refused:
+            _withdraw(store, reply, refused)
+            raise
         if reply.sealed:
             break
         new = {name: array for name, array in arrays.items() if store.exchange.where[name][0] in reply.tables}
@@ -203,6 +207,25 @@ def _carry_out(store: Store, request: control_pb2.DeclareRequest, arrays: Mappin
         _say_live_values(store)
         return False
     return fresh
+
+
+def _withdraw(store: Store, reply: control_pb2.DeclareReply, refused: UsageError) -> None:
+    """A server does not take new tensors (an own rule refuses a value, say): leave nothing of them declared."""
+    from windlass_proto.gen import control_pb2 as pb
+
+    names = [tensor.name for group in reply.groups if group.table_id in reply.tables for tensor in group.tensors]
+    if not reply.sealed:
+        for ticket in _dropped(store, [name for name in names if name in store.exchange.declared()]):
+            with contextlib.suppress(UsageError, UnavailableError):  # the server that refused has none of it
+                ticket.result()
+        request = pb.SealRequest(
+            session=store.member.session,
+            store_id=store.store_id,
+            declaration_id=reply.declaration_id,
+            refused=str(refused),
+        )
+        store.member.control.seal(request)
+    store.exchange.forget(names)
 
 
 def _say_live_values(store: Store) -> None:
@@ -311,8 +334,14 @@ def _take_groups(store: Store, groups: Any, names: Iterable[str] | None) -> bool
         store.exchange.add(table, spec, live)
         vshards = _live_vshards(table.layout, {t.name for t in group.tensors if t.deleted})
         tickets.append(_declare_to_servers(store, group.table_id, vshards, group.SerializeToString()))
-    for ticket in tickets:
-        ticket.result()
+    refused: list[WindlassError] = []
+    for ticket in tickets:  # all of them: an error that nobody has seen would be raised by the next call
+        try:
+            ticket.result()
+        except WindlassError as error:
+            refused.append(error)
+    if refused:
+        raise refused[0]
     return fresh
 
 
@@ -384,15 +413,22 @@ def _drops(store: Store, names: list[str]) -> list[Ticket]:
     sparse = [table for name in names if (table := store.exchange.sparse_named(name)) is not None]
     dense = [name for name in names if name in store.exchange.where]
     awaited = [(Op.STATS, table.stats_plan()) for table in sparse]
-    dropped = [table.drop_plan() for table in sparse]
     if dense:
         awaited.append((Op.PULL, store.exchange.pull_plan(dense, None)))
-        dropped.append(store.exchange.drop_plan(dense))
     for op, plan in awaited:
         before, requests = store.ticket_of(op, plan)
         store.member.pump.submit(requests)
         with contextlib.suppress(UsageError):  # another worker deleted them at an earlier step
             before.result()
+    return _dropped(store, names)
+
+
+def _dropped(store: Store, names: list[str]) -> list[Ticket]:
+    """Delete tensors and tables on the servers."""
+    dropped = [table.drop_plan() for name in names if (table := store.exchange.sparse_named(name)) is not None]
+    dense = [name for name in names if name in store.exchange.where]
+    if dense:
+        dropped.append(store.exchange.drop_plan(dense))
     tickets = []
     for plan in dropped:
         ticket, requests = store.ticket_of(Op.DROP, plan)

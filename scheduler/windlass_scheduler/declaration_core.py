@@ -101,9 +101,12 @@ class Declare:
 
 @dataclass(frozen=True, slots=True)
 class Seal:
+    """`refused`: why servers do not take the tensors, which are then not declared any more."""
+
     waiter: int
     session: bytes
     declaration_id: int
+    refused: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,7 +267,7 @@ class Declarations:
         )
         return [*effects, Answer(event.waiter, reply)]
 
-    def _forget(self, event: Forget) -> list[Effect]:
+    def _forget(self, event: Forget, refused: UsageError | None = None) -> list[Effect]:
         store = self.store(event.store_id)
         known = event.names & store.owner_of.keys()
         effects: list[Effect] = []
@@ -276,7 +279,8 @@ class Declarations:
             else:
                 del self._declarations[declaration_id]
                 effects.append(Persist(f"{DECLARATION_PREFIX}{declaration_id}", None))
-                effects += [Refuse(w.waiter, _deleted(store)) for w in declaration.waiting.values()]
+                error = refused or _deleted(store)
+                effects += [Refuse(w.waiter, error) for w in declaration.waiting.values()]
         for name in known:
             del store.owner_of[name]
         store.calls = [replace(call, names=call.names - known) for call in store.calls]
@@ -404,7 +408,18 @@ class Declarations:
         except KeyError:
             raise UsageError("no declaration has this number", declaration_id=declaration_id) from None
 
+    def _withdraw(self, event: Seal) -> list[Effect]:
+        """Servers refused the tensors. A living worker that was granted them is refused as well, and says so itself."""
+        declaration = self._declarations.get(event.declaration_id)
+        if declaration is None or declaration.sealed or declaration.grantee not in (b"", event.session):
+            return [Answer(event.waiter, None)]
+        error = UsageError("the servers do not take the tensors of an init", reason=event.refused)
+        forget = Forget(declaration.store_id, declaration.names())
+        return [*self._forget(forget, error), Answer(event.waiter, None)]
+
     def _seal(self, event: Seal) -> list[Effect]:
+        if event.refused:
+            return self._withdraw(event)
         declaration = self._declaration(event.declaration_id)
         if declaration.sealed:
             return [Answer(event.waiter, None)]

@@ -280,7 +280,12 @@ class ControlService(control_pb2_grpc.ControlServicer):
     @call
     async def Seal(self, request: pb.SealRequest, context: grpc.aio.ServicerContext) -> pb.Ack:
         self._worker_of(request.session, request.store_id)
-        event = functools.partial(declaration_core.Seal, session=request.session, declaration_id=request.declaration_id)
+        event = functools.partial(
+            declaration_core.Seal,
+            session=request.session,
+            declaration_id=request.declaration_id,
+            refused=request.refused[: limits.TEXT_BYTES_MAX],
+        )
         await self._ask(context, lambda w: self._cluster.declarations.step(event(waiter=w)))
         return pb.Ack()
 

@@ -111,6 +111,12 @@ def test_a_value_that_the_rule_itself_refuses_is_said_by_the_servers(cluster: Lo
         store = team[0].store("model", consistency="asp")
         with pytest.raises(UsageError, match=r"refuses its hyper-parameters .*beta is in \[0, 1\), not 1.5"):
             store.init({"w": np.zeros(8, np.float32)}, wl.optim.own("heavy_ball", beta=1.5))
+        with pytest.raises(UsageError, match="refuses its hyper-parameters"):
+            store.table("user", DIM, wl.optim.own("heavy_ball", beta=-1.0))
+        assert store.specs() == {}
+        params = store.init({"w": np.zeros(16, np.float32)}, wl.optim.own("heavy_ball", beta=0.5))  # it is free
+        assert params["w"].shape == (16,)
+        store.table("user", DIM + 1, wl.optim.SGD(lr=1.0))
 
 
 def test_a_worker_that_has_the_package_is_told_of_bad_values_at_once(

@@ -23,7 +23,7 @@ from windlass_scheduler.declaration_core import (
     SessionGone,
 )
 from windlass_scheduler.declared import Store, Tensor
-from windlass_scheduler.effects import Answer, Persist
+from windlass_scheduler.effects import Answer, Persist, Refuse
 from windlass_scheduler.placement import place
 
 SMALLEST = 128 * 1024  # limits.BLOCK_ELEMENTS_MIN, said here on its own: tables made by a release keep their blocks
@@ -308,3 +308,18 @@ def test_another_layout_is_told_with_both() -> None:
         driven.declare(1, WB, layout="whole", runs=tuple(place(range(2), 256).values()))
     with pytest.raises(UsageError, match=r"too large for layout=.whole"):
         driven.declare(0, tensors(huge=(1 << 24,)), layout="whole")
+
+
+def test_what_servers_refuse_is_not_declared_any_more_and_who_waits_is_told() -> None:
+    driven = Driven()
+    driven.declare(0, WB)
+    driven.declare(1, WB)
+    driven.await_seal(1)
+    driven.step(Seal(1, bytes([1]), 1, "no room"))
+    assert driven.declare(0, WB).granted, "it is granted to another, who has not said so"
+    effects = driven.step(Seal(1, bytes([0]), 1, "beta is 2"))
+    assert [str(e.error) for e in effects if isinstance(e, Refuse)] == [
+        "the servers do not take the tensors of an init (reason=beta is 2)"
+    ]
+    assert driven.answers(driven.step(Seal(1, bytes([1]), 1, "beta is 2"))) == {1: None}, "another has said so"
+    assert driven.declare(0, tensors(w=(3,), b=(5,)), rule=b"adam").granted

@@ -1210,19 +1210,23 @@ class SealRequest(_message.Message):
     SESSION_FIELD_NUMBER: _builtins.int
     STORE_ID_FIELD_NUMBER: _builtins.int
     DECLARATION_ID_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
     session: _builtins.bytes
     store_id: _builtins.int
     declaration_id: _builtins.int
+    refused: _builtins.str
+    """why servers do not take the tensors: nothing is sealed, their names are free again"""
     def __init__(
         self,
         *,
         session: _builtins.bytes = ...,
         store_id: _builtins.int = ...,
         declaration_id: _builtins.int = ...,
+        refused: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["declaration_id", b"declaration_id", "session", b"session", "store_id", b"store_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["declaration_id", b"declaration_id", "refused", b"refused", "session", b"session", "store_id", b"store_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
