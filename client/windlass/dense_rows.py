@@ -22,8 +22,7 @@ from windlass.data_link import InArena, InFrame
 from windlass.dense_table import DenseTable, Span
 from windlass.exchange import NOT_MEASURED, Exchange, Plan, Squares
 from windlass.row_values import Ids, Target
-from windlass_proto import ids as id_kernels
-from windlass_proto import limits, row_pieces
+from windlass_proto import limits, row_moves, row_pieces
 from windlass_proto.errors import UsageError
 from windlass_proto.frames import Op, aligned
 from windlass_proto.layout import HALVES
@@ -41,12 +40,13 @@ class _Part(NamedTuple):
 
 
 class _Call(NamedTuple):
-    """The rows of one call: each once, ascending; for each that was named its place among them."""
+    """The rows of one call: each once, ascending; the call's positions in that order, and the place of each's row."""
 
     table: DenseTable
     width: int
     rows: Ids
-    inverse: npt.NDArray[np.uint32]
+    order: npt.NDArray[np.uint32]
+    places: npt.NDArray[np.uint32]
     parts: list[_Part]
 
     @property
@@ -54,8 +54,9 @@ class _Call(NamedTuple):
         return self.table.layout.dtype.itemsize
 
     @property
-    def begins(self) -> npt.NDArray[np.int64]:
-        return np.arange(self.rows.size, dtype=np.int64) * self.width
+    def moved(self) -> tuple[Any, ...]:
+        """What `row_moves` takes of rows that lie one after the other."""
+        return self.order, self.places, np.array([self.rows.size], np.int64), np.zeros(1, np.int64), self.width
 
 
 def push_plan(exchange: Exchange, op: Op, name: str, ids: Any, grads: Any, out: Any) -> Plan:
@@ -140,8 +141,7 @@ def _call(table: DenseTable, number: int, wanted: Ids) -> _Call:
     ascending = wanted[order]
     fresh = np.ones(wanted.size, np.bool_)
     np.not_equal(ascending[1:], ascending[:-1], out=fresh[1:])
-    inverse = np.empty(wanted.size, np.uint32)
-    inverse[order] = np.cumsum(fresh) - 1
+    places = (np.cumsum(fresh) - 1).astype(np.uint32)
     rows = ascending[fresh]
     layout, parts = table.layout, []
     width = math.prod(layout.tensors[number].shape[1:])
@@ -153,7 +153,7 @@ def _call(table: DenseTable, number: int, wanted: Ids) -> _Call:
             begin, stop = pieces.span(int(rows[first]), int(rows[end - 1]), int(end - first))
             low, high = low + begin, low + stop
         parts.append(_Part(block, segment, int(first), int(end), low, high))
-    return _Call(table, width, rows, inverse, parts)
+    return _Call(table, width, rows, order.astype(np.uint32), places, parts)
 
 
 def _check_frame(name: str, nbytes: int, rows: int) -> None:
@@ -185,10 +185,8 @@ def _summed(exchange: Exchange, call: _Call, values: Array) -> tuple[Any, npt.ND
     """The sums of each row's gradients, one row after the other; in a room that is to be given back."""
     nbytes = call.rows.size * call.width * call.itemsize
     room = exchange.rooms.take(nbytes)
-    seen = np.zeros(call.rows.size, np.uint8)
     dtype = call.table.layout.dtype
-    sums = room.array.view(dtype)
-    id_kernels.moves(dtype).sum_rows(values, call.inverse, call.begins, call.width, 1.0, sums, seen)
+    row_moves.moves(dtype).gather_sums(values, *call.moved, room.array.view(dtype))
     return room, room.array[:nbytes]
 
 
@@ -225,7 +223,7 @@ def _received(exchange: Exchange, call: _Call, target: Target) -> tuple[list[InF
         for part, at, nbytes in zip(call.parts, begins, sizes, strict=True):
             whole.array[part.low * itemsize : part.high * itemsize] = room.array[at : at + nbytes]
         rows = whole.array.view(dtype)
-        id_kernels.moves(dtype).take_rows(rows, call.inverse, call.begins, call.width, target.flat)
+        row_moves.moves(dtype).scatter_rows(rows, *call.moved, target.flat)
         rooms.give(whole)
         rooms.give(room)
         return target.finish()

@@ -45,6 +45,8 @@ def ids_of(name: str, ids: Any) -> tuple[Ids, tuple[int, ...]]:
             id=int(array.min()),
             next_move="Ids are 0 to 2**64 - 1; windlass.hash64 turns any integers into such.",
         )
+    if array.dtype == np.int64:
+        array = array.view(np.uint64)  # no id is negative
     return np.ascontiguousarray(array, np.uint64).reshape(-1), array.shape
 
 

@@ -29,7 +29,7 @@ from windlass.rooms import Room, Rooms
 from windlass.row_values import Target
 from windlass.ticket import Ticket
 from windlass_proto import ids as id_kernels
-from windlass_proto import limits, table_specs
+from windlass_proto import limits, row_moves, table_specs
 from windlass_proto.consistency import Mode
 from windlass_proto.errors import UsageError
 from windlass_proto.frames import Op, aligned
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from windlass.store import Store
 
 _STATS_BYTES: Final = 64
+
+Numbers = npt.NDArray[np.int64]
 
 
 class Table:
@@ -54,6 +56,7 @@ class Table:
         self._entry_rows = max(1, limits.FRAME_PAYLOAD_BYTES_TARGET // (self._row_bytes + 8))
         self._bands: tuple[int, list[range]] = (-1, [])
         self._rooms = Rooms(store.member.heap)
+        self._plan_rooms = Rooms(None)
 
     def __repr__(self) -> str:
         return f"<windlass table {self.name!r} of {self.dim} x {self.dtype.name}>"
@@ -154,6 +157,12 @@ class Table:
 
     # ---- plans -------------------------------------------------------------------------------------------------------
 
+    def _plan(self, ids: id_kernels.Ids) -> tuple[id_kernels.IdPlan, Callable[[], None]]:
+        """The ids of a call in plan order, and what to call once that is needed no more."""
+        room = self._plan_rooms.take(id_kernels.PLAN_BYTES * ids.size)
+        plan = id_kernels.plan(ids, self.spec.seed, self.spec.vshards, room.array)
+        return plan, functools.partial(self._plan_rooms.give, room)
+
     def _cut(self, plan: id_kernels.IdPlan, *, every_band: bool = False) -> list[tuple[range, int, int]]:
         """Runs of the plan, one an entry: its band, begin and end. `every_band`: bands without ids have one too."""
         found = []
@@ -168,7 +177,7 @@ class Table:
     def push_plan(self, op: Op, ids: Any, grads: Any, out: Any = None) -> Plan:
         """Send gradients of rows; with PUSH_PULL the rows come back, into `out` where it is given."""
         wanted, shape, array = self._gradients(ids, grads)
-        plan = id_kernels.plan(wanted, self.spec.seed, self.spec.vshards)
+        plan, done = self._plan(wanted)
         runs = self._cut(plan, every_band=self.spec.mean and self._store.modes.at(self._store.clock).mode is Mode.BSP)
         target = (
             row_values.target(self.name, (*shape, self.dim), self.dtype, out, grads) if op is Op.PUSH_PULL else None
@@ -176,23 +185,25 @@ class Table:
         room, sent = self._staged(plan, runs, array)
         settle = [lambda: self._rooms.give(room)]
         if target is None:
+            done()
             return self._planned(runs, sent, [None] * len(runs), settle, None)
-        return self._planned(runs, sent, *self._received(plan, runs, target, settle))
+        return self._planned(runs, sent, *self._received(plan, done, runs, target, settle))
 
     def pull_plan(self, ids: Any, out: Any = None) -> Plan:
         """Ask for rows, into `out` where it is given."""
         wanted, shape = row_values.ids_of(self.name, ids)
-        plan = id_kernels.plan(wanted, self.spec.seed, self.spec.vshards)
+        plan, done = self._plan(wanted)
         runs = self._cut(plan)
         target = row_values.target(self.name, (*shape, self.dim), self.dtype, out, ids)
         room, sent = self._staged(plan, runs, None)
         settle = [lambda: self._rooms.give(room)]
-        return self._planned(runs, sent, *self._received(plan, runs, target, settle))
+        return self._planned(runs, sent, *self._received(plan, done, runs, target, settle))
 
     def _erase_plan(self, ids: id_kernels.Ids) -> Plan:
-        plan = id_kernels.plan(ids, self.spec.seed, self.spec.vshards)
+        plan, done = self._plan(ids)
         runs = self._cut(plan)
         room, sent = self._staged(plan, runs, None)
+        done()
         return self._planned(runs, sent, [None] * len(runs), [lambda: self._rooms.give(room)], None)
 
     def _planned(
@@ -223,14 +234,14 @@ class Table:
             room.array[at : at + 8 * (end - begin)].view(np.uint64)[:] = plan.ids[begin:end]
         if grads is not None:
             places = self._places(runs, [at + nbytes for at, nbytes in zip(begins, ids_bytes, strict=True)])
-            seen = np.zeros(plan.ids.size, np.uint8)
-            moves = id_kernels.moves(self.dtype)
-            moves.sum_rows(grads, plan.inverse, places, self.dim, 1.0, room.array.view(self.dtype), seen)
+            moves = row_moves.moves(self.dtype)
+            moves.gather_sums(grads, plan.order, plan.places, *places, self.dim, room.array.view(self.dtype))
         return room, [room.values(at, nbytes) for at, nbytes in zip(begins, sizes, strict=True)]
 
     def _received(
         self,
         plan: id_kernels.IdPlan,
+        done: Callable[[], None],
         runs: list[tuple[range, int, int]],
         target: Target,
         settle: list[Callable[[], None]],
@@ -242,19 +253,18 @@ class Table:
         def finish() -> Any:
             places = self._places(runs, begins)
             rows = room.array.view(self.dtype)
-            id_kernels.moves(self.dtype).take_rows(rows, plan.inverse, places, self.dim, target.flat)
+            row_moves.moves(self.dtype).scatter_rows(rows, plan.order, plan.places, *places, self.dim, target.flat)
             self._rooms.give(room)
+            done()
             return target.finish()
 
         return [room.values(at, nbytes) for at, nbytes in zip(begins, sizes, strict=True)], settle, finish
 
-    def _places(self, runs: list[tuple[range, int, int]], begins: list[int]) -> npt.NDArray[np.int64]:
-        """The element at which each row of the plan begins, in room where the rows of run i begin at byte begins[i]."""
-        counts = [end - begin for _, begin, end in runs]
+    def _places(self, runs: list[tuple[range, int, int]], begins: list[int]) -> tuple[Numbers, Numbers]:
+        """Where rows of the plan lie, as `row_moves` takes it, in room where those of run i begin at byte begins[i]."""
+        ends = [end for _, _, end in runs]
         moved = [at // self.dtype.itemsize - begin * self.dim for at, (_, begin, _) in zip(begins, runs, strict=True)]
-        places: npt.NDArray[np.int64] = np.arange(sum(counts), dtype=np.int64) * self.dim
-        places += np.repeat(np.array(moved, np.int64), counts)
-        return places
+        return np.array(ends, np.int64), np.array(moved, np.int64)
 
     # ---- what the servers hold ---------------------------------------------------------------------------------------
 

@@ -31,8 +31,9 @@ import numpy.typing as npt
 from numba import types
 from numba.extending import register_jitable
 
-from windlass_proto import kernel_cache, memory
+from windlass_proto import kernel_cache, memory, row_moves
 from windlass_proto.ids import AHEAD, NONE, prefetch
+from windlass_proto.row_moves import copy_row
 from windlass_proto.rule_specs import RuleSpec
 from windlass_rules import reduce, row_sums
 from windlass_rules.registry import known_dtype, step_scalars, variant_of
@@ -113,7 +114,7 @@ def build_rows(spec: RuleSpec, dtype: npt.DTypeLike) -> RowRule:
 
 def _compiled(module: ModuleType, variant: Variant, dtype: np.dtype[Any]) -> Callable[..., None]:
     # Numba's cache compares this file alone: a changed rule must not find the code of the old one.
-    digest = zlib.crc32((inspect.getsource(module) + inspect.getsource(row_sums)).encode())
+    digest = zlib.crc32("".join(map(inspect.getsource, (module, row_sums, row_moves))).encode())
     return kernel_cache.compiled(*on_rows(variant, dtype), dtype, f"rows-{variant.name}-{digest:08x}")
 
 
@@ -143,9 +144,7 @@ def _bring(array: Vector, numbers: Any, dim: int, near: Vector) -> None:
             for j in range(0, dim, line):
                 prefetch(array, np.int64(numbers[i + AHEAD]) * dim + j)
         if numbers[i] != _NONE:
-            at = np.int64(numbers[i]) * dim
-            for j in range(dim):
-                near[i * dim + j] = array[at + j]
+            copy_row(array, np.int64(numbers[i]) * dim, near, i * dim, dim)
 
 
 @register_jitable(error_model="numpy")
@@ -153,9 +152,7 @@ def _take_back(near: Vector, numbers: Any, dim: int, array: Vector) -> None:
     """What `_bring` brought, to where it came from."""
     for i in range(numbers.size):
         if numbers[i] != _NONE:
-            at = np.int64(numbers[i]) * dim
-            for j in range(dim):
-                array[at + j] = near[i * dim + j]
+            copy_row(near, i * dim, array, np.int64(numbers[i]) * dim, dim)
 
 
 def _by_element(variant: Variant) -> RowKernel:

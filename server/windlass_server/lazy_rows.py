@@ -31,7 +31,7 @@ class LazyRows:
         self._kernels = kernels
         self._rule = rule
         self._reductions = reduce.build(rule.dtype)
-        self._sum_rows = ids.moves(rule.dtype).sum_rows
+        self._sum_rows = row_moves.moves(rule.dtype).sum_rows
 
     def update(
         self,

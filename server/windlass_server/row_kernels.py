@@ -24,6 +24,7 @@ from numba.extending import register_jitable
 
 from windlass_proto import init_specs, kernel_cache
 from windlass_proto.ids import AHEAD, NONE, mix64, prefetch, vshard_of
+from windlass_proto.row_moves import copy_row
 
 _CHUNK: Final = 64
 _IDS: Final = np.dtype(np.uint64)
@@ -80,13 +81,14 @@ def _find(
     asked: Any, numbers: Any, ids: Any, index: Any, begins: Any, masks: Any, seed: Any, shift: Any, first: Any
 ) -> int:
     """numbers[i] = the row number of asked[i], or NONE. Returns how many are NONE."""
-    slots = np.empty(_CHUNK, np.int64)
+    slots, keys = np.empty(_CHUNK, np.int64), np.empty(_CHUNK, np.uint64)
     absent = 0
     for base in range(0, asked.size, _CHUNK):
         size = min(_CHUNK, asked.size - base)
         for i in range(size):
             key = mix64(asked[base + i] ^ seed)
             v = vshard_of(key, shift) - first
+            keys[i] = key
             slots[i] = begins[v] + np.int64(key & masks[v])
             prefetch(index, slots[i])
         for i in range(size):
@@ -96,10 +98,13 @@ def _find(
         for i in range(size):
             item = asked[base + i]
             known = index[slots[i]]
-            if known != 0 and ids[known - 1] != item:
-                key = mix64(item ^ seed)
+            if known != 0 and ids[known - 1] != item:  # a third of them: what `_lookup` does, without a call
+                key = keys[i]
                 v = vshard_of(key, shift) - first
-                known = index[_lookup(item, key, v, ids, index, begins, masks)]
+                at = np.uint64(slots[i] - begins[v])
+                while known != 0 and ids[known - 1] != item:
+                    at = (at + np.uint64(1)) & masks[v]
+                    known = index[begins[v] + np.int64(at)]
             if known == 0:
                 numbers[base + i] = _NONE
                 absent += 1
@@ -206,14 +211,10 @@ def _read(
     for i in range(n):
         if i + AHEAD < n and numbers[i + AHEAD] != _NONE:
             prefetch(rows, np.int64(numbers[i + AHEAD]) * dim)
-        target = out[i * dim : (i + 1) * dim]
         if numbers[i] == _NONE:
-            _fill_row(target, mix64(asked[i] ^ seed), kind, a, b, init_seed)
+            _fill_row(out[i * dim : (i + 1) * dim], mix64(asked[i] ^ seed), kind, a, b, init_seed)
         else:
-            begin = np.int64(numbers[i]) * dim
-            source = rows[begin : begin + dim]
-            for j in range(target.size):
-                target[j] = source[j]
+            copy_row(rows, np.int64(numbers[i]) * dim, out, i * dim, dim)
 
 
 def _scan(

@@ -17,12 +17,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
 from windlass_proto import ids as id_kernels
-from windlass_proto import limits, table_specs
+from windlass_proto import limits, row_moves, table_specs
 from windlass_proto.consistency import Mode
 from windlass_proto.errors import ProtocolError, UsageError, WindlassError
 from windlass_proto.frames import Entry, Op, Status, aligned
@@ -48,6 +48,7 @@ from windlass_server.share_core import ShareCore
 from windlass_server.share_events import Answer, Apply, Effect, Release, Source, Write
 
 STATS_BYTES = 64
+_PARTS: Final = 256  # in which a step's ids are looked through for those that several workers name
 
 
 @dataclass(slots=True, eq=False)
@@ -87,7 +88,7 @@ class SparseTable:
         self.pool = pool
         self.job_room: Callable[[int], UsageError | None] | None = None  # asked before rows of so many bytes are made
         self.reductions = reduce.build(spec.dtype)
-        self.moves = id_kernels.moves(spec.dtype)
+        self.moves = row_moves.moves(spec.dtype)
         self.shares: dict[int, Share] = {}
         self.tables: dict[int, RowTable] = {}
         self.hot: dict[int, HotRows] = {}
@@ -306,13 +307,14 @@ class SparseTable:
 
         `names`: of each source, what tells its rows apart.
         """
-        plan = id_kernels.plan(np.concatenate(names), 0, 1)
+        plan = id_kernels.plan(np.concatenate(names), 0, _PARTS)
+        places = plan.inverse()
         total: Vector = np.empty(plan.ids.size * self.spec.dim, self.spec.dtype)
         seen = np.zeros(plan.ids.size, np.uint8)
         begins = np.arange(plan.ids.size, dtype=np.int64) * self.spec.dim
         at = 0
         for source, own in zip(sources, names, strict=True):
-            inverse = plan.inverse[at : at + own.size]
+            inverse = places[at : at + own.size]
             self.moves.sum_rows(source.buffer.array, inverse, begins, self.spec.dim, source.weight, total, seen)
             at += own.size
         return plan.ids, total

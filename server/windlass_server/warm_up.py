@@ -103,7 +103,7 @@ def steps() -> Iterator[Callable[[], object]]:
 
 def _tables(dtype: np.dtype[Any]) -> Iterator[Callable[[], object]]:
     yield partial(row_kernels.build, dtype)
-    yield partial(ids.moves, dtype)
+    yield partial(row_moves.moves, dtype)
     yield ids.build_plan
     yield hot_rows.build
     yield admission_counts.build
