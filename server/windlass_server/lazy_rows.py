@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from windlass_proto import ids, limits
+from windlass_proto import limits, row_moves
 from windlass_proto.row_pieces import Numbers, RowPieces
 from windlass_rules import RuleKernels, reduce
 from windlass_rules.rows import RowRule
