@@ -145,9 +145,9 @@ def train(cluster, options, data):
 
 
 def train_plain(options, data, workers=1):
-    """The same model in one NumPy process, in batches as large as those of `workers` together."""
+    """The same model in one NumPy process, in the order of `cluster.batches`, all workers' batches in one."""
     ids, x, y = data
-    random = np.random.default_rng(options.seed)
+    random = np.random.default_rng([options.seed, 1])  # not the stream that first_dense draws from
     weights = first_dense(options, ids.shape[1])
     weights["w"] = np.zeros((options.features, 1), np.float32)
     weights["v"] = random.normal(0, 0.01, (options.features, options.k)).astype(np.float32)
@@ -157,8 +157,9 @@ def train_plain(options, data, workers=1):
         squares[name][rows] += grad**2
         weights[name][rows] -= LR * grad / (np.sqrt(squares[name][rows]) + 1e-10)
 
-    for _ in range(options.epochs):
-        for batch in np.array_split(random.permutation(len(y)), -(-len(y) // (options.size * workers))):
+    for epoch in range(options.epochs):
+        order = np.random.Generator(np.random.Philox(key=[options.seed, epoch])).permutation(len(y))
+        for batch in np.array_split(order, -(-len(y) // (options.size * workers))):
             once, where = np.unique(ids[batch], return_inverse=True)
             w, v = (weights[name][ids[batch]] for name in "wv")
             _, grads, *of_rows = loss_and_grads(weights, w, v, x[batch], y[batch])

@@ -364,6 +364,8 @@ class Connection:
             origin, self.session, entry.seq, entry.clock, entry.block, 0, 1, rows, entry.weight, stamp,
             bool(entry.flags & EntryFlag.LAST), op == Op.PUSH_PULL, rows is None or table.finite(rows),
         )  # fmt: skip
+        if rows is not None and op != Op.ERASE:
+            table.take_memory(entry.block, rows)
         with share.lock:
             if rows is None:
                 effects = share.core.refuse(event)

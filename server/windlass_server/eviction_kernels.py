@@ -1,13 +1,11 @@
-"""The kernel that finds a vshard's least worthy rows, in one walk over its index and one selection.
+"""The kernel that finds a vshard's least worthy rows, in one walk over its index and two selections.
 
-    order = worth in 32 bits | 32 bits of the key, behind those that name the vshard
+Rows are in the order of their worths, and of their keys where these are equal. A worth is a step, or a score, whose
+bits rise with it: both are >= 0. The lowest `count` are looked for by selection (Hoare's FIND, CACM 4, 1961), not by
+sorting: first among worths, then, among the rows whose worth is the border's, among keys. Only these rows' ids are
+read, which lie anywhere in memory.
 
-A worth is a step, or a score, whose bits rise with it: both are >= 0.
-
-The lowest `count` in this order are looked for by selection (Hoare's FIND, CACM 4, 1961), not by sorting.
-
-Invariant: what is chosen depends on worths and ids alone. Two rows may agree in all 64 bits; if the border runs between
-such, the kernel says so and the caller decides by whole keys.
+Invariant: what is chosen depends on worths and ids alone.
 """
 
 from __future__ import annotations
@@ -30,7 +28,7 @@ HALVINGS_MAX: Final = 180
 """A float32 score, 2**24 at most, is 0 after so many."""
 
 HALVES: Final[npt.NDArray[np.float64]] = np.ldexp(1.0, -np.arange(HALVINGS_MAX + 1))
-_READY: list[Callable[..., int]] = []
+_READY: list[Callable[..., None]] = []
 
 
 @register_jitable(error_model="numpy")
@@ -59,28 +57,31 @@ def _nth(values: Any, n: int) -> Any:
 
 
 def _lowest(
-    index: Any, begin: Any, ids: Any, seed: Any, skip: Any, kind: Any, touched: Any, score: Any, now: Any,
-    half_life: Any, halves: Any, count: Any, numbers: Any, order: Any, bits: Any, chosen: Any,
-) -> int:  # fmt: skip
-    """Put the `count` row numbers of least worth into `chosen`; returns how many it could tell, all or fewer.
+    index: Any, begin: Any, ids: Any, seed: Any, kind: Any, touched: Any, score: Any, now: Any,
+    half_life: Any, halves: Any, count: Any, numbers: Any, worths: Any, bits: Any, chosen: Any,
+) -> None:  # fmt: skip
+    """Put the `count` row numbers of least worth into `chosen`.
 
-    `numbers` and `order` have room for as many rows as the vshard has, and no more; `bits` is a float32, and the same
+    `numbers` and `worths` have room for as many rows as the vshard has, and no more; `bits` is a float32, and the same
     memory as a u32.
     """
     as_float, as_bits = bits
     held = 0
     at = begin
     while held < numbers.size:  # the run holds so many
-        if index[at] != 0:
-            numbers[held] = index[at] - 1
+        known = index[at]
+        if known != 0:
+            numbers[held] = known - 1
+            if kind != BY_SCORE:
+                prefetch(touched, np.int64(known - 1))
+            if kind != BY_STEP:
+                prefetch(score, np.int64(known - 1))
             held += 1
         at += 1
     for i in range(held):
-        if i + AHEAD < held:
-            prefetch(ids, np.int64(numbers[i + AHEAD]))
         number = np.int64(numbers[i])
         if kind == BY_STEP:
-            worth = np.uint64(touched[number])
+            worths[i] = touched[number]
         else:
             value = score[number]
             if kind == BY_FADING_SCORE:
@@ -88,25 +89,29 @@ def _lowest(
                 line = 1.0 - (age % half_life) / (2.0 * half_life)
                 value = np.float32(np.float64(value) * line * halves[min(age // half_life, halves.size - 1)])
             as_float[0] = value
-            worth = np.uint64(as_bits[0])
-        key = mix64(ids[number] ^ seed)
-        order[i] = (worth << np.uint64(32)) | ((key << skip) >> np.uint64(32))
-    border = _nth(order.copy(), count - 1)
+            worths[i] = as_bits[0]
+    border = _nth(worths.copy(), count - 1)
     found = equal = 0
     for i in range(held):
-        equal += order[i] == border
-        if order[i] < border:
+        if worths[i] < border:
             chosen[found] = numbers[i]
             found += 1
-    if found + equal == count:
-        for i in range(held):
-            if order[i] == border:
-                chosen[found] = numbers[i]
-                found += 1
-    return found
+        elif worths[i] == border:
+            numbers[equal] = numbers[i]  # those before are done with
+            equal += 1
+    keys = np.empty(equal, np.uint64)
+    for i in range(equal):
+        if i + AHEAD < equal:
+            prefetch(ids, np.int64(numbers[i + AHEAD]))
+        keys[i] = mix64(ids[numbers[i]] ^ seed)
+    last = _nth(keys.copy(), count - found - 1)
+    for i in range(equal):
+        if keys[i] <= last:
+            chosen[found] = numbers[i]
+            found += 1
 
 
-def lowest() -> Callable[..., int]:
+def lowest() -> Callable[..., None]:
     """The kernel, compiled at the first call of a process."""
     if not _READY:
         u32, u64, i64 = types.uint32, types.uint64, types.int64
@@ -115,8 +120,8 @@ def lowest() -> Callable[..., int]:
         halves = types.Array(types.float64, 1, "C", readonly=True)
         numba_types: Any = types
         bits = numba_types.Tuple((scores, numbers))
-        signature = types.int64(
-            numbers, i64, ids, u64, u64, i64, numbers, scores, i64, i64, halves, i64, numbers, ids, bits, numbers
+        signature = types.void(
+            numbers, i64, ids, u64, i64, numbers, scores, i64, i64, halves, i64, numbers, numbers, bits, numbers
         )
         _READY.append(kernel_cache.compiled(_lowest, [signature], np.dtype(np.uint64)))
     return _READY[0]

@@ -1,4 +1,4 @@
-"""Kernels of row tables: find, insert, erase, rebuild, read.
+"""Kernels of row tables: find, insert, erase, walk (rebuild), read.
 
 An index is a run of u32 slots in a shared array, a power of two long: 0 is empty, n + 1 says row number n. An id's
 first slot is its key's low bits; a full slot is passed over to the next (linear probing: Knuth, The Art of Computer
@@ -122,11 +122,13 @@ def _count(asked: Any, numbers: Any, needed: Any, seed: Any, shift: Any, first: 
 
 def _insert(
     asked: Any, numbers: Any, ids: Any, index: Any, begins: Any, masks: Any, seed: Any, shift: Any, first: Any,
-    counts: Any, used: Any, free: Any, free_count: Any, rows: Any, dim: Any, kind: Any, a: Any, b: Any, init_seed: Any,
+    counts: Any, next_begins: Any, next_masks: Any, walked: Any,
+    used: Any, free: Any, free_count: Any, rows: Any, dim: Any, kind: Any, a: Any, b: Any, init_seed: Any,
 ) -> tuple[int, int]:  # fmt: skip
     """Give each absent id a row with first values. There is room in every index and in `rows`.
 
-    Row numbers come from the end of `free`, then from `used` on. Returns what both are now; numbers[i] is set.
+    Row numbers come from the end of `free`, then from `used` on. Returns what both are now; numbers[i] is set. What
+    falls behind a vshard's walk (see `_walk`) is entered into its next run as well.
     """
     n = asked.size
     for i in range(n):
@@ -153,53 +155,96 @@ def _insert(
         index[slot] = number + 1
         counts[v] += 1
         numbers[i] = number
+        if slot - begins[v] < walked[v]:
+            _enter(number + 1, key, index, next_begins[v], next_masks[v])
         _fill_row(rows[number * dim : (number + 1) * dim], key, kind, a, b, init_seed)
     return used, free_count
 
 
 def _erase(
     asked: Any, erased: Any, ids: Any, index: Any, begins: Any, masks: Any, seed: Any, shift: Any, first: Any,
-    counts: Any,
+    counts: Any, next_begins: Any, next_masks: Any, walked: Any,
 ) -> int:  # fmt: skip
     """Take the ids that are there out of the index; their row numbers go to `erased`. Returns how many."""
     gone = 0
     for i in range(asked.size):
+        if i + AHEAD < asked.size:
+            soon = mix64(asked[i + AHEAD] ^ seed)
+            coming = vshard_of(soon, shift) - first
+            prefetch(index, begins[coming] + np.int64(soon & masks[coming]))
         key = mix64(asked[i] ^ seed)
         v = vshard_of(key, shift) - first
-        begin, mask = begins[v], masks[v]
+        begin = begins[v]
         slot = _lookup(asked[i], key, v, ids, index, begins, masks)
-        if index[slot] == 0:
+        known = index[slot]
+        if known == 0:
             continue
-        erased[gone] = index[slot] - 1
+        erased[gone] = known - 1
         gone += 1
         counts[v] -= 1
-        hole = np.uint64(slot - begin)
-        at = hole
-        while True:  # whatever could not be found across the hole moves into it
-            at = (at + np.uint64(1)) & mask
-            known = index[begin + np.int64(at)]
-            if known == 0:
-                break
-            home = mix64(ids[known - 1] ^ seed) & mask
-            if ((at - home) & mask) >= ((at - hole) & mask):
-                index[begin + np.int64(hole)] = known
-                hole = at
-        index[begin + np.int64(hole)] = 0
+        _close(np.uint64(slot - begin), ids, index, begin, masks[v], seed, walked[v], next_begins[v], next_masks[v])
+        if walked[v] > 0:
+            at = key & next_masks[v]
+            found = index[next_begins[v] + np.int64(at)]
+            while found != 0 and found != known:
+                at = (at + np.uint64(1)) & next_masks[v]
+                found = index[next_begins[v] + np.int64(at)]
+            if found == known:
+                _close(at, ids, index, next_begins[v], next_masks[v], seed, 0, next_begins[v], next_masks[v])
     return gone
 
 
-def _rebuild(ids: Any, index: Any, old_begin: Any, old_size: Any, begin: Any, size: Any, seed: Any) -> None:
-    """Enter everything of the old run into the new one, which is zeros."""
-    mask = np.uint64(size - 1)
-    for i in range(old_size):
+@register_jitable(error_model="numpy")
+def _close(
+    hole: Any, ids: Any, index: Any, begin: Any, mask: Any, seed: Any, walked: Any, next_begin: Any, next_mask: Any
+) -> None:
+    """Whatever could not be found across the hole moves into it; what moves behind the walk is entered there."""
+    at = hole
+    while True:
+        at = (at + np.uint64(1)) & mask
+        known = index[begin + np.int64(at)]
+        if known == 0:
+            break
+        key = mix64(ids[known - 1] ^ seed)
+        if ((at - (key & mask)) & mask) >= ((at - hole) & mask):
+            index[begin + np.int64(hole)] = known
+            if np.int64(hole) < walked:
+                _enter(known, key, index, next_begin, next_mask)
+            hole = at
+    index[begin + np.int64(hole)] = 0
+
+
+@register_jitable(error_model="numpy")
+def _enter(known: Any, key: Any, index: Any, begin: Any, mask: Any) -> None:
+    """Enter a row number + 1 into a run that has room, unless it is there."""
+    at = key & mask
+    found = index[begin + np.int64(at)]
+    while found != 0 and found != known:
+        at = (at + np.uint64(1)) & mask
+        found = index[begin + np.int64(at)]
+    index[begin + np.int64(at)] = known
+
+
+def _walk(
+    ids: Any, index: Any, old_begin: Any, first: Any, last: Any, old_size: Any, begin: Any, mask: Any, seed: Any
+) -> None:
+    """Enter what slots [first, last) of the old run hold into the next one, which began as zeros.
+
+    A run is rebuilt in such steps, and the old one is what calls look into until the last. A row that an erasure moves
+    from slots to come into slots that were walked is entered then, one that it moves the other way is entered twice.
+    """
+    for i in range(first, last):
         ahead = index[old_begin + min(i + AHEAD, old_size - 1)]
         if ahead != 0:
             prefetch(ids, np.int64(ahead - 1))
         known = index[old_begin + i]
         if known != 0:
-            at = mix64(ids[known - 1] ^ seed) & mask
-            while index[begin + np.int64(at)] != 0:
+            key = mix64(ids[known - 1] ^ seed)
+            at = key & mask
+            found = index[begin + np.int64(at)]
+            while found != 0 and found != known:
                 at = (at + np.uint64(1)) & mask
+                found = index[begin + np.int64(at)]
             index[begin + np.int64(at)] = known
 
 
@@ -240,7 +285,7 @@ class RowKernels:
     count: Callable[..., None]
     insert: Callable[..., tuple[int, int]]
     erase: Callable[..., int]
-    rebuild: Callable[..., None]
+    walk: Callable[..., None]
     read: Callable[..., None]
     scan: Callable[..., None]
 
@@ -266,6 +311,7 @@ def _compile(dtype: np.dtype[Any]) -> RowKernels:
     index, where = numbers, (u64, u64, i64)
     held = (own_ids, index, counts, masks)
     first_values = (i64, f64, f64, u64)
+    moving = (counts, masks, counts)
     numba_types: Any = types
     pair = numba_types.UniTuple(i64, 2)
 
@@ -278,11 +324,11 @@ def _compile(dtype: np.dtype[Any]) -> RowKernels:
         count=made(_count, types.void(asked, numbers, counts, *where)),
         insert=made(
             _insert,
-            pair(asked, numbers, *held, *where, counts, i64, numbers, i64, rows, integer, *first_values),
+            pair(asked, numbers, *held, *where, counts, *moving, i64, numbers, i64, rows, integer, *first_values),
             dtype,
         ),
-        erase=made(_erase, i64(asked, numbers, *held, *where, counts)),
-        rebuild=made(_rebuild, types.void(own_ids, index, i64, i64, i64, i64, u64)),
+        erase=made(_erase, i64(asked, numbers, *held, *where, counts, *moving)),
+        walk=made(_walk, types.void(own_ids, index, i64, i64, i64, i64, i64, u64, u64)),
         read=made(_read, types.void(asked, numbers, rows, integer, out, u64, *first_values), dtype),
         scan=made(_scan, types.void(i64, flags, *held, *where)),
     )

@@ -6,12 +6,16 @@
     slots   | as rows, once for each slot of the rule; one value a row where the slot says so
 
 All four are addresses reserved for as many rows as the band may ever hold, and take memory where they are touched: rows
-never move, so a rebuild copies u32 slots and nothing else. Each vshard has an index of its own, rebuilt whole at twice
-its size when it is filled to between 0.60 and 0.80, a threshold that differs from vshard to vshard: indexes that fill
-alike do not grow in one push. A row costs its values, 8 B of id and 5 to 14 B of index.
+never move, so a rebuild copies u32 slots and nothing else. Each vshard has an index of its own, rebuilt at twice its
+size from when it is filled to between 0.60 and 0.80, a threshold that differs from vshard to vshard: indexes that fill
+alike do not grow at one time. A push walks some slots for each row it makes (`SLICE_SLOTS_A_ROW`), so that none waits
+for a whole table; the old run is the index until all of it is in the next one, and is kept up to 0.90 full, beyond
+which (one push made most of its rows) the rest is walked at once. A row costs its values, 8 B of id and 5 to 14 B of
+index.
 
 A page's first touch costs more than the rows on it (2 MiB: 5 ms on a virtual machine), so memory is taken ahead of the
-rows: `ahead`, if there is one, is handed what the next pushes will need, and takes it in a thread of its own.
+rows: `ahead`, if there is one, is handed what the next pushes will need, and takes it in a thread of its own; what it
+has not taken when a push comes is taken before the lock is (`take_memory`).
 
 Invariant: whoever calls holds the share's lock. A row exists from the first push for its id that had room (or, where
 the table's `life` says who is admitted and who goes, from the one that was applied), and begins with the initialiser's
@@ -25,6 +29,7 @@ allocators.
 from __future__ import annotations
 
 import mmap
+from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -46,6 +51,13 @@ _AHEAD_FROM_ROWS: Final = 4096
 _AHEAD_BYTES_MAX: Final = 64 * limits.MIB  # of one array
 _FILL_LOW: Final = 0.60
 _FILL_SPREAD: Final = 0.20
+_FILL_MAX: Final = 0.90
+SLICE_SLOTS_MIN: Final = 1 << 14
+"""Slots that one push walks at least to rebuild indexes, where some are being rebuilt: 0.2 ms."""
+
+SLICE_SLOTS_A_ROW: Final = 8
+"""Slots that it walks for each row it makes: an index that doubles has 2.9 for each row since it doubled last."""
+
 _GOLDEN: Final = 0.6180339887498949
 
 Ahead = Callable[[npt.NDArray[Any]], object]
@@ -90,6 +102,8 @@ class RowTable:
         self._ahead = ahead
         self._rows_taken = 0  # memory was taken for so many
         self._index_taken = 0
+        self._rows_sure = 0  # memory of so many is there
+        self._index_sure = 0
         self.kernels = row_kernels.build(dtype)
         self._slots = slots
         kind, a, b, init_seed = init.numbers()
@@ -112,6 +126,11 @@ class RowTable:
         places = np.arange(held.start, held.stop, dtype=np.float64) * _GOLDEN
         self._fill = _FILL_LOW + _FILL_SPREAD * (places - np.floor(places))
         self._held = (self.ids, self._index, self._begins, self._masks)
+        self._next_begins, self._next_masks = np.zeros(count, np.int64), np.zeros(count, np.uint64)
+        self._walked = np.zeros(count, np.int64)  # slots of the old run that are in the next one
+        self._moving = (self._next_begins, self._next_masks, self._walked)
+        self._growing: deque[int] = deque()  # vshards with a next run, the first one being walked
+        self.slots_walked = 0
 
     def __len__(self) -> int:
         return self.used - self.free_count
@@ -170,10 +189,11 @@ class RowTable:
         self.kernels.count(ids, numbers, needed, *self._where)
         for v in np.flatnonzero(self._counts + needed > self._fill * (self._masks + np.uint64(1))):
             self._grow(int(v), int(self._counts[v] + needed[v]))
+        self._walk(max(SLICE_SLOTS_MIN, SLICE_SLOTS_A_ROW * absent))
         before, reused = self.used, self.free_count
         self.used, self.free_count = self.kernels.insert(
-            ids, numbers, *self._held, *self._where, self._counts, self.used, self.free, self.free_count,
-            self.rows, self.dim, *self._init,
+            ids, numbers, *self._held, *self._where, self._counts, *self._moving, self.used, self.free,
+            self.free_count, self.rows, self.dim, *self._init,
         )  # fmt: skip
         for slot, values in zip(self._slots, self.slots, strict=True):
             width = slot.width(self.dim)
@@ -205,6 +225,24 @@ class RowTable:
             self._ahead(self._index[begin:end])
             self._index_taken = end
 
+    def take_memory(self, made: int) -> None:
+        """Memory for `made` more rows, now, where `ahead` may be late. Whoever calls need not hold the lock.
+
+        A row of another thread's push may be made meanwhile: then some of this memory is taken in the lock after all.
+        """
+        end = min(self.used + made, self.rows_max)
+        if self._ahead is None or end < _AHEAD_FROM_ROWS:
+            return
+        page = mmap.PAGESIZE  # the last one is taken whole
+        if end > self._rows_sure:
+            for values, width in self.columns().values():
+                memory.populate(values[self._rows_sure * width : end * width + page // values.itemsize])
+            self._rows_sure = end
+        runs = self._index_used + 2 * (int(self._masks.max()) + 1)
+        if runs > self._index_sure:
+            memory.populate(self._index[self._index_sure : runs + page // 4])
+            self._index_sure = runs
+
     def read(self, ids: id_kernels.Ids, out: Vector) -> None:
         """The rows of `ids` into `out`; absent ones as the initialiser has them."""
         numbers = np.empty(ids.size, np.uint32)
@@ -220,7 +258,7 @@ class RowTable:
     def erase(self, ids: id_kernels.Ids) -> int:
         """Rows of `ids` go, their slots with them; returns how many there were."""
         erased = np.empty(ids.size, np.uint32)
-        gone = self.kernels.erase(ids, erased, *self._held, *self._where, self._counts)
+        gone = self.kernels.erase(ids, erased, *self._held, *self._where, self._counts, *self._moving)
         if gone:
             if self.free_count + gone > self.free.size:
                 grown = np.empty(2 * (self.free_count + gone), np.uint32)
@@ -235,9 +273,9 @@ class RowTable:
                 self.changes.erase(erased[:gone], self.ids[erased[:gone]], len(self))
         return gone
 
-    def vshards_above(self, count: int) -> list[int]:
-        """The vshards with more than `count` rows, numbered from this band's first."""
-        found: list[int] = np.flatnonzero(self._counts > count).tolist()
+    def vshards_above(self, counts: npt.NDArray[np.int64]) -> list[int]:
+        """The vshards with more rows than `counts` says of each, numbered from this band's first."""
+        found: list[int] = np.flatnonzero(self._counts > counts).tolist()
         return found
 
     def count_of(self, v: int) -> int:
@@ -264,15 +302,37 @@ class RowTable:
             live[:] = numbers != id_kernels.NONE
 
     def _grow(self, v: int, count: int) -> None:
-        """Rebuild one vshard's index so that `count` rows fill it to half of its threshold or less."""
-        old_begin, old_size = int(self._begins[v]), int(self._masks[v]) + 1
-        size = old_size
-        while count > self._fill[v] * size:
-            size *= 2
-        begin = self._take_index(size)
-        self.kernels.rebuild(self.ids, self._index, old_begin, old_size, begin, size, self._where[0])
-        self._begins[v], self._masks[v] = begin, size - 1
-        self._give_index(old_begin, old_size)
+        """A vshard is to have `count` rows: begin to rebuild its index, or end it where the old one would be full."""
+        if v not in self._growing:
+            size = int(self._masks[v]) + 1
+            while count > self._fill[v] * size:
+                size *= 2
+            self._next_begins[v], self._next_masks[v] = self._take_index(size), size - 1
+            self._growing.append(v)
+        if count > _FILL_MAX * (int(self._masks[v]) + 1):
+            self._walk_one(v, int(self._masks[v]) + 1)
+            if count > self._fill[v] * (int(self._masks[v]) + 1):  # more came than when it began
+                self._grow(v, count)
+
+    def _walk(self, slots: int) -> None:
+        """Go on rebuilding, so many slots further."""
+        while slots > 0 and self._growing:
+            slots -= self._walk_one(self._growing[0], slots)
+
+    def _walk_one(self, v: int, slots: int) -> int:
+        """Enter some slots of a vshard's old run into its next one, which takes its place after the last one."""
+        begin, size, first = int(self._begins[v]), int(self._masks[v]) + 1, int(self._walked[v])
+        last = min(size, first + slots)
+        run = (int(self._next_begins[v]), self._next_masks[v])
+        self.kernels.walk(self.ids, self._index, begin, first, last, size, *run, self._where[0])
+        self._walked[v] = last
+        self.slots_walked += last - first
+        if last == size:
+            self._begins[v], self._masks[v] = run
+            self._walked[v] = 0
+            self._growing.remove(v)
+            self._give_index(begin, size)
+        return last - first
 
     def _take_index(self, size: int) -> int:
         """The begin of `size` zeroed slots."""
@@ -300,6 +360,11 @@ class RowTable:
         """Check that index and rows agree; for tests."""
         for v, (begin, mask) in enumerate(zip(self._begins, self._masks, strict=True)):
             run = self._index[begin : begin + int(mask) + 1]
+            coming = self._index[self._next_begins[v] :][: int(self._next_masks[v]) + 1 if v in self._growing else 0]
+            behind = run[: self._walked[v]]
+            assert set(behind) <= {0, *coming}, "a row that was walked is not in the next run"
+            assert set(coming) <= {0, *run}, "a next run has a row that is gone"
+            assert np.unique(coming[coming != 0]).size == np.count_nonzero(coming), "a next run has a row twice"
             assert np.count_nonzero(run) == self._counts[v], "a vshard's rows are miscounted"
             numbers = run[run != 0] - 1
             found = np.empty(numbers.size, np.uint32)

@@ -221,6 +221,10 @@ class SparseTable:
         if not self.tables[band].covers(ids):
             raise ProtocolError("an entry names an id of another band", band=band)
 
+    def take_memory(self, band: int, rows: Rows) -> None:
+        """Memory for the rows that a push may make: no lock is needed, so nobody waits for a page's first touch."""
+        self.tables[band].take_memory(rows.ids.size)
+
     def make_room(self, share: Share, session: bytes, seq: int, rows: Rows) -> WindlassError | None:
         """Make rows for what a push names, before its core sees it; an error, and no row, where there is no room."""
         is_dropped = not share.core.blocks[share.vshard].present[0]

@@ -34,7 +34,7 @@ import numpy as np
 
 import windlass_proto
 import windlass_rules
-from windlass_proto import codec_specs, finite, ids, kernel_cache, row_specs, rule_specs
+from windlass_proto import codec_specs, finite, ids, kernel_cache, row_moves, row_specs, rule_specs
 from windlass_proto.codecs import halves, registry
 from windlass_rules import norms, rows
 from windlass_rules.registry import RULE_MODULES, variant_of

@@ -158,9 +158,10 @@ class Model:
         halvings, rest = divmod(self.now - row.touched, spec.half_life)
         return float(np.float32(row.score * (1.0 - rest / (2.0 * spec.half_life)) / 2.0**halvings))
 
-    def make_way(self, part: int) -> None:
+    def make_way(self, whole: int) -> None:
         for v in range(VSHARDS):
             mine = [item for item in self.rows if self.vshard(item) == v]
+            part = whole - (whole // 8 * ((v * 0x9E3779B97F4A7C15 & MASK) >> 32) >> 32)
             if len(mine) > part:
                 by_worth = sorted(mine, key=lambda item: (self.worth(self.rows[item]), self.key(item)))
                 for item in by_worth[: len(mine) - (part - part // 8)]:
@@ -306,18 +307,30 @@ def test_a_row_that_is_evicted_begins_anew() -> None:
 
 
 @pytest.mark.parametrize("capacity", [lambda: LRU(400), lambda: LFU(400), lambda: Score(400, 3)])
-def test_rows_that_agree_in_64_bits_are_told_apart_by_keys_to_the_same_end(
+def test_the_lowest_rows_are_those_of_least_worth_and_of_least_key_among_equals(
     capacity: Callable[[], life_specs.Capacity],
 ) -> None:
     pusher, random = Pusher(made(None, (capacity(),))), np.random.default_rng(0)
     for step in range(8):
         pusher.push(random.choice(300, 80, replace=False).tolist(), step)
     for rows in pusher.table.tables.values():
-        numbers = rows.numbers_of(0)
+        numbers, columns = rows.numbers_of(0), rows.columns()
         assert rows.life is not None
+        worths = rows.life._scores(numbers) if "score" in columns else columns["touched"][0][numbers]
+        order = np.lexsort((ids.mix64(rows.ids[numbers] ^ np.uint64(SPEC.seed)), worths))
         for count in (1, numbers.size // 2, numbers.size):
-            fast, slow = rows.life._lowest(0, numbers.size, count), rows.life._lowest_by_keys(numbers, count)
-            assert sorted(fast.tolist()) == sorted(slow.tolist())
+            found = rows.life._lowest(0, numbers.size, count)
+            assert sorted(found.tolist()) == sorted(numbers[order[:count]].tolist())
+
+
+def test_vshards_that_fill_alike_do_not_all_make_way_in_one_push() -> None:
+    shares = row_life.parts(1 << 20, range(64, 128), 256)
+    assert shares.max() <= 1 << 12
+    assert shares.min() >= (1 << 12) * 7 // 8
+    assert np.array_equal(shares[16:], row_life.parts(1 << 20, range(80, 128), 256))  # wherever bands are cut
+    rows_a_push = 8  # into each vshard
+    over = [np.count_nonzero((shares >= at) & (shares < at + rows_a_push)) for at in range(3584, 4096, rows_a_push)]
+    assert max(over) <= 2
 
 
 def test_a_push_beyond_the_bytes_is_refused_before_its_step_and_leaves_no_promise() -> None:
