@@ -10,7 +10,7 @@ expired follows from `now` at once; the sweep, whose turn depends on where rows 
 be read. Which rows a full vshard gives up depends on their scores and, where these are equal, on their keys.
 
 Invariant: whoever calls holds the share's lock. A call of `sweep` looks at `SWEEP_ROWS` rows; one of `make_way` at each
-row of a vshard that is over its part: 10 ns a row, once in an eighth of that part's new rows. Parts are up to an
+row of a vshard that is over its part, once in an eighth of that part's new rows. Parts are up to an
 eighth apart, so that vshards which fill alike are not looked at in one push.
 
 Per row a `touched` step (u32) and a `score` (float32) are kept, where the policies need them.

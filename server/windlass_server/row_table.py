@@ -238,7 +238,7 @@ class RowTable:
             for values, width in self.columns().values():
                 memory.populate(values[self._rows_sure * width : end * width + page // values.itemsize])
             self._rows_sure = end
-        runs = self._index_used + 2 * (int(self._masks.max()) + 1)
+        runs = self._index_used + _INDEX_RUNS_AHEAD * 2 * (int(self._masks.max()) + 1)
         if runs > self._index_sure:
             memory.populate(self._index[self._index_sure : runs + page // 4])
             self._index_sure = runs
