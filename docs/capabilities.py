@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from windlass_proto import codec_specs, transfer_specs
+from windlass_proto import codec_specs, row_codecs, transfer_specs
 from windlass_proto.consistency import Consistency
 from windlass_proto.errors import UsageError
 from windlass_proto.rule_specs import RULES, SGD, RuleSpec
@@ -80,7 +80,7 @@ CODECS_FOOT = """
 *GPU*: where gradients are decoded, and weights made halves, on a server's device; marked as rules are.
 
 *Half tensors* are float16 and bfloat16 under float32 masters ([mixed-precision.md](mixed-precision.md)); codecs take
-float32 ([compression.md](compression.md)).
+float32 ([compression.md](compression.md)). Rows come down in what tensors do.
 """
 
 
@@ -207,9 +207,26 @@ def may(transfer: Transfer) -> str:
     return {0: "no", 1: ", ".join(modes), 2: "yes"}[len(modes)]
 
 
+def of_rows(spec: codec_specs.CodecSpec) -> str:
+    """Of which sizes rows may be pushed so."""
+    taken = []
+    for dim in range(1, 65):
+        try:
+            row_codecs.check(spec, dim)
+        except UsageError:
+            continue
+        taken.append(dim)
+    if not taken:
+        return "no"
+    step = taken[1] - taken[0]
+    assert taken == list(range(taken[0], 65, step))
+    least = "" if taken[0] == step else f" from {taken[0]} on"
+    return f"dim {'any' if step == 1 else f'a multiple of {step}'}{least}"
+
+
 def codec_rows(runs: list[Run]) -> list[list[str]]:
     """What each codec may be used for, as it is checked where tensors are declared."""
-    columns = ["codec", "up", "down", "feedback", "GPU"]
+    columns = ["codec", "up", "down", "feedback", "rows of tables", "their feedback", "GPU"]
     rows = [columns, ["---"] * len(columns)]
     for cls in codec_specs.CODECS.values():
         spec = cls(0.1) if cls is codec_specs.TwoBit else cls()
@@ -221,6 +238,8 @@ def codec_rows(runs: list[Run]) -> list[list[str]]:
                 may(up),
                 may(down),
                 "yes" if spec.feedback else "no",
+                of_rows(spec),
+                "yes" if of_rows(spec) != "no" and row_codecs.keeps(spec) else "no",
                 mark_of(on_devices, runs),
             ]
         )

@@ -25,6 +25,12 @@ import windlass as wl
 
 LR = 0.1
 HIDDEN = 64
+# How rows travel: of w, a value each, and of v. A row of one value has no use for a scale of its own.
+CODECS = {
+    "none": (None, None),
+    "float16": (wl.codec.Float16(), wl.codec.Float16()),
+    "int8": (wl.codec.Float16(), wl.codec.Int8()),
+}
 
 
 # ---- data ------------------------------------------------------------------------------------------------------------
@@ -126,8 +132,9 @@ def train(cluster, options, data):
     store = cluster.store("ctr", consistency=options.consistency)
     rule = wl.optim.Adagrad(lr=LR)
     dense = store.init(first_dense(options, data[0].shape[1]), optimizer=rule)
-    store.table("w", 1, rule, init=wl.init.Zeros())
-    store.table("v", options.k, rule, init=wl.init.Normal(0.01, seed=options.seed))
+    of_w, of_v = CODECS[options.codec]
+    store.table("w", 1, rule, init=wl.init.Zeros(), codec=of_w)
+    store.table("v", options.k, rule, init=wl.init.Normal(0.01, seed=options.seed), codec=of_v)
     tensors = dict.fromkeys(dense)
 
     def rows_and_tensors(ids):
@@ -182,6 +189,7 @@ def main():
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--seed", type=int, default=0, help="of first weights and batches")
     parser.add_argument("--consistency", default="bsp", help="bsp, ssp:N or asp")
+    parser.add_argument("--codec", choices=CODECS, default="none", help="of the gradients of rows")
     parser.add_argument("--plain", type=int, metavar="WORKERS", help="NumPy alone, in batches of as many workers")
     options = parser.parse_args()
     if options.data is not None:

@@ -99,6 +99,17 @@ def is_bfloat16(value: Any) -> bool:
     return getattr(dtype, "name", None) == "bfloat16" or str(dtype) == "torch.bfloat16"
 
 
+def dtype_name(dtype: Any) -> str:
+    """The name of a dtype of NumPy, ml_dtypes, JAX or PyTorch, or one given as a name; what is none comes as it is."""
+    said = str(dtype).removeprefix("torch.")
+    if "bfloat16" in (said, getattr(dtype, "name", None)):
+        return "bfloat16"
+    try:
+        return np.dtype(said if said != str(dtype) else dtype).name
+    except TypeError:
+        return said[:40]
+
+
 def _bits_of(value: Any) -> Array:
     """The bits of bfloat16 as uint16, sharing memory where the family does."""
     if type(value).__module__.partition(".")[0] == "torch":

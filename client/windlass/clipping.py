@@ -33,7 +33,8 @@ from windlass_proto.rule_specs import RuleSpec
 from windlass_proto.transfer_specs import Nonfinite
 
 if TYPE_CHECKING:
-    from windlass.exchange import Exchange, Plan, Squares
+    from windlass.exchange import Exchange
+    from windlass.plan import Plan, Squares
 
 Vector = npt.NDArray[Any]
 Borders = frozenset[tuple[int, int]]

@@ -37,6 +37,7 @@ from windlass_proto.init_specs import InitSpec
 from windlass_proto.layout import GroupLayout, check_whole, dtype_named, layout_named
 from windlass_proto.life_specs import AdmitSpec, Evictions
 from windlass_proto.rule_specs import RuleSpec
+from windlass_proto.transfer_specs import Transfer
 
 if TYPE_CHECKING:
     from windlass.sparse_table import Table
@@ -105,25 +106,27 @@ def declare_table(
     dim: int,
     optimizer: RuleSpec,
     init: InitSpec,
-    dtype: np.dtype[Any],
+    travels: tuple[str, Transfer],
     reduce: str,
     bytes_max: int,
     life: tuple[AdmitSpec | None, Evictions],
 ) -> Table:
-    """Declare a sparse table in `store`, or find it as it was declared."""
+    """Declare a sparse table in `store`, or find it as it was declared. `travels`: as what dtype, and how."""
     from windlass_proto.gen import control_pb2 as pb
 
-    dtype_named(dtype.name)
-    table_specs.check_dtype(dtype.name)
+    dtype, transfer = travels
+    dtype_named(dtype)
     _check_rule(optimizer, reduce)
     rule_specs.check_rows(optimizer)
     _check_staleness(store, optimizer)
+    width = _counted("dim", dim, limits.ROW_ELEMENTS_MAX)
+    table_specs.check_transfer(transfer, dtype=dtype, dim=width, rule=optimizer)
     if not isinstance(init, InitSpec):
         raise UsageError("the initialiser of a table is not one of windlass.init", type=type(init).__name__, table=name)
     tensor = pb.Tensor(  # what a row is, how it begins, and how long it stays
         name=name,
-        dtype=dtype.name,
-        shape=[_counted("dim", dim, limits.ROW_ELEMENTS_MAX)],
+        dtype=dtype,
+        shape=[width],
         lr_mult=1.0,
         decay_mult=1.0,
         table=pb.Table(
@@ -138,6 +141,7 @@ def declare_table(
         tensors=[tensor],
         rule=rule_specs.to_bytes(optimizer),
         reduce=reduce,
+        transfer=transfer_specs.to_bytes(transfer),
     )
     if store.member.observes:
         observe(store)

@@ -20,12 +20,13 @@ from windlass import row_values
 from windlass.arrays import Array
 from windlass.data_link import InArena, InFrame
 from windlass.dense_table import DenseTable, Span
-from windlass.exchange import NOT_MEASURED, Exchange, Plan, Squares
-from windlass.row_values import Ids, Target
+from windlass.exchange import Exchange
+from windlass.plan import NOT_MEASURED, Plan, Squares
+from windlass.rooms import Room
+from windlass.row_values import Ids, Policy, Target
 from windlass_proto import limits, row_moves, row_pieces
 from windlass_proto.errors import UsageError
 from windlass_proto.frames import Op, aligned
-from windlass_proto.layout import HALVES
 
 
 class _Part(NamedTuple):
@@ -63,12 +64,12 @@ def push_plan(exchange: Exchange, op: Op, name: str, ids: Any, grads: Any, out: 
     """Send gradients of rows; with PUSH_PULL the rows come back, into `out` where it is given."""
     table, number, wanted, shape = _asked(exchange, name, ids)
     full = (*shape, *table.layout.tensors[number].shape[1:])
-    worker = exchange.member.joined.rank
-    values = row_values.gradients_of(name, grads, full, table.layout.dtype, worker)
+    policy = Policy(exchange.transfers[table.table_id].nonfinite, exchange.replaced, exchange.member.joined.rank)
+    values = row_values.gradients_of(name, grads, wanted, full, table.layout.dtype_name, policy)
     call = _call(table, number, wanted)
     for part in call.parts:
         _check_frame(name, _sent_bytes(call, part), part.end - part.first)
-    target = row_values.target(name, full, table.layout.dtype, out, grads)
+    target = row_values.target(name, full, table.layout.dtype_name, out, grads)
     parts, rooms = call.parts, exchange.rooms
     room, begins = rooms.lay_out([_sent_bytes(call, part) for part in parts])
     whole, total = _summed(exchange, call, values)
@@ -91,7 +92,7 @@ def pull_plan(exchange: Exchange, name: str, ids: Any, out: Any) -> Plan:
     """Ask for rows, into `out` where it is given."""
     table, number, wanted, shape = _asked(exchange, name, ids)
     full = (*shape, *table.layout.tensors[number].shape[1:])
-    target = row_values.target(name, full, table.layout.dtype, out, ids)
+    target = row_values.target(name, full, table.layout.dtype_name, out, ids, exchange.bfloat16_family)
     call = _call(table, number, wanted)
     call = call._replace(parts=[part for part in call.parts if part.high > part.low])
     for part in call.parts:
@@ -113,13 +114,6 @@ def _asked(exchange: Exchange, name: str, ids: Any) -> tuple[DenseTable, int, Id
     """
     table_id, number = exchange.place(name)
     table = exchange.tables[table_id]
-    if table.layout.dtype_name in HALVES:
-        raise UsageError(
-            "rows of a half tensor cannot be chosen",
-            name=name,
-            dtype=table.layout.dtype_name,
-            next_move="Pull or push it whole, or declare it float32.",
-        )
     tensor = table.layout.tensors[number]
     wanted, shape = row_values.ids_of(name, ids)
     if not tensor.shape:
@@ -181,13 +175,25 @@ def _write(array: npt.NDArray[np.uint8], at: int, call: _Call, part: _Part) -> N
     array[at : at + 8 * count].view(np.uint64)[:] = call.rows[part.first : part.end]
 
 
-def _summed(exchange: Exchange, call: _Call, values: Array) -> tuple[Any, npt.NDArray[np.uint8]]:
-    """The sums of each row's gradients, one row after the other; in a room that is to be given back."""
-    nbytes = call.rows.size * call.width * call.itemsize
-    room = exchange.rooms.take(nbytes)
-    dtype = call.table.layout.dtype
-    row_moves.moves(dtype).gather_sums(values, *call.moved, room.array.view(dtype))
-    return room, room.array[:nbytes]
+def _summed(exchange: Exchange, call: _Call, values: Array) -> tuple[Room, npt.NDArray[np.uint8]]:
+    """The sums of each row's gradients, one row after the other; in a room that is to be given back.
+
+    Of half tensors as well: `values` are float32 then, and the sums are rounded once.
+    """
+    elements, held = call.rows.size * call.width, call.table.layout.held
+    room = exchange.rooms.take(elements * held.itemsize)
+    sums: Array = room.array.view(held)
+    row_moves.moves(held).gather_sums(values, *call.moved, sums)
+    if call.itemsize == held.itemsize:
+        return room, room.array[: elements * held.itemsize]
+    from windlass_proto.codecs import halves
+
+    rounded = exchange.rooms.take(elements * call.itemsize)
+    halves.build(call.table.layout.dtype_name).to_half(
+        sums[:elements], rounded.array[: elements * call.itemsize].view(np.uint16)
+    )
+    exchange.rooms.give(room)
+    return rounded, rounded.array[: elements * call.itemsize]
 
 
 def _squares(exchange: Exchange, call: _Call, total: npt.NDArray[np.uint8]) -> Squares:
@@ -222,8 +228,14 @@ def _received(exchange: Exchange, call: _Call, target: Target) -> tuple[list[InF
         whole = rooms.take(call.rows.size * call.width * itemsize)
         for part, at, nbytes in zip(call.parts, begins, sizes, strict=True):
             whole.array[part.low * itemsize : part.high * itemsize] = room.array[at : at + nbytes]
-        rows = whole.array.view(dtype)
-        row_moves.moves(dtype).scatter_rows(rows, *call.moved, target.flat)
+        rows = whole.array[: call.rows.size * call.width * itemsize].view(dtype)
+        if dtype == call.table.layout.held:
+            row_moves.moves(dtype).scatter_rows(rows, *call.moved, target.flat)
+        else:
+            inverse = np.empty(call.order.size, np.uint32)
+            inverse[call.order] = call.places
+            asked = target.flat.reshape(inverse.size, call.width)
+            np.take(rows.reshape(call.rows.size, call.width), inverse, axis=0, out=asked, mode="clip")
         rooms.give(whole)
         rooms.give(room)
         return target.finish()

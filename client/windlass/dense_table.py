@@ -224,17 +224,18 @@ def tensors_between(layout: GroupLayout, block: int, begin: int, end: int) -> li
     return [layout.tensors[segment.tensor].name for segment in layout.blocks[block].segments[begin:end]]
 
 
-def not_finite(layout: GroupLayout, block: int, begin: int, end: int, raw: bytes) -> list[str]:
-    """Names of the tensors in segments [begin, end) of a block whose values in `raw` are not all finite."""
+def not_finite(layout: GroupLayout, block: int, begin: int, end: int, raw: bytes) -> dict[str, int]:
+    """Tensors in segments [begin, end) of a block whose values in `raw` are not all finite, and how many are not."""
     values: Vector = np.frombuffer(raw, dtype=layout.dtype)
     if layout.dtype_name == "bfloat16":
         values = (values.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    bad = ~np.isfinite(values)
     first = layout.blocks[block].segments[begin].begin
-    return [
-        layout.tensors[segment.tensor].name
+    counts = {
+        layout.tensors[segment.tensor].name: int(bad[segment.begin - first :][: segment.elements].sum())
         for segment in layout.blocks[block].segments[begin:end]
-        if not np.isfinite(values[segment.begin - first : segment.begin - first + segment.elements]).all()
-    ]
+    }
+    return {name: count for name, count in counts.items() if count}
 
 
 def _key(place: Place) -> Any:

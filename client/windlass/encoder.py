@@ -12,7 +12,6 @@ Owner: the store's lock.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +21,7 @@ import xxhash
 
 from windlass.arrays import Array
 from windlass.dense_table import DenseTable, Place, Span
+from windlass.replaced_values import ReplacedValues
 from windlass.rooms import Room, Rooms
 from windlass_proto import finite, keys, memory
 from windlass_proto.codecs import registry
@@ -42,6 +42,7 @@ class Encoder:
         transfer: how it travels; it has a codec for the way up.
         rank: this worker's; it is part of what chances are drawn from, so that workers draw different ones.
         steps_done: which step of the run this is, over all its resumptions; also part of it.
+        replaced: where values are counted that are not finite, and are not what is encoded.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Encoder:
         *,
         rank: int,
         steps_done: Callable[[], int],
+        replaced: ReplacedValues,
     ) -> None:
         assert transfer.up is not None
         self.table = table
@@ -67,7 +69,7 @@ class Encoder:
         seed = getattr(transfer.up, "seed", 0)
         self._seeds = [xxhash.xxh3_64_intdigest(tensor.name.encode(), seed) for tensor in table.layout.tensors]
         self._finite = finite.build(table.layout.dtype)
-        self._said = False
+        self._replaced = replaced
 
     def spans(
         self,
@@ -161,11 +163,6 @@ class Encoder:
         for number in bad:
             cleaned = np.empty_like(vectors[number])
             self._finite.cleaned(vectors[number], cleaned, self._policy)
+            count = vectors[number].size - int(np.count_nonzero(np.isfinite(vectors[number])))
+            self._replaced.count(self.table.layout.tensors[number].name, count, self._policy, self._rank)
             vectors[number] = cleaned
-        if not self._said:
-            self._said = True
-            names = ", ".join(self.table.layout.tensors[number].name for number in bad[:5])
-            sys.stderr.write(
-                f"windlass: worker {self._rank}: a gradient of {names} is not finite; "
-                f"nonfinite={self._policy.value!r} goes on with what is left. This is said once.\n"
-            )

@@ -12,16 +12,17 @@ from __future__ import annotations
 import difflib
 import functools
 from collections.abc import Callable, Iterable, Mapping
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from windlass.arrays import Array, as_numpy, as_target, bfloat16_family_of, check_like, family_of
 from windlass.borrow import Borrowed
-from windlass.data_link import InArena, bytes_of
+from windlass.data_link import bytes_of
 from windlass.dense_table import DenseTable, Flat, Place, Span, not_finite, tensors_between
 from windlass.device_arrays import OnDevice, on_device
+from windlass.plan import Action, Plan
+from windlass.replaced_values import ReplacedValues
 from windlass.rooms import Rooms
 from windlass.window_core import Request
 from windlass_proto import rule_specs
@@ -38,76 +39,13 @@ if TYPE_CHECKING:
     from windlass.decoder import Decoder
     from windlass.encoder import Encoder
     from windlass.member import Member
-    from windlass.reads import Reads
     from windlass.shown_weights import ShownWeights
     from windlass.sparse_table import Table
-    from windlass.window_core import Stamp
 
 _PLANS_MAX = 8
 
-Action = Callable[[], None]
 Expect = Callable[[list[Span], Flat | dict[int, Array], list[Action]], list[Span]]
 """Gives entries room for weights that arrive encoded, and adds what brings them to the arrays that asked."""
-
-Squares = Mapping[tuple[int, int, int], float]
-"""Sums of squares of a call's gradients by (table, block, segment)."""
-NOT_MEASURED: Final[Squares] = MappingProxyType({})
-
-
-class Plan(NamedTuple):
-    """What a call sends, by table; what is done with its last answer; what its caller then gets.
-
-    `lasts`: of so many of the first tables the entries are the step's last for their segments.
-    `squares`: of what this worker's norms clip.
-    """
-
-    spans: list[list[Span]]
-    settle: tuple[Action, ...]
-    finish: Callable[[], Any] | None
-    entries: int
-    lasts: int = 0
-    squares: Squares = NOT_MEASURED
-
-    def requests(
-        self,
-        op: Op,
-        store_id: int,
-        owner: Any,
-        *,
-        clock: int,
-        weight: float,
-        stamp: Stamp | None,
-        free: bool,
-        nowait: bool,
-        priority: int,
-        reads: Reads | None,
-    ) -> list[Request]:
-        """An entry for each span; `free`: what lies in shared memory does not travel. `reads`: as `Request.read`."""
-        return [
-            Request(
-                op,
-                store_id,
-                share,
-                block,
-                begin,
-                end,
-                owner=owner,
-                clock=clock,
-                payload=payload,
-                nbytes=0 if payload is None or (free and type(payload) is InArena) else payload.nbytes,
-                out=out,
-                weight=weight if factor is None else factor,
-                stamp=stamp,
-                last=table < self.lasts,
-                nowait=nowait,
-                priority=priority,
-                rows=rows,
-                read=reads.number_of(share[0], block, begin, end) if reads is not None else 0,
-                base=base,
-            )
-            for table, spans in enumerate(self.spans)
-            for share, block, begin, end, payload, out, rows, base, factor in spans
-        ]
 
 
 Given = dict[int, Array | OnDevice]
@@ -135,6 +73,7 @@ class Exchange:
         self.params: dict[int, Flat] = {}  # what init returned
         self.encoders: dict[int, Encoder] = {}
         self.clippings: dict[int, Clipping] = {}  # of groups that are clipped by this worker's norms
+        self.replaced = ReplacedValues()
         self.steps_done: Callable[[], int] = lambda: 0
         self.present_record: Callable[[], RuleRecord] = lambda: DECLARED
         self.decoders: dict[int, Decoder] = {}
@@ -175,6 +114,7 @@ class Exchange:
                 self.member.heap,
                 rank=self.member.joined.rank,
                 steps_done=lambda: self.steps_done(),  # noqa: PLW0108 - its store says later what that is
+                replaced=self.replaced,
             )
         self.where.update({name: (table.table_id, number) for name, number in names})
         self._changed()
@@ -283,6 +223,8 @@ class Exchange:
                 "admit": table.spec.admit,
                 "evict": table.spec.evict,
             }
+            if table.spec.transfer != PLAIN:
+                found[table.name] |= table.spec.transfer.arguments()
         return found
 
     def table_names(self, table_id: int) -> str:
@@ -296,14 +238,35 @@ class Exchange:
         """The tensors of a request in words; of a rejected one those that are not finite."""
         table = self.tables.get(request.share[0])
         if table is None:
-            return self.table_names(request.share[0])
+            said = self.table_names(request.share[0])
+            if status is Status.REJECTED and request.share[0] in self.sparse:
+                raw = bytes_of(request.payload, self.member.heap)
+                said += f" (rows {self.sparse[request.share[0]].not_finite(raw, request.seg_end)})"
+            return said
         place = (table.layout, request.block, request.seg_begin, request.seg_end)
         names: list[str] = []
         if status is Status.REJECTED and request.rows is None and table.table_id in self.encoders:
             names = self.encoders[table.table_id].not_finite(*place[1:], bytes_of(request.payload, self.member.heap))
         elif status is Status.REJECTED and request.rows is None:
-            names = not_finite(*place, bytes_of(request.payload, self.member.heap))
+            names = list(not_finite(*place, bytes_of(request.payload, self.member.heap)))
         return _shown(names or tensors_between(*place))
+
+    def hear_replaced(self, request: Request, values: int) -> None:
+        """A server has replaced so many values of what `request` pushed; the pump's holder calls this."""
+        table_id = request.share[0]
+        if table_id in self.sparse:
+            name, policy = self.sparse[table_id].name, self.sparse[table_id].spec.transfer.nonfinite
+            counts = {name: values}
+        elif table_id in self.tables:
+            place = (self.tables[table_id].layout, request.block, request.seg_begin, request.seg_end)
+            policy = self.transfers[table_id].nonfinite
+            counts = {tensors_between(*place)[0]: values}
+            if request.rows is None and table_id not in self.encoders:
+                counts = not_finite(*place, bytes_of(request.payload, self.member.heap)) or counts
+        else:
+            return
+        for name, count in counts.items():
+            self.replaced.count(name, count, policy, self.member.joined.rank)
 
     def _changed(self) -> None:
         self._plans.clear()

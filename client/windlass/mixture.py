@@ -16,7 +16,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from windlass.exchange import Exchange, Plan
+from windlass.exchange import Exchange
+from windlass.plan import Plan
 from windlass_proto.errors import UsageError
 from windlass_proto.frames import Op
 
@@ -132,6 +133,7 @@ def _joined(first: Plan | None, plans: Mapping[str, Plan], names: list[str], *, 
         sum(part.entries for part in parts),
         sum(part.lasts for part in parts),
         {key: total for part in parts for key, total in part.squares.items()},
+        tuple(action for part in parts for action in part.encode),
     )
 
 

@@ -392,6 +392,8 @@ class Pump:
             owner: Ticket | None = finished.request.owner
             if finished.status is Status.LATE and owner is not None and owner.store is not None:
                 owner.store.open.reach(entry.aux)
+            if entry.stamp and owner is not None and owner.store is not None:
+                owner.store.exchange.hear_replaced(finished.request, entry.stamp)
             if finished.status is Status.ERROR:
                 error = error_of(entry, records)
             elif finished.status in _SUCCESSES:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from windlass.data_link import InFrame
 from windlass.dense_table import Span
-from windlass.exchange import Plan
+from windlass.plan import Plan
 from windlass_proto import own_readers
 from windlass_proto.frames import Op
 from windlass_proto.own_readers import Reading

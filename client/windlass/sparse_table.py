@@ -24,9 +24,10 @@ from windlass import row_values
 from windlass.arrays import Array
 from windlass.data_link import InArena, InFrame
 from windlass.dense_table import Span
-from windlass.exchange import Plan
+from windlass.plan import Plan
 from windlass.rooms import Room, Rooms
-from windlass.row_values import Target
+from windlass.row_encoder import RowEncoder, Runs
+from windlass.row_values import Policy, Target
 from windlass.ticket import Ticket
 from windlass_proto import ids as id_kernels
 from windlass_proto import limits, row_moves, table_specs
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from windlass.store import Store
 
 _STATS_BYTES: Final = 64
+_SOME_ROWS: Final = 4096
 
 Numbers = npt.NDArray[np.int64]
 
@@ -52,14 +54,25 @@ class Table:
         self.dtype = spec.dtype
         self.spec = spec
         self._store = store
-        self._row_bytes = spec.dim * spec.dtype.itemsize
-        self._entry_rows = max(1, limits.FRAME_PAYLOAD_BYTES_TARGET // (self._row_bytes + 8))
+        self._held_row_bytes = spec.dim * spec.held.itemsize
+        self.encoder: RowEncoder | None = None
+        row = self._held_row_bytes
+        if spec.up is not None or spec.down is not None:
+            exchange = store.exchange
+            self.encoder = RowEncoder(
+                spec,
+                rank=store.member.joined.rank,
+                steps_done=lambda: exchange.steps_done(),  # noqa: PLW0108 - said later
+            )
+            row = max(1, max(self._bytes_up(_SOME_ROWS), self._bytes_down(_SOME_ROWS)) // _SOME_ROWS)
+        self._entry_rows = max(1, limits.FRAME_PAYLOAD_BYTES_TARGET // (row + 8))
+        self._policy = Policy(spec.transfer.nonfinite, store.exchange.replaced, store.member.joined.rank)
         self._bands: tuple[int, list[range]] = (-1, [])
         self._rooms = Rooms(store.member.heap)
         self._plan_rooms = Rooms(None)
 
     def __repr__(self) -> str:
-        return f"<windlass table {self.name!r} of {self.dim} x {self.dtype.name}>"
+        return f"<windlass table {self.name!r} of {self.dim} x {self.spec.dtype_name}>"
 
     # ---- rows --------------------------------------------------------------------------------------------------------
 
@@ -79,7 +92,7 @@ class Table:
 
         Args:
             ids: any shape, any integer dtype, not negative.
-            grads: of the shape ids.shape + (dim,) and the table's dtype.
+            grads: of the shape ids.shape + (dim,) and the table's dtype. Half types are summed as float32.
             weight: this worker's weight in the mean, the same for all pushes of a step. Under "bsp" a row's mean is
                 over the workers that pushed to the table in the step; who did not name the row counts as zeros.
         """
@@ -97,6 +110,8 @@ class Table:
         Who pulls such an id is given the initialiser's row; who pushes to it makes it anew.
         """
         wanted, _ = row_values.ids_of(self.name, ids)
+        if self.encoder is not None and self.encoder.residuals is not None:
+            self.encoder.residuals.forget(wanted)
         self._store.send(Op.ERASE, functools.partial(self._erase_plan, wanted)).result()
 
     def __len__(self) -> int:
@@ -108,9 +123,20 @@ class Table:
 
         `rows` and their `bytes`; `rows_evicted`, and `pushes_not_admitted` (of single ids), since the servers started
         or a checkpoint came back. Rows that have expired count until their memory is given back, some pushes later.
+        Under a codec with feedback also what this worker keeps: of how many ids (`feedback_rows`), in how many bytes,
+        and of how many others it had to drop it.
         """
         totals = [sum(counts) for counts in zip(*self._stats(), strict=True)]
-        return dict(zip(("rows", "bytes", "rows_evicted", "pushes_not_admitted"), totals[:1] + totals[2:], strict=True))
+        names = ("rows", "bytes", "rows_evicted", "pushes_not_admitted")
+        found = dict(zip(names, totals[:1] + totals[2:], strict=True))
+        kept = self.encoder.residuals if self.encoder is not None else None
+        if kept is None:
+            return found
+        return found | {
+            "feedback_rows": len(kept),
+            "feedback_bytes": kept.nbytes,
+            "feedback_rows_dropped": kept.dropped,
+        }
 
     def hot(self, n: int = 10) -> list[tuple[int, int]]:
         """The ids that are named most often, and about how many pushes and pulls named each; it asks the servers.
@@ -152,8 +178,17 @@ class Table:
 
     def _gradients(self, ids: Any, grads: Any) -> tuple[id_kernels.Ids, tuple[int, ...], Array]:
         wanted, shape = row_values.ids_of(self.name, ids)
-        worker = self._store.member.joined.rank
-        return wanted, shape, row_values.gradients_of(self.name, grads, (*shape, self.dim), self.dtype, worker)
+        full, dtype = (*shape, self.dim), self.spec.dtype_name
+        return wanted, shape, row_values.gradients_of(self.name, grads, wanted, full, dtype, self._policy)
+
+    def _target(self, shape: tuple[int, ...], out: Any, like: Any) -> Target:
+        return row_values.target(self.name, (*shape, self.dim), self.spec.dtype_name, out, like)
+
+    def _bytes_up(self, rows: int) -> int:
+        return rows * self._held_row_bytes if self.encoder is None else self.encoder.bytes_up(rows)
+
+    def _bytes_down(self, rows: int) -> int:
+        return rows * self._held_row_bytes if self.encoder is None else self.encoder.bytes_down(rows)
 
     # ---- plans -------------------------------------------------------------------------------------------------------
 
@@ -179,92 +214,121 @@ class Table:
         wanted, shape, array = self._gradients(ids, grads)
         plan, done = self._plan(wanted)
         runs = self._cut(plan, every_band=self.spec.mean and self._store.modes.at(self._store.clock).mode is Mode.BSP)
-        target = (
-            row_values.target(self.name, (*shape, self.dim), self.dtype, out, grads) if op is Op.PUSH_PULL else None
-        )
-        room, sent = self._staged(plan, runs, array)
+        target = self._target(shape, out, grads) if op is Op.PUSH_PULL else None
+        room, sent, encode = self._staged(plan, runs, array)
         settle = [lambda: self._rooms.give(room)]
         if target is None:
-            done()
-            return self._planned(runs, sent, [None] * len(runs), settle, None)
-        return self._planned(runs, sent, *self._received(plan, done, runs, target, settle))
+            if encode:
+                encode = (*encode, done)
+            else:
+                done()
+            return self._planned(runs, sent, [None] * len(runs), settle, None, encode)
+        return self._planned(runs, sent, *self._received(plan, done, runs, target, settle), encode)
 
     def pull_plan(self, ids: Any, out: Any = None) -> Plan:
         """Ask for rows, into `out` where it is given."""
         wanted, shape = row_values.ids_of(self.name, ids)
         plan, done = self._plan(wanted)
         runs = self._cut(plan)
-        target = row_values.target(self.name, (*shape, self.dim), self.dtype, out, ids)
-        room, sent = self._staged(plan, runs, None)
+        target = self._target(shape, out, ids)
+        room, sent, _ = self._staged(plan, runs, None)
         settle = [lambda: self._rooms.give(room)]
         return self._planned(runs, sent, *self._received(plan, done, runs, target, settle))
 
     def _erase_plan(self, ids: id_kernels.Ids) -> Plan:
         plan, done = self._plan(ids)
         runs = self._cut(plan)
-        room, sent = self._staged(plan, runs, None)
+        room, sent, _ = self._staged(plan, runs, None)
         done()
         return self._planned(runs, sent, [None] * len(runs), [lambda: self._rooms.give(room)], None)
 
     def _planned(
         self,
-        runs: list[tuple[range, int, int]],
+        runs: Runs,
         sent: list[InFrame | InArena | None],
         outs: list[Any],
         settle: list[Callable[[], None]],
         finish: Callable[[], Any] | None,
+        encode: tuple[Callable[[], None], ...] = (),
     ) -> Plan:
         spans = [
             Span((self.spec.table_id, band.start), band.start, 0, end - begin, payload, out)
             for (band, begin, end), payload, out in zip(runs, sent, outs, strict=True)
         ]
-        return Plan([spans], tuple(settle), finish, len(spans))
+        return Plan([spans], tuple(settle), finish, len(spans), encode=encode)
 
     def _staged(
-        self, plan: id_kernels.IdPlan, runs: list[tuple[range, int, int]], grads: Array | None
-    ) -> tuple[Room, list[InFrame | InArena | None]]:
-        """Each run's ids, and behind them the sums of its gradients, where they are sent from."""
-        ids_bytes = [8 * (end - begin) if grads is None else aligned(8 * (end - begin)) for _, begin, end in runs]
-        sizes = [
-            nbytes + (0 if grads is None else (end - begin) * self._row_bytes)
-            for nbytes, (_, begin, end) in zip(ids_bytes, runs, strict=True)
-        ]
+        self, plan: id_kernels.IdPlan, runs: Runs, grads: Array | None
+    ) -> tuple[Room, list[InFrame | InArena | None], tuple[Callable[[], None], ...]]:
+        """Each run's ids, and behind them the sums of its gradients, where they are sent from.
+
+        What encodes them comes back with it: a part of the call that is checked later may still be wrong.
+        """
+        counts = [end - begin for _, begin, end in runs]
+        ids_bytes = [8 * count if grads is None else aligned(8 * count) for count in counts]
+        rows_bytes = [0 if grads is None else self._bytes_up(count) for count in counts]
+        sizes = [a + b for a, b in zip(ids_bytes, rows_bytes, strict=True)]
         room, begins = self._rooms.lay_out(sizes)
         for (_, begin, end), at in zip(runs, begins, strict=True):
             room.array[at : at + 8 * (end - begin)].view(np.uint64)[:] = plan.ids[begin:end]
-        if grads is not None:
-            places = self._places(runs, [at + nbytes for at, nbytes in zip(begins, ids_bytes, strict=True)])
-            moves = row_moves.moves(self.dtype)
-            moves.gather_sums(grads, plan.order, plan.places, *places, self.dim, room.array.view(self.dtype))
-        return room, [room.values(at, nbytes) for at, nbytes in zip(begins, sizes, strict=True)]
+        sent = [room.values(at, nbytes) for at, nbytes in zip(begins, sizes, strict=True)]
+        if grads is None:
+            return room, sent, ()
+        rows_at = [at + nbytes for at, nbytes in zip(begins, ids_bytes, strict=True)]
+        if self.encoder is None or self.encoder.up is None:
+            self._sum(plan, grads, self._places(runs, rows_at), room.array.view(self.spec.held))
+            return room, sent, ()
+        encoder = self.encoder
+        sums: Any = np.empty(plan.ids.size * self.dim, np.float32)
+        self._sum(plan, grads, _in_line(plan), sums)
+        return room, sent, (lambda: encoder.encode(plan.ids, sums, runs, room.array, rows_at),)
+
+    def _sum(self, plan: id_kernels.IdPlan, grads: Array, places: tuple[Numbers, Numbers], out: Any) -> None:
+        moves = row_moves.moves(self.spec.held)
+        moves.gather_sums(grads, plan.order, plan.places, *places, self.dim, out)
 
     def _received(
         self,
         plan: id_kernels.IdPlan,
         done: Callable[[], None],
-        runs: list[tuple[range, int, int]],
+        runs: Runs,
         target: Target,
         settle: list[Callable[[], None]],
     ) -> tuple[list[Any], list[Callable[[], None]], Callable[[], Any]]:
         """Where each run's rows arrive, and what makes the caller's array of them."""
-        sizes = [(end - begin) * self._row_bytes for _, begin, end in runs]
+        sizes = [self._bytes_down(end - begin) for _, begin, end in runs]
         room, begins = self._rooms.lay_out(sizes)
 
         def finish() -> Any:
-            places = self._places(runs, begins)
-            rows = room.array.view(self.dtype)
-            row_moves.moves(self.dtype).scatter_rows(rows, plan.order, plan.places, *places, self.dim, target.flat)
+            moves = row_moves.moves(self.spec.held)
+            if self.dtype != self.spec.held:
+                self._take_halves(plan, runs, room, begins, target.flat)
+            elif self.encoder is None or self.encoder.down is None:
+                rows, places = room.array.view(self.dtype), self._places(runs, begins)
+                moves.scatter_rows(rows, plan.order, plan.places, *places, self.dim, target.flat)
+            else:
+                decoded: Any = np.empty(plan.ids.size * self.dim, np.float32)
+                for (_, begin, end), at in zip(runs, begins, strict=True):
+                    self.encoder.decode(end - begin, room.array[at:], decoded[begin * self.dim : end * self.dim])
+                moves.scatter_rows(decoded, plan.order, plan.places, *_in_line(plan), self.dim, target.flat)
             self._rooms.give(room)
             done()
             return target.finish()
 
         return [room.values(at, nbytes) for at, nbytes in zip(begins, sizes, strict=True)], settle, finish
 
-    def _places(self, runs: list[tuple[range, int, int]], begins: list[int]) -> tuple[Numbers, Numbers]:
+    def _take_halves(self, plan: id_kernels.IdPlan, runs: Runs, room: Room, begins: list[int], out: Array) -> None:
+        """Rows that travelled as the halves they are."""
+        rows = np.empty((plan.ids.size, self.dim), self.dtype)
+        for (_, begin, end), at in zip(runs, begins, strict=True):
+            rows[begin:end] = room.array[at : at + self._bytes_down(end - begin)].view(self.dtype).reshape(-1, self.dim)
+        np.take(rows, plan.inverse(), axis=0, out=out.reshape(-1, self.dim), mode="clip")
+
+    def _places(self, runs: Runs, begins: list[int]) -> tuple[Numbers, Numbers]:
         """Where rows of the plan lie, as `row_moves` takes it, in room where those of run i begin at byte begins[i]."""
-        ends = [end for _, _, end in runs]
-        moved = [at // self.dtype.itemsize - begin * self.dim for at, (_, begin, _) in zip(begins, runs, strict=True)]
-        return np.array(ends, np.int64), np.array(moved, np.int64)
+        itemsize = self.spec.held.itemsize
+        moved = [at // itemsize - begin * self.dim for at, (_, begin, _) in zip(begins, runs, strict=True)]
+        return np.array([end for _, _, end in runs], np.int64), np.array(moved, np.int64)
 
     # ---- what the servers hold ---------------------------------------------------------------------------------------
 
@@ -289,12 +353,39 @@ class Table:
     def _scan_plan(self, band: range, begin: int, end: int) -> Plan:
         count = end - begin
         flags, rows = aligned(8 * count), aligned(8 * count) + aligned(count)
-        raw = np.zeros(rows + count * self._row_bytes, np.uint8)
+        raw = np.zeros(rows + count * self._held_row_bytes, np.uint8)
 
         def finish() -> tuple[Array, Array]:
             live = raw[flags : flags + count].view(np.bool_)
-            found = raw[rows:].view(self.dtype).reshape(count, self.dim)
-            return raw[: 8 * count].view(np.uint64)[live], found[live]
+            found = raw[rows:].view(self.spec.held).reshape(count, self.dim)[live]
+            return raw[: 8 * count].view(np.uint64)[live], self._as_declared(found)
 
         span = Span((self.spec.table_id, band.start), band.start, begin, end, None, InFrame((raw.data,), raw.nbytes))
         return Plan([[span]], (), finish, 1)
+
+    def _as_declared(self, rows: Array) -> Array:
+        """Rows as servers hold them, in the table's dtype."""
+        if self.dtype == self.spec.held:
+            return rows
+        from windlass_proto.codecs import halves
+
+        found = np.empty(rows.size, np.uint16)
+        halves.build(self.spec.dtype_name).to_half(np.ascontiguousarray(rows).reshape(-1), found)
+        return found.view(self.dtype).reshape(rows.shape)
+
+    # ---- refusals ----------------------------------------------------------------------------------------------------
+
+    def not_finite(self, payload: bytes, count: int) -> str:
+        """In words, the ids of a push's entry whose rows are not finite: sums of an id's gradients may overflow."""
+        ids = np.frombuffer(payload, np.uint64, count)
+        raw = payload[aligned(8 * count) :]
+        if self.encoder is not None and self.encoder.up is not None:
+            rows: Array = self.encoder.rows_of(raw, count)
+        else:
+            rows = np.frombuffer(raw, self.spec.held).reshape(count, self.dim)
+        return row_values.in_words(ids[~np.isfinite(rows).all(axis=1)])
+
+
+def _in_line(plan: id_kernels.IdPlan) -> tuple[Numbers, Numbers]:
+    """Where rows of the plan lie, as `row_moves` takes it, one after the other."""
+    return np.array([plan.ids.size], np.int64), np.zeros(1, np.int64)

@@ -20,21 +20,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from windlass import checkpoints, declare, first_values, live_changes, mixture, readings
-from windlass.arrays import Array
+from windlass.arrays import Array, dtype_name
 from windlass.averaging import Averaging
 from windlass.data_link import refusal_of
-from windlass.exchange import Exchange, Plan
+from windlass.exchange import Exchange
 from windlass.live_modes import LiveModes
 from windlass.mixture import Asked
 from windlass.open_step import OpenStep
 from windlass.open_tickets import OpenTickets
+from windlass.plan import Plan
 from windlass.plateau import PlateauWatch
 from windlass.pump import Mark
 from windlass.reads import Read, Reads
 from windlass.saved_store import SavedStore
 from windlass.ticket import Ticket
 from windlass.window_core import Request, Stamp
-from windlass_proto import life_specs, limits
+from windlass_proto import life_specs, limits, transfer_specs
 from windlass_proto.codec_specs import CodecSpec
 from windlass_proto.consistency import Mode
 from windlass_proto.errors import UsageError, WindlassError
@@ -161,6 +162,9 @@ class Store(SavedStore):
         bytes_max: int = limits.TABLE_BYTES_DEFAULT,
         admit: AdmitSpec | None = None,
         evict: EvictSpec | Iterable[EvictSpec] | None = None,
+        codec: CodecSpec | None = None,
+        codec_down: CodecSpec | None = None,
+        nonfinite: str = "reject",
     ) -> Table:
         """Declare a sparse table: rows of `dim` values by id. Every worker calls it with equal arguments.
 
@@ -169,11 +173,12 @@ class Store(SavedStore):
             dim: values of a row, 1 to 4,096.
             optimizer: the rule, which touches the rows of a push alone and keeps its state for each of them.
             init: how a row begins, one of `windlass.init`; Normal(0.01) unless given.
-            dtype: float32 or float64.
+            dtype: float32 or float64; float16 and "bfloat16" rows travel as such and are float32 on the servers.
             reduce: "mean" (weighted by `weight=`) or "sum" over workers, under "bsp".
             bytes_max: what rows and their state may take over all servers; what is beyond is refused, by bands.
             admit: which ids get rows, one of `windlass.admit`; every one that is pushed to unless given.
             evict: which rows go again, one of `windlass.evict`, or a TTL and another one.
+            codec, codec_down, nonfinite: see docs/compression.md and docs/mixed-precision.md.
 
         Raises:
             UsageError: another worker declared the name otherwise; both are named.
@@ -182,13 +187,19 @@ class Store(SavedStore):
             self._check()
             spec = Normal(0.01) if init is None else init
             life = (life_specs.admission(admit), life_specs.evictions(evict))
-            table = declare.declare_table(self, name, dim, optimizer, spec, np.dtype(dtype), reduce, bytes_max, life)
+            travels = (dtype_name(dtype), transfer_specs.of(codec, codec_down, nonfinite))
+            table = declare.declare_table(self, name, dim, optimizer, spec, travels, reduce, bytes_max, life)
             live_changes.watch_plateau(self)
             return table
 
     def specs(self) -> dict[str, dict[str, Any]]:
         """name -> shape, dtype and rule of every tensor and table, with the hyper-parameters of the present step."""
         return self.exchange.specs(self.present_record())
+
+    @property
+    def replaced(self) -> dict[str, int]:
+        """name -> how many values of this worker's gradients were not finite and were replaced, as nonfinite= says."""
+        return self.exchange.replaced.by_name()
 
     def empty(self, shape: int | tuple[int, ...], dtype: Any = np.float32) -> Array:
         """An array that the servers on this host can read in place: pushes of it are not copied.

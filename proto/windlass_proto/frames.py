@@ -122,11 +122,13 @@ class Entry(NamedTuple):
     offset, nbytes: where the values lie in the payload (arena 0) or in shared-memory segment `arena`.
     out_arena, out_offset: where in shared memory the answer's values go (out_arena 0: into the answer's payload).
     Of a sparse table: block is the first vshard of the band, seg_begin 0, seg_end the number of ids; the values are the
-    ids (u64), zeros up to a multiple of 64, and for a push their rows. A scan's segments are row numbers.
+    ids (u64), zeros up to a multiple of 64, and for a push their rows, encoded where the table has a codec. A scan's
+    segments are row numbers.
     status: of an answer; in a request the priority of its answer (`priority_byte`).
     weight: of a gradient in its step's mean (bsp). Where pushes are applied on arrival and the rule bounds norms, what
     this one is multiplied with, 0 to 1; NaN: its worker's gradient has no norm.
-    stamp: with which version of the store's hyper-parameters a gradient is to be applied; 0: as declared.
+    stamp: with which version of the store's hyper-parameters a gradient is to be applied; 0: as declared. Of an answer:
+    how many values of the gradient were not finite and are what the policy (`transfer_specs.Nonfinite`) made of them.
     aux: the expected seq of a gap; the version of an answer. With ROWS the number of rows: the values begin with them
     (u64), and for a push zeros up to a multiple of 64 and their pieces follow; those of an answer are the pieces.
     Of a pull or push_pull where weights come down as deltas: the state that was read last (`weight_deltas`).

@@ -97,6 +97,8 @@ ROW_LIFE_BYTES: Final = 8
 HOT_ROWS_MAX: Final = 128
 # What a row costs beside its values and slots: 8 of id, up to 14 of index.
 ROW_OVERHEAD_BYTES: Final = 24
+# What a worker keeps back of one table's rows under a codec with feedback: 3 million ids of 16 float32, 80 B each.
+ROW_RESIDUAL_BYTES_MAX: Final = 256 * MIB
 
 # Socket paths end at 107 bytes (sun_path of Linux less its zero).
 UNIX_PATH_BYTES_MAX: Final = 107

@@ -18,14 +18,16 @@ from functools import cached_property
 import numpy as np
 import xxhash
 
-from windlass_proto import init_specs, life_specs, limits, rule_specs
+from windlass_proto import init_specs, life_specs, limits, row_codecs, rule_specs, transfer_specs
+from windlass_proto.codec_specs import CodecSpec
 from windlass_proto.consistency import Consistency
-from windlass_proto.errors import ProtocolError, UsageError, WindlassError
+from windlass_proto.errors import ProtocolError, WindlassError
 from windlass_proto.gen import control_pb2
 from windlass_proto.init_specs import InitSpec
 from windlass_proto.layout import DTYPES, HALVES, dtype_named
 from windlass_proto.life_specs import AdmitSpec, Evictions
 from windlass_proto.rule_specs import RuleSpec
+from windlass_proto.transfer_specs import PLAIN, Transfer
 
 
 @dataclass(frozen=True)
@@ -45,12 +47,29 @@ class TableSpec:
     vshards: int
     admit: AdmitSpec | None = None
     evict: Evictions = ()
+    transfer: Transfer = PLAIN
     job: str = field(default="", compare=False)
     quota_bytes: int = field(default=0, compare=False)
 
     @cached_property
     def dtype(self) -> np.dtype[np.floating]:
+        """Of a worker's arrays."""
         return DTYPES[self.dtype_name]
+
+    @cached_property
+    def held(self) -> np.dtype[np.floating]:
+        """Of rows and slots on servers: half types have float32 masters."""
+        return DTYPES["float32" if self.dtype_name in HALVES else self.dtype_name]
+
+    @property
+    def up(self) -> CodecSpec | None:
+        """What rows of a push travel in; None: as they are held."""
+        return self.transfer.up or row_codecs.of_dtype(self.dtype_name)
+
+    @property
+    def down(self) -> CodecSpec | None:
+        """What rows that are asked for travel in."""
+        return self.transfer.down or row_codecs.of_dtype(self.dtype_name)
 
     @cached_property
     def seed(self) -> int:
@@ -60,7 +79,7 @@ class TableSpec:
     def rows_max(self, held: int, state: int) -> int:
         """Rows that `held` vshards have room for under a rule that keeps `state` values a row; at least one."""
         life = limits.ROW_LIFE_BYTES if self.evict else 0
-        row = (self.dim + state) * self.dtype.itemsize + limits.ROW_OVERHEAD_BYTES + life
+        row = (self.dim + state) * self.held.itemsize + limits.ROW_OVERHEAD_BYTES + life
         return max(1, self.bytes_max * held // self.vshards // row)
 
 
@@ -89,7 +108,6 @@ def from_message(group: control_pb2.Group) -> TableSpec:
     """
     try:
         dtype_named(group.dtype)
-        check_dtype(group.dtype)
         if len(group.tensors) != 1 or group.reduce not in ("mean", "sum"):
             raise ProtocolError("a sparse table shares its group", tensors=len(group.tensors), reduce=group.reduce[:64])
         tensor = group.tensors[0]
@@ -99,6 +117,8 @@ def from_message(group: control_pb2.Group) -> TableSpec:
             raise ProtocolError("a number of vshards is not a power of two", vshards=group.vshards)
         rule = rule_specs.from_bytes_untrusted(group.rule)
         rule_specs.check_rows(rule)
+        transfer = transfer_specs.from_bytes_untrusted(group.transfer)
+        check_transfer(transfer, dtype=group.dtype, dim=tensor.shape[0], rule=rule)
         return TableSpec(
             store_id=group.store_id,
             table_id=group.table_id,
@@ -115,23 +135,21 @@ def from_message(group: control_pb2.Group) -> TableSpec:
             quota_bytes=group.quota_bytes,
             admit=admit,
             evict=evict,
+            transfer=transfer,
         )
     except WindlassError as cause:
         raise ProtocolError("a table's declaration cannot be used", reason=str(cause)) from cause
 
 
-def check_dtype(dtype: str) -> None:
-    """Rows are float32 or float64.
+def check_transfer(transfer: Transfer, *, dtype: str, dim: int, rule: RuleSpec) -> None:
+    """Can rows of `dim` values of `dtype` under `rule` travel so?
 
     Raises:
-        UsageError: they are to be halves.
+        UsageError: they cannot; what can is named.
     """
-    if dtype in HALVES:
-        raise UsageError(
-            "a sparse table holds float32 or float64",
-            dtype=dtype,
-            next_move="Declare float32 rows; convert what you pull.",
-        )
+    transfer_specs.check(transfer, dtype=dtype, rule=rule)
+    if transfer.up is not None:
+        row_codecs.check(transfer.up, dim)
 
 
 def check_table(tensor: control_pb2.Tensor) -> None:

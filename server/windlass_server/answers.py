@@ -11,8 +11,9 @@ from windlass_proto import errors, limits
 from windlass_proto.errors import UsageError, WindlassError
 from windlass_proto.frames import Entry, Status
 from windlass_proto.memory import Buffer
-from windlass_server.dense import Reply
+from windlass_server.replies import Reply
 
+_COUNT_MAX = 0xFFFFFFFF
 _ZEROS = memoryview(bytes(limits.ALIGN_BYTES))
 
 
@@ -25,7 +26,7 @@ def error_record(error: Exception) -> tuple[memoryview, int]:
 
 def answer_entry(reply: Reply, offset: int, nbytes: int) -> Entry:
     """A reply's entry, whose values lie at `offset` of the payload."""
-    _, tag, table, op, *_ = reply.origin
+    _, tag, table, op, *_, replaced = reply.origin
     seg_begin, seg_end = reply.seg_begin, reply.seg_end
     # By position, in wire order: nineteen names would take twice the time, once for each answer.
     return Entry(
@@ -45,7 +46,7 @@ def answer_entry(reply: Reply, offset: int, nbytes: int) -> Entry:
         0,
         0,
         0.0,
-        0,
+        min(replaced, _COUNT_MAX),
         0,
         reply.aux,
     )

@@ -26,8 +26,9 @@ from windlass_proto import checkpoint_format, limits
 from windlass_proto.checkpoint_orders import Save
 from windlass_proto.memory import Buffer, BufferPool
 from windlass_server.block_arrays import BlockArrays
-from windlass_server.dense import DenseGroup, Reply
+from windlass_server.dense import DenseGroup
 from windlass_server.gate_runs import BlockState
+from windlass_server.replies import Reply
 from windlass_server.row_changes import RowChanges
 from windlass_server.row_table import Numbers, RowTable
 from windlass_server.sparse import SparseTable

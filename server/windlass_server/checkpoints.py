@@ -28,9 +28,10 @@ from windlass_proto.errors import InvariantError, UnavailableError, UsageError, 
 from windlass_proto.frames import Op, Status
 from windlass_proto.memory import BufferPool
 from windlass_server.checkpoint_copies import Arrays, Copy, copies_of
-from windlass_server.dense import DenseGroup, Origin, Reply, Share
+from windlass_server.dense import DenseGroup, Share
 from windlass_server.gate_runs import stretches
 from windlass_server.part_files import PartFiles
+from windlass_server.replies import Origin, Reply
 from windlass_server.sparse import SparseTable
 from windlass_server.staged_bands import StagedBand, read_bands_untrusted
 from windlass_server.staged_blocks import StagedBlock, read_blocks_untrusted

@@ -25,7 +25,7 @@ from windlass_proto.checkpoint_orders import SavedPart
 from windlass_proto.consistency import Mode
 from windlass_proto.errors import ProtocolError, UnavailableError, WindlassError
 from windlass_proto.frames import Entry, EntryFlag, Flag, Header, Kind, Op, Status
-from windlass_proto.layout import HALVES, Block, GroupLayout
+from windlass_proto.layout import Block, GroupLayout
 from windlass_proto.links import preamble
 from windlass_proto.links.bell import Bell
 from windlass_proto.links.stream import Frame, FrameReader, FrameWriter, Place
@@ -33,13 +33,14 @@ from windlass_proto.memory import Buffer
 from windlass_proto.rule_records import DECLARED
 from windlass_server import dense_rows
 from windlass_server.answers import lay_out
-from windlass_server.dense import DenseGroup, Origin, Reply, Share
+from windlass_server.dense import DenseGroup, Share
 from windlass_server.dense_memory import Gradient, Values, Vector
 from windlass_server.dense_rows import NamedRows
 from windlass_server.node import ServerNode
 from windlass_server.outbox import Outbox
 from windlass_server.peer_segments import PeerSegments
 from windlass_server.readers import part_of_untrusted
+from windlass_server.replies import Origin, Reply
 from windlass_server.share_events import Push, deleted_error
 from windlass_server.sparse import Rows, SparseTable
 
@@ -284,13 +285,11 @@ class Connection:
         if op not in _DENSE_WRITES:
             raise ProtocolError("an entry asks for an unknown operation", op=op)
         stamp = self.node.record(group.spec.store_id, entry.stamp) if entry.stamp else DECLARED
-        values, finite = None, True
-        if not refused and named is None:
-            values, finite = self._values(entry, group, share, buffer)
-        elif not refused and named is not None:
-            values, finite = self._spread(entry, group, named, raw, buffer)
+        values, finite = (None, True) if refused else self._values(entry, group, share, buffer, named, raw)
         if values is not None and group.heeds_staleness:
             values = values._replace(read=entry.aux >> 32 if says_base else dense_rows.read_said(entry))
+        if values is not None and values.replaced:
+            origin = origin._replace(replaced=values.replaced)
         event = Push(
             origin, self.session, entry.seq, entry.clock, entry.block, entry.seg_begin, entry.seg_end, values,
             entry.weight, stamp, bool(entry.flags & EntryFlag.LAST), op == Op.PUSH_PULL,
@@ -319,8 +318,6 @@ class Connection:
         raw = _NO_BYTES
         if not entry.flags & EntryFlag.ROWS:
             return None, raw
-        if layout.dtype_name in HALVES:
-            raise ProtocolError("an entry names rows of a half tensor, which travels whole", dtype=layout.dtype_name)
         if dense_rows.numbers_bytes_untrusted(entry, block, layout):
             raw, _ = self._raw(entry, entry.nbytes, buffer)
         return dense_rows.named_untrusted(raw, entry, block, layout), raw
@@ -345,12 +342,13 @@ class Connection:
         if not writes and op not in _ROW_READS:
             raise ProtocolError("an entry asks a sparse table for what dense tensors do", op=op)
         nbytes = table.answer_bytes_untrusted(entry)
-        out = self._out(entry, nbytes, table.spec.dtype) if entry.out_arena and nbytes else None
-        rows = None if refused else self._rows(entry, table, buffer)
+        out = self._out(entry, nbytes, table.wire.answers_in) if entry.out_arena and nbytes else None
+        rows = None if refused else self._rows(entry, table, share, buffer)
         counted = op in (Op.SCAN, Op.STATS)
         asked = range(entry.seg_begin, entry.seg_end) if counted else rows.ids if rows is not None else None
-        into = out if op in (Op.PULL, Op.PUSH_PULL) else None
-        origin = Origin(self, entry.tag, entry.table, op, into, asked, frames.priority_of(entry))
+        into, replaced = (out if op in (Op.PULL, Op.PUSH_PULL) else None), (rows.replaced if rows is not None else 0)
+        priority = frames.priority_of(entry)
+        origin = Origin(self, entry.tag, entry.table, op, into, asked, priority, replaced=replaced)
         if not writes:
             counters["pulls"] += 1
             clock = 0 if entry.flags & EntryFlag.NOWAIT else entry.clock
@@ -379,8 +377,8 @@ class Connection:
                 effects = share.core.push(event)
             table.execute(share, effects, self._deliver)
 
-    def _rows(self, entry: Entry, table: SparseTable, buffer: Buffer | None) -> Rows:
-        """An entry's ids, copied out of what the peer may still change, and its rows where they are."""
+    def _rows(self, entry: Entry, table: SparseTable, share: Share, buffer: Buffer | None) -> Rows | None:
+        """An entry's ids, copied out of what the peer may still change, and its rows; None: no room to decode them."""
         _check_weight(entry)
         if entry.op in (Op.STATS, Op.SCAN):
             return Rows(_NO_IDS, _NO_ROWS, None)
@@ -392,49 +390,39 @@ class Connection:
         table.check_untrusted(entry.block, ids)
         if nbytes == ids_bytes:
             return Rows(ids, _NO_ROWS, None)
-        if held is not None:
-            held.hold()
-        return Rows(ids, raw[frames.aligned(ids_bytes) :].view(table.spec.dtype), held, read=entry.aux)
+        rank = share.core.clocks.rank(self.session, -1)
+        extends = table.wire.decodes and self._extends(entry)
+        encoded = raw[frames.aligned(ids_bytes) :]
+        values = table.wire.rows_untrusted(encoded, held, ids, rank, band=entry.block, extends=extends)
+        if values is None:
+            return None
+        return Rows(ids, values.array, values.buffer, read=entry.aux, replaced=values.replaced)
 
     def _values(
-        self, entry: Entry, group: DenseGroup, share: Share, buffer: Buffer | None
-    ) -> tuple[Values | None, bool]:
-        """An entry's values, decoded, where they wait, and whether all are finite; None where there is no room."""
-        block = group.spec.layout.blocks[entry.block]
-        nbytes = group.wire.bytes_up(entry.op, block, entry.seg_begin, entry.seg_end)
-        if entry.nbytes != nbytes:
-            raise ProtocolError("an entry's values have another length", got=entry.nbytes, expected=nbytes)
-        _check_weight(entry, factor=group.factors and entry.op in (Op.PUSH, Op.PUSH_PULL))
-        rank = share.core.clocks.rank(self.session, -1)
-        extends = group.wire.decodes and self._extends(entry)
-        what = Gradient(entry.op, block, entry.seg_begin, entry.seg_end, rank, extends)
-        raw, held = self._raw(entry, nbytes, buffer)
-        return group.wire.arrived_untrusted(raw, held, what, group.memory)
-
-    def _spread(
         self,
         entry: Entry,
         group: DenseGroup,
-        named: NamedRows,
-        raw: npt.NDArray[np.uint8],
+        share: Share,
         buffer: Buffer | None,
+        named: NamedRows | None,
+        rows: npt.NDArray[np.uint8],
     ) -> tuple[Values | None, bool]:
-        """`_values` of the gradient that rows stand for, or, of a lazy tensor, of theirs."""
+        """An entry's values, or the gradient that `rows` of it stand for, where they wait, and whether all are finite.
+
+        None where there is no room.
+        """
+        block, wire = group.spec.layout.blocks[entry.block], group.wire
         _check_weight(entry, factor=group.factors and entry.op in (Op.PUSH, Op.PUSH_PULL))
-        nbytes = named.segment_elements * group.spec.layout.dtype.itemsize
-        group.wire.traffic.bytes_in += entry.nbytes
-        group.wire.traffic.raw_in += nbytes
-        if group.lazy is not None:
-            rows = dense_rows.as_rows(named, raw, group.spec.layout.dtype, None if entry.arena else buffer)
-            return group.memory.receive(rows)
-        there = group.memory.receive_rows(named, dense_rows.pieces_of(named, raw, group.spec.layout.dtype))
-        if there is not None:
-            return there
-        try:
-            run = self.node.pool.take(nbytes, beyond=self._extends(entry))
-        except UnavailableError:
-            return None, True
-        return group.memory.receive(dense_rows.as_dense(named, raw, group.spec.layout.dtype, run))
+        rank = share.core.clocks.rank(self.session, -1)
+        extends = (wire.decodes or named is not None) and self._extends(entry)
+        what = Gradient(entry.op, block, entry.seg_begin, entry.seg_end, rank, extends)
+        if named is not None:
+            held = None if entry.arena else buffer
+            return wire.rows_arrived_untrusted(named, rows, held, what, group.memory, lazy=group.lazy is not None)
+        nbytes = wire.bytes_up(entry.op, block, entry.seg_begin, entry.seg_end)
+        if entry.nbytes != nbytes:
+            raise ProtocolError("an entry's values have another length", got=entry.nbytes, expected=nbytes)
+        return wire.arrived_untrusted(*self._raw(entry, nbytes, buffer), what, group.memory)
 
     def _raw(self, entry: Entry, nbytes: int, buffer: Buffer | None) -> tuple[npt.NDArray[np.uint8], Buffer | None]:
         """The bytes of an entry's values where they are, and what must be held to keep them (None: shared memory)."""

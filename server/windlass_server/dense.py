@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
 
 from windlass_proto import rule_specs
 from windlass_proto.consistency import Mode
@@ -34,6 +33,7 @@ from windlass_server.group_wire import GroupWire
 from windlass_server.lazy_rows import LazyRows
 from windlass_server.read_counts import Counts
 from windlass_server.reductions import Reductions
+from windlass_server.replies import Reply
 from windlass_server.segment_settings import Setting, equal_settings
 from windlass_server.share_core import ShareCore
 from windlass_server.share_events import Answer, Apply, Effect, Measure, Release, Settled, Write
@@ -41,37 +41,6 @@ from windlass_server.shown_weights import ShownWeights
 
 # Versions of hyper-parameters whose settings are at hand: those of workers a few steps apart.
 VERSIONS_KEPT = 8
-
-
-class Origin(NamedTuple):
-    """Who asked, and where values go (`out`: in the worker's shared memory; None: in the answer's frame).
-
-    `asked`: of a sparse table, the ids or the row numbers whose rows go along; of a dense tensor the rows, None: all.
-    `priority`: of the answer, among those that wait to be sent.
-    `base`: where weights come down as deltas, the state of the block that was read last.
-    """
-
-    connection: Any
-    tag: int
-    table: int
-    op: int
-    out: Vector | None
-    asked: Any = None
-    priority: int = 0
-    base: int = 0
-
-
-class Reply(NamedTuple):
-    """An answer on its way to its connection; `snapshot` holds the values that go along."""
-
-    origin: Origin
-    status: Status
-    block: int
-    seg_begin: int
-    seg_end: int
-    aux: int
-    snapshot: Buffer | None
-    error: Exception | None
 
 
 Snapshots = dict[tuple[int, int, int, int], Buffer]
@@ -467,11 +436,17 @@ class DenseGroup:
     def _rows_reply(self, answer: Answer, present: Vector) -> Reply:
         """The reply to who asked for some rows of one segment, `present`."""
         named: NamedRows = answer.origin.asked
-        out, snapshot = answer.origin.out, None
+        out, snapshot, dtype = answer.origin.out, None, self.spec.layout.dtype
         if out is None and named.elements:
-            snapshot = self.pool.take(named.elements * present.itemsize, beyond=True)
-            out = snapshot.array.view(present.dtype)
-        if out is not None:
+            snapshot = self.pool.take(named.elements * dtype.itemsize, beyond=True)
+            out = snapshot.array.view(dtype)
+        if out is not None and named.elements and self.wire.halves_rows:
+            room = self.pool.take(named.elements * present.itemsize, beyond=True)
+            self.memory.read_rows(present, named, room.array.view(present.dtype))
+            self.memory.finish()
+            self.wire.halve(room.array.view(present.dtype), out)
+            room.release()
+        elif out is not None:
             self.memory.read_rows(present, named, out)
         reply = _reply(answer, snapshot)
         if snapshot is not None:

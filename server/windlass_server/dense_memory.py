@@ -37,13 +37,15 @@ class Values(NamedTuple):
     """Values of one entry where they arrived: in a pooled buffer, or (buffer None) in a worker's shared memory.
 
     `named`: of a lazy tensor the rows whose pieces they are; None: they are whole segments. `read`: of a gradient, the
-    number of the read whose weights it was made from, as the answer said it (`read_counts`); 0: not said.
+    number of the read whose weights it was made from, as the answer said it (`read_counts`); 0: not said. `replaced`:
+    so many of them were not finite, and are what the policy made of them.
     """
 
     array: Vector
     buffer: Buffer | None
     named: NamedRows | None = None
     read: int = 0
+    replaced: int = 0
 
 
 class Gradient(NamedTuple):

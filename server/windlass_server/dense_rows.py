@@ -88,19 +88,19 @@ def named_untrusted(raw: npt.NDArray[np.uint8], entry: Entry, block: Block, layo
     return NamedRows(pieces, rows, elements, segment.end - segment.begin)
 
 
-def as_rows(named: NamedRows, raw: npt.NDArray[np.uint8], dtype: np.dtype[Any], held: Buffer | None) -> Values:
-    """The gradient of these rows, where it arrived: in `held`, or (None) in a worker's shared memory."""
+def as_rows(named: NamedRows, pieces: Vector, held: Buffer | None) -> Values:
+    """The gradient of these rows where it is: in `held`, or (None) in a worker's shared memory or an array's own."""
     if held is not None and named.rows.size:
         held.hold()
-    return Values(pieces_of(named, raw, dtype), held if named.rows.size else None, named)
+    return Values(pieces, held if named.rows.size else None, named)
 
 
-def as_dense(named: NamedRows, raw: npt.NDArray[np.uint8], dtype: np.dtype[Any], run: Buffer) -> Values:
-    """The gradient of the whole segment that rows of it stand for, in `run`."""
+def as_dense(named: NamedRows, pieces: Vector, dtype: np.dtype[Any], run: Buffer) -> Values:
+    """The gradient of the whole segment that rows of it stand for, in `run`; `pieces` are theirs, of `dtype`."""
     run.array[:] = 0
     whole = run.array.view(dtype)
     if named.rows.size:
-        named.pieces.scatter(pieces_of(named, raw, dtype), named.rows, whole)
+        named.pieces.scatter(pieces, named.rows, whole)
     return Values(whole, run)
 
 

@@ -138,7 +138,7 @@ class DeviceMemory:
             raise
         if values.buffer is not None:
             values.buffer.release()
-        return Values(there, held), finite
+        return values._replace(array=there, buffer=held), finite
 
     def receive_encoded(self, raw: Bytes, what: Gradient) -> tuple[Values, bool] | None:
         """What cannot be read is not told here: the host finds it again and says it in words."""

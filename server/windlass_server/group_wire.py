@@ -10,16 +10,13 @@ read (a worker's shared memory) is copied first where its integers address memor
 
 from __future__ import annotations
 
-import logging
-import threading
-from collections import Counter
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 import xxhash
 
-from windlass_proto import finite, weight_deltas
+from windlass_proto import weight_deltas
 from windlass_proto.codec_specs import TopK
 from windlass_proto.codecs import halves, registry
 from windlass_proto.errors import ProtocolError, UnavailableError
@@ -27,13 +24,13 @@ from windlass_proto.frames import Op
 from windlass_proto.group_specs import GroupSpec
 from windlass_proto.layout import HALVES, Block
 from windlass_proto.memory import Buffer, BufferPool
-from windlass_proto.transfer_specs import Nonfinite
+from windlass_server import dense_rows
 from windlass_server.dense_memory import Bytes, DenseMemory, Gradient, Values, Vector
+from windlass_server.dense_rows import NamedRows
+from windlass_server.gradient_cleaning import GradientCleaning
 from windlass_server.shown_weights import ShownWeights
 
-_LOG = logging.getLogger("windlass.server")
 _GRADIENTS: Final = frozenset({Op.PUSH, Op.PUSH_PULL})
-_WARNED_MAX: Final = 4096
 
 
 @dataclass(slots=True)
@@ -69,13 +66,11 @@ class GroupWire:
         self._dtype = spec.layout.held
         self._halves = halves.build(spec.layout.dtype_name) if spec.layout.dtype_name in HALVES else None
         self._pool = pool
-        self._policy = spec.transfer.nonfinite
+        self._cleaning = GradientCleaning(spec.transfer.nonfinite, spec.layout.held, pool)
         self._up = registry.build(spec.transfer.up) if spec.transfer.up is not None else None
         self._down = registry.build(spec.transfer.down) if spec.transfer.down is not None else None
         self.deltas = spec.transfer.deltas
         self._sizes: dict[tuple[bool, int, int, int], int] = {}
-        self._warned: Counter[tuple[int, int]] = Counter()
-        self._warning = threading.Lock()
 
     def bytes_up(self, op: int, block: Block, seg_begin: int, seg_end: int) -> int:
         """How long the values of such an entry are."""
@@ -111,6 +106,11 @@ class GroupWire:
         return self._down is not None or self._halves is not None
 
     @property
+    def halves_rows(self) -> bool:
+        """Do rows of its tensors travel as halves? Those under a codec travel as they are."""
+        return self._halves is not None
+
+    @property
     def answers_in(self) -> np.dtype[Any]:
         """What an answer's memory is seen as: bytes where weights are encoded."""
         return np.dtype(np.uint8) if self.encodes else self._dtype
@@ -131,6 +131,11 @@ class GroupWire:
         begin, end = block.span(seg_begin, seg_end)
         self.traffic.bytes_out += self.bytes_down(block, seg_begin, seg_end) if nbytes is None else nbytes
         self.traffic.raw_out += (end - begin) * self._dtype.itemsize
+
+    def halve(self, rows: Vector, out: Vector) -> None:
+        """Write pieces of rows of a half tensor into `out`."""
+        assert self._halves is not None
+        self._halves.to_half(rows, out.view(np.uint16))
 
     def encode(self, present: Vector, out: Bytes, block: Block, seg_begin: int, seg_end: int) -> None:
         """Write weights of segments [seg_begin, seg_end) into `out`, which has `bytes_down`."""
@@ -193,7 +198,9 @@ class GroupWire:
                 buffer.release()
                 raise
             values = Values(buffer.array.view(self._dtype), buffer)
-        return self._cleaned(values, what) if self._cleans(what) else values
+        if not self._cleans(what):
+            return values
+        return self._cleaning.cleaned(values, what.rank, what.block.index, lambda array: self._not_finite(array, what))
 
     def _count_up(self, raw: Bytes, what: Gradient) -> None:
         begin, end = what.block.span(what.seg_begin, what.seg_end)
@@ -201,7 +208,7 @@ class GroupWire:
         self.traffic.raw_in += (end - begin) * self._dtype.itemsize
 
     def _cleans(self, what: Gradient) -> bool:
-        return self._policy in (Nonfinite.ZERO, Nonfinite.CLIP) and what.op in _GRADIENTS
+        return self._cleaning.cleans and what.op in _GRADIENTS
 
     def _decode_untrusted(self, raw: Bytes, values: Vector, what: Gradient) -> None:
         assert self._up is not None
@@ -213,6 +220,34 @@ class GroupWire:
             values[begin + segment.elements : segment.end - first] = 0
             at += self._up.room(segment.elements)
 
+    def rows_arrived_untrusted(
+        self, named: NamedRows, raw: Bytes, held: Buffer | None, what: Gradient, memory: DenseMemory, *, lazy: bool
+    ) -> tuple[Values | None, bool]:
+        """The gradient of the segment that rows of it stand for, as `arrived_untrusted`; `lazy`: of the rows alone.
+
+        `raw` lies in `held`, or (None) in a worker's shared memory.
+        """
+        nbytes = named.segment_elements * self._dtype.itemsize
+        self.traffic.bytes_in += raw.nbytes
+        self.traffic.raw_in += nbytes
+        pieces = dense_rows.pieces_of(named, raw, self._layout.dtype)
+        if self._halves is not None:
+            halved, pieces, held = pieces, np.empty(pieces.size, self._dtype), None
+            self._halves.to_single(halved.view(np.uint16), pieces)
+        if lazy:
+            values = dense_rows.as_rows(named, pieces, held)
+        else:
+            there = memory.receive_rows(named, pieces) if not self._cleans(what) else None
+            if there is not None:
+                return there
+            try:
+                run = self._pool.take(nbytes, beyond=what.extends)
+            except UnavailableError:
+                return None, True
+            values = dense_rows.as_dense(named, pieces, self._dtype, run)
+        name = self._layout.tensors[what.block.segments[what.seg_begin].tensor].name
+        return memory.receive(self._cleaning.cleaned(values, what.rank, what.block.index, lambda _: [name]))
+
     # ---- values that are not finite ----------------------------------------------------------------------------------
 
     @property
@@ -223,44 +258,15 @@ class GroupWire:
     @property
     def looks(self) -> bool:
         """Is a gradient that is not finite rejected?"""
-        return self._policy is not Nonfinite.ALLOW
+        return self._cleaning.looks
 
-    def _cleaned(self, values: Values, what: Gradient) -> Values:
-        """`values`, or what the policy makes of them where they are not finite."""
-        cleaning = finite.build(self._dtype)
-        if cleaning.all_finite(values.array):
-            return values
-        self._warn(values, what)
-        buffer = self._pool.take(values.array.nbytes, beyond=True)
-        cleaned = buffer.array.view(self._dtype)
-        cleaning.cleaned(values.array, cleaned, self._policy)
-        if values.buffer is not None:
-            values.buffer.release()
-        return Values(cleaned, buffer)
-
-    def _warn(self, values: Values, what: Gradient) -> None:
-        """At the first, second, fourth... such gradient of a worker for a block."""
-        with self._warning:
-            key = (what.rank, what.block.index)
-            if len(self._warned) >= _WARNED_MAX and key not in self._warned:
-                self._warned.clear()
-            self._warned[key] += 1
-            times = self._warned[key]
-        if times & (times - 1):
-            return
+    def _not_finite(self, values: Vector, what: Gradient) -> list[str]:
         first = what.block.span(what.seg_begin, what.seg_end)[0]
-        names = [
+        return [
             self._layout.tensors[segment.tensor].name
             for segment in what.block.segments[what.seg_begin : what.seg_end]
-            if not np.isfinite(values.array[segment.begin - first : segment.end - first]).all()
+            if not np.isfinite(values[segment.begin - first : segment.end - first]).all()
         ]
-        _LOG.warning(
-            "gradient_not_finite worker=%d tensors=%s policy=%s times=%d",
-            what.rank,
-            ",".join(names[:5]),
-            self._policy.value,
-            times,
-        )
 
 
 def _as_received(raw: Bytes, held: Buffer | None, dtype: np.dtype[np.floating]) -> Values:

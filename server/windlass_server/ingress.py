@@ -24,8 +24,8 @@ from windlass_proto.errors import ProtocolError, UnavailableError, UsageError, W
 from windlass_proto.links import buffers, preamble
 from windlass_proto.links.bell import Bell
 from windlass_server.connection import Connection, hand_over
-from windlass_server.dense import Reply
 from windlass_server.node import ServerNode
+from windlass_server.replies import Reply
 
 _LOG = logging.getLogger("windlass.server")
 _ACCEPT_PAUSE_S = 0.1

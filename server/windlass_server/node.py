@@ -27,12 +27,13 @@ from windlass_proto.table_specs import TableSpec
 from windlass_rules import build, norms
 from windlass_rules.rows import build_rows
 from windlass_server.checkpoints import Checkpoints
-from windlass_server.dense import DenseGroup, Reply, Share
+from windlass_server.dense import DenseGroup, Share
 from windlass_server.dense_memory import HostMemory
 from windlass_server.device_memory import ParameterDevice
 from windlass_server.lazy_rows import LazyRows
 from windlass_server.readers import Readers
 from windlass_server.reductions import Reductions
+from windlass_server.replies import Reply
 from windlass_server.share_events import LEFT, Effect, Roster, deleted_error
 from windlass_server.sparse import SparseTable
 from windlass_server.step_stamps import ANNOUNCED_MAX
@@ -206,7 +207,7 @@ class ServerNode:
         return make
 
     def _sparse(self, spec: TableSpec) -> Callable[[range], Group]:
-        rule = build_rows(spec.rule, spec.dtype)
+        rule = build_rows(spec.rule, spec.held)
 
         def make(owned: range) -> Group:
             table = SparseTable(spec, rule, owned, self.pool, self._take_ahead)
@@ -397,7 +398,7 @@ class ServerNode:
     def figures(self) -> dict[str, float]:
         """Counters since start, and what is held now."""
         groups = list(self.groups.values())
-        busiest = sorted((g for g in groups if isinstance(g, DenseGroup)), key=lambda g: -g.wire.traffic.raw_in)
+        busiest = sorted(groups, key=lambda group: -group.wire.traffic.raw_in)
         traffic = {
             f"table_{group.spec.table_id}_{name}": float(count)
             for group in busiest[:TRAFFIC_TABLES_MAX]
@@ -489,7 +490,8 @@ def _table_figures(tables: list[SparseTable]) -> dict[str, float]:
 
 def _in_words(spec: GroupSpec | TableSpec) -> str:
     if isinstance(spec, TableSpec):
-        return f"{spec.dtype_name} table {spec.name} of {spec.dim}, {spec.init}, {spec.rule}, {spec.consistency}"
+        said = f"{spec.dtype_name} table {spec.name} of {spec.dim}, {spec.init}, {spec.rule}, {spec.consistency}"
+        return f"{said}, {spec.transfer.in_words()}"
     tensors = ", ".join(f"{t.name}{list(t.shape)}" for t in spec.layout.tensors[:4])
     more = f" and {len(spec.layout.tensors) - 4} more" if len(spec.layout.tensors) > 4 else ""
     lazy = "lazy " if spec.lazy else ""

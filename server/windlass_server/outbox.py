@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 from windlass_proto import limits
 from windlass_proto.memory import Buffer
-from windlass_server.dense import Reply
+from windlass_server.replies import Reply
 
 
 class Outbox:

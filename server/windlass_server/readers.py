@@ -47,7 +47,7 @@ class TablePart:
     def __init__(self, table: SparseTable, share: Share) -> None:
         self.name = table.spec.name
         self.dim = table.spec.dim
-        self.dtype = table.spec.dtype
+        self.dtype = table.spec.held
         self._table = table
         self._share = share
 

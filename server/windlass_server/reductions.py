@@ -28,7 +28,8 @@ from windlass_server.reduction_core import ReductionCore, Told
 from windlass_server.share_events import LEFT, Measure, Settled, Totals
 
 if TYPE_CHECKING:
-    from windlass_server.dense import DenseGroup, Reply
+    from windlass_server.dense import DenseGroup
+    from windlass_server.replies import Reply
 
 
 class GroupReductions:
@@ -175,7 +176,7 @@ class Reductions:
 
 def _answer(pool: BufferPool, told: Told) -> Reply:
     """Totals as they travel: float64, padded to a line."""
-    from windlass_server.dense import Reply
+    from windlass_server.replies import Reply
 
     snapshot = pool.take(limits.ALIGN_BYTES, beyond=True)
     snapshot.array[:] = 0

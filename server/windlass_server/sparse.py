@@ -37,12 +37,14 @@ from windlass_proto.table_specs import TableSpec
 from windlass_rules import reduce
 from windlass_rules.rows import RowRule
 from windlass_server import read_counts
-from windlass_server.dense import VERSIONS_KEPT, Origin, Reply, Share
+from windlass_server.dense import VERSIONS_KEPT, Share
 from windlass_server.dense_memory import Vector
 from windlass_server.hot_rows import STRIDE, HotRows
 from windlass_server.read_counts import ReadCounts
+from windlass_server.replies import Origin, Reply
 from windlass_server.row_life import RowLife
 from windlass_server.row_table import Ahead, Numbers, RowTable
+from windlass_server.row_wire import RowWire
 from windlass_server.session_filter import Verdict
 from windlass_server.share_core import ShareCore
 from windlass_server.share_events import Answer, Apply, Effect, Release, Source, Write
@@ -55,7 +57,8 @@ _PARTS: Final = 256  # in which a step's ids are looked through for those that s
 class Rows:
     """Ids (copied out of what the peer may still change) and their gradients where they arrived.
 
-    `numbers` holds while the table's `erasures` is what it was. `reserved`: rows that were promised to it.
+    `numbers` holds while the table's `erasures` is what it was. `reserved`: rows that were promised to it. `replaced`:
+    so many values were not finite, and are what the table's policy made of them.
     """
 
     ids: Ids
@@ -65,6 +68,7 @@ class Rows:
     erasures: int = 0
     reserved: int = 0
     read: int = 0  # the read that the gradients were made from, as dense values say it
+    replaced: int = 0
 
 
 class SparseTable:
@@ -87,8 +91,9 @@ class SparseTable:
         self.rule = rule
         self.pool = pool
         self.job_room: Callable[[int], UsageError | None] | None = None  # asked before rows of so many bytes are made
-        self.reductions = reduce.build(spec.dtype)
-        self.moves = row_moves.moves(spec.dtype)
+        self.wire = RowWire(spec, pool)
+        self.reductions = reduce.build(spec.held)
+        self.moves = row_moves.moves(spec.held)
         self.shares: dict[int, Share] = {}
         self.tables: dict[int, RowTable] = {}
         self.hot: dict[int, HotRows] = {}
@@ -144,7 +149,7 @@ class SparseTable:
                 next_move="Declare it with a larger bytes_max=, or evict from fewer rows on.",
             )
         rows = RowTable(
-            spec.name, band, spec.vshards, spec.seed, spec.dim, spec.dtype, spec.init, slots, rows_max, self._ahead
+            spec.name, band, spec.vshards, spec.seed, spec.dim, spec.held, spec.init, slots, rows_max, self._ahead
         )  # fmt: skip
         if spec.admit is not None or spec.evict:
             rows.life = RowLife(rows, spec.seed, spec.vshards, spec.admit, spec.evict)
@@ -178,14 +183,10 @@ class SparseTable:
             raise ProtocolError("an entry has too many ids", ids=count, ids_max=limits.ENTRY_IDS_MAX)
         expected = 8 * count
         if entry.op in (Op.PUSH, Op.PUSH_PULL):
-            expected = aligned(expected) + count * self.row_bytes
+            expected = aligned(expected) + self.wire.bytes_up(count)
         if entry.nbytes != expected:
             raise ProtocolError("an entry's values have another length", got=entry.nbytes, expected=expected)
         return 8 * count, expected
-
-    @property
-    def row_bytes(self) -> int:
-        return self.spec.dim * self.spec.dtype.itemsize
 
     def answer_bytes_untrusted(self, entry: Entry) -> int:
         """Bytes of an answer's values.
@@ -201,16 +202,18 @@ class SparseTable:
         if entry.op == Op.SCAN:
             if entry.seg_end > self.tables[entry.block].used:
                 raise ProtocolError("a scan leaves its table", end=entry.seg_end, begin=entry.seg_begin)
-            nbytes = scan_bytes(count, self.row_bytes)
+            nbytes = scan_bytes(count, self.wire.held_row_bytes)
         elif entry.op in (Op.PULL, Op.PUSH_PULL):
-            nbytes = count * self.row_bytes
+            nbytes = self.wire.bytes_down(count)
         if nbytes > limits.FRAME_PAYLOAD_BYTES_MAX:
             raise ProtocolError("an entry asks for too many rows", bytes=nbytes, rows=count)
         return nbytes
 
     def finite(self, rows: Rows) -> bool:
-        """Are all gradients finite? One pass at memory speed; no lock is needed."""
-        return not rows.ids.size or not rows.array.size or self.reductions.all_finite(rows.array)
+        """May these gradients be applied, as far as infinities go? One pass at memory speed; no lock is needed."""
+        if not self.wire.cleaning.looks or not rows.array.size:
+            return True
+        return self.reductions.all_finite(rows.array)
 
     def check_untrusted(self, band: int, ids: Ids) -> None:
         """Every id belongs to the band, so that nothing that waits for it can fail later. No lock is needed.
@@ -313,7 +316,7 @@ class SparseTable:
         """
         plan = id_kernels.plan(np.concatenate(names), 0, _PARTS)
         places = plan.inverse()
-        total: Vector = np.empty(plan.ids.size * self.spec.dim, self.spec.dtype)
+        total: Vector = np.empty(plan.ids.size * self.spec.dim, self.spec.held)
         seen = np.zeros(plan.ids.size, np.uint8)
         begins = np.arange(plan.ids.size, dtype=np.int64) * self.spec.dim
         at = 0
@@ -364,6 +367,9 @@ class SparseTable:
         origin: Origin | None = answer.origin
         if origin is None:
             return
+        if answer.values and origin.asked is None and origin.op == Op.PUSH_PULL:
+            deliver(Reply(origin, Status.RETRY, answer.block, 0, 0, 0, None, None))  # there was no room for its ids
+            return
         snapshot: Buffer | None = None
         if answer.values and origin.op in (Op.PULL, Op.PUSH_PULL, Op.STATS, Op.SCAN):
             snapshot = self._values_of(share.vshard, origin)
@@ -390,19 +396,23 @@ class SparseTable:
             return snapshot
         if origin.op == Op.SCAN:
             return self._scanned(table, asked)
-        if origin.out is not None:
-            table.read(asked, origin.out)
-            return None
         if not asked.size:
             return None
-        snapshot = self.pool.take(asked.size * self.row_bytes, beyond=True)
-        table.read(asked, snapshot.array.view(self.spec.dtype))
-        return snapshot
+        out: Any = origin.out
+        if out is None:
+            snapshot = self.pool.take(self.wire.bytes_down(asked.size), beyond=True)
+            out = snapshot.array.view(self.wire.answers_in)
+        self.wire.count_down(asked.size)
+        whole = self.wire.take_rows(asked.size)
+        table.read(asked, out if whole is None else whole.array.view(self.spec.held))
+        if whole is not None:
+            self.wire.encode(whole, out)
+        return snapshot if origin.out is None else None
 
     def _scanned(self, table: RowTable, asked: range) -> Buffer:
         """Ids, then which of the row numbers live, then rows; each from a multiple of 64 on."""
         count = len(asked)
-        snapshot = self.pool.take(scan_bytes(count, self.row_bytes), beyond=True)
+        snapshot = self.pool.take(scan_bytes(count, self.wire.held_row_bytes), beyond=True)
         ids = table.ids[asked.start : asked.stop]
         snapshot.array[: 8 * count] = ids.view(np.uint8)
         flags = aligned(8 * count)

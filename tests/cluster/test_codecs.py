@@ -200,7 +200,7 @@ def test_a_gradient_that_is_not_finite_is_refused_and_leaves_what_is_kept(team: 
 @pytest.mark.parametrize("policy", ["zero", "clip", "allow"])
 @pytest.mark.parametrize("codec", [None, wl.codec.Int8()], ids=["plain", "int8"])
 def test_other_policies_let_the_step_go_on_with_what_is_left(
-    policy: str, codec: CodecSpec | None, team: MakeTeam
+    policy: str, codec: CodecSpec | None, team: MakeTeam, capfd: pytest.CaptureFixture[str]
 ) -> None:
     pair = team()
     stores = pair.stores({"w": np.zeros(4, np.float32)}, SGD(lr=1.0, clip_value=3.0), codec=codec, nonfinite=policy)
@@ -214,6 +214,10 @@ def test_other_policies_let_the_step_go_on_with_what_is_left(
     else:
         assert np.isfinite(results[0]).all()
     assert np.array_equal(results[0], results[1], equal_nan=True)
+    pair.each(lambda _, rank: stores[rank].update({"w": grads[rank]}))
+    replaces = policy != "allow"
+    assert [store.replaced for store in stores] == [{"w": 6} if replaces else {}, {}], "its worker is told, no other"
+    assert capfd.readouterr().err.count("worker 0: a gradient of w held values that are not finite") == replaces
 
 
 def test_what_a_codec_cannot_carry_is_refused_before_anything_is_declared(team: MakeTeam) -> None:

@@ -23,12 +23,13 @@ from windlass_proto.rule_specs import LAMB, LARS, Adagrad, Adam, RuleSpec
 from windlass_proto.transfer_specs import Transfer
 from windlass_rules.device import Device, DeviceVector
 from windlass_rules.registry import build_cuda
-from windlass_server.dense import DenseGroup, Origin, Reply
+from windlass_server.dense import DenseGroup
 from windlass_server.dense_memory import DenseMemory, HostMemory, Measured, Values
 from windlass_server.dense_rows import NamedRows
 from windlass_server.device_memory import DeviceMemory, ParameterDevice
 from windlass_server.device_wire import DeviceWire
 from windlass_server.reductions import Reductions
+from windlass_server.replies import Origin, Reply
 from windlass_server.share_events import Answer, Apply, Effect, Release, Source, Write
 
 TENSORS = (

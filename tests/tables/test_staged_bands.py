@@ -25,8 +25,8 @@ from windlass_proto.rule_specs import SGD, Adagrad, Adam, RuleSpec
 from windlass_proto.table_specs import TableSpec
 from windlass_rules.rows import build_rows
 from windlass_server import checkpoint_copies, row_changes
-from windlass_server.dense import Reply
 from windlass_server.part_files import PartFiles
+from windlass_server.replies import Reply
 from windlass_server.sparse import SparseTable
 from windlass_server.staged_bands import read_bands_untrusted
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from windlass_proto import limits
 from windlass_proto.frames import Entry, Op, Status, priority_byte, priority_of
 from windlass_proto.memory import BufferPool
-from windlass_server.dense import Origin, Reply
 from windlass_server.outbox import Outbox
+from windlass_server.replies import Origin, Reply
 
 
 def reply(tag: int, *, block: int = 0, priority: int = 0, pool: BufferPool | None = None, nbytes: int = 0) -> Reply:

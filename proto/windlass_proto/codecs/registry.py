@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import functools
 import threading
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Final
 
 import numpy as np
 
+from windlass_proto import row_codecs
 from windlass_proto.codec_specs import (
     BFloat16,
     CodecSpec,
@@ -48,23 +50,39 @@ def _kernels_of(module: ModuleType) -> CodecKernels:
     return compiled(module.encode, module.decode)
 
 
-class Codec:
-    """One spec's kernels. Instances are pure: any thread may use them."""
+@dataclass(frozen=True, slots=True)
+class _InParts:
+    """A spec's numbers with blocks that no declaration may ask for: parts of rows."""
 
-    def __init__(self, spec: CodecSpec) -> None:
+    spec: CodecSpec
+    block: int
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.spec, name)
+
+
+class Codec:
+    """One spec's kernels. Instances are pure: any thread may use them.
+
+    Args:
+        part: values of a block, where they are parts of rows; 0: as the spec says.
+    """
+
+    def __init__(self, spec: CodecSpec, part: int = 0) -> None:
         self.spec = spec
+        self._numbers = _InParts(spec, part) if part else spec
         self._module = CODEC_MODULES[type(spec)]
         with _BUILDING:
             self._kernels = _kernels_of(self._module)
 
     def wire_bytes(self, elements: int) -> int:
         """The exact length of `elements` encoded, before it is filled up to 64."""
-        found: int = self._module.wire_bytes(self.spec, elements)
+        found: int = self._module.wire_bytes(self._numbers, elements)
         return found
 
     def arguments(self, elements: int) -> tuple[int, float]:
         """The numbers that the kernels are given for `elements`."""
-        found: tuple[int, float] = self._module.arguments(self.spec, elements)
+        found: tuple[int, float] = self._module.arguments(self._numbers, elements)
         return found
 
     def room(self, elements: int) -> int:
@@ -115,3 +133,9 @@ class Codec:
 def build(spec: CodecSpec) -> Codec:
     """The codec of `spec`, whose kernels are compiled at the first call of a process. Thread-safe."""
     return Codec(spec)
+
+
+@functools.lru_cache(maxsize=64)
+def build_rows(spec: CodecSpec, dim: int) -> Codec:
+    """The codec of `spec` for rows of `dim` values, one after the other; see `row_codecs`. Thread-safe."""
+    return Codec(spec, row_codecs.part_of(spec, dim))
