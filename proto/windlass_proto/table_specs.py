@@ -21,7 +21,7 @@ import xxhash
 from windlass_proto import init_specs, life_specs, limits, row_codecs, rule_specs, transfer_specs
 from windlass_proto.codec_specs import CodecSpec
 from windlass_proto.consistency import Consistency
-from windlass_proto.errors import ProtocolError, WindlassError
+from windlass_proto.errors import ProtocolError, UsageError, WindlassError
 from windlass_proto.gen import control_pb2
 from windlass_proto.init_specs import InitSpec
 from windlass_proto.layout import DTYPES, HALVES, dtype_named
@@ -150,6 +150,12 @@ def check_transfer(transfer: Transfer, *, dtype: str, dim: int, rule: RuleSpec) 
     transfer_specs.check(transfer, dtype=dtype, rule=rule)
     if transfer.up is not None:
         row_codecs.check(transfer.up, dim)
+    if transfer.down is not None and not transfer.down.exact:
+        raise UsageError(
+            "rows of a table come down as they are or as halves",
+            codec_down=transfer.down,
+            next_move="Use codec_down=wl.codec.Float16() or BFloat16().",
+        )
 
 
 def check_table(tensor: control_pb2.Tensor) -> None:
