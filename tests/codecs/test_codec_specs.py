@@ -114,8 +114,6 @@ def test_what_is_no_codec_and_no_policy_is_answered_with_the_nearest() -> None:
     [
         (Transfer(up=Int8()), {"dtype": "float64"}, "float32 tensors"),
         (Transfer(down=Float16()), {"dtype": "float16"}, "halves already"),
-        (Transfer(down=Int8()), {}, "Float16"),
-        (Transfer(down=TopK()), {}, "Float16"),
         (Transfer(nonfinite=Nonfinite.CLIP), {}, "clip_value"),
     ],
 )
@@ -125,6 +123,14 @@ def test_what_cannot_be_carried_out_is_refused_with_what_can(
     given_for = {"dtype": "float32", "rule": SGD(lr=0.1)} | changes
     with pytest.raises(UsageError, match=said):
         transfer_specs.check(transfer, **given_for)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("mode", ["asp", "ssp:3"])
+def test_weights_come_down_as_changes_only_in_modes_whose_steps_are_everybodys(mode: str) -> None:
+    for down in (Int8(), TopK()):
+        transfer_specs.check_mode(Transfer(down=down), Consistency.parse("bsp"))
+        with pytest.raises(UsageError, match="Float16"):
+            transfer_specs.check_mode(Transfer(down=down), Consistency.parse(mode))
 
 
 @pytest.mark.parametrize("cls", codec_specs.CODECS.values())
