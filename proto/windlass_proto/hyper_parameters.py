@@ -12,7 +12,7 @@ import math
 from typing import Any, Final
 
 from windlass_proto.errors import UsageError
-from windlass_proto.schedules import Schedule, StalenessAware
+from windlass_proto.schedules import Plateau, Schedule, StalenessAware
 
 CLIPS: Final = ("clip_value", "clip_norm", "clip_global_norm")
 """What a gradient may be bounded by."""
@@ -99,11 +99,11 @@ def _refusal(spec: Any, name: str, wanted: str) -> UsageError:
 
 def _finite(spec: Any, name: str, value: object) -> Any:
     if isinstance(value, Schedule) and name in SCHEDULED:
-        if isinstance(value, StalenessAware) and name != "lr":
+        if isinstance(value, Plateau | StalenessAware) and name != "lr":
             raise UsageError(
-                f"{type(spec).__name__} scales lr by staleness, and nothing else",
+                f"{type(spec).__name__} takes such a schedule as lr, and as nothing else",
                 **{name: repr(value)[:80]},
-                next_move="Give it to lr; a decoupled decay is scaled with lr.",
+                next_move="Give it to lr; a decoupled decay goes down with lr.",
             )
         return value
     try:

@@ -241,7 +241,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
             lazy=request.lazy,
             layout=request.layout or "blocks",
             runs=cluster.routing.runs(),
-            vectors=wire.vectors_untrusted(request.rule, cluster.membership.job(member.job)),
+            vectors=wire.vectors_untrusted(request, cluster.membership.job(member.job)),
             rows_bytes=cluster.held_bytes(member.job, rows=True),
             quota_bytes=cluster.config.job_quotas.of(member.job),
         )

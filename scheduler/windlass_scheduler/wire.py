@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
-from windlass_proto import job_quotas, own_rules, rule_records, rule_specs, table_specs
+from windlass_proto import job_quotas, own_rules, rule_records, rule_specs, table_specs, transfer_specs
 from windlass_proto.errors import UsageError
 from windlass_proto.gen import control_pb2 as pb
 from windlass_proto.layout import TensorSpec
@@ -52,9 +52,10 @@ def rule_text_untrusted(rule: bytes) -> str:
     return repr(rule_specs.from_bytes_untrusted(rule))
 
 
-def vectors_untrusted(rule: bytes, job: Job) -> int:
-    """What a rule keeps beside dense weights, for the job's workers."""
-    return job_quotas.vectors(rule_specs.from_bytes_untrusted(rule), job.workers_awaited)
+def vectors_untrusted(request: pb.DeclareRequest, job: Job) -> int:
+    """What servers keep beside dense weights, for the job's workers: of the rule, and of what workers were shown."""
+    kept = job_quotas.vectors(rule_specs.from_bytes_untrusted(request.rule), job.workers_awaited)
+    return kept + transfer_specs.from_bytes_untrusted(request.transfer).deltas
 
 
 def check_own_rule(request: pb.DeclareRequest, servers: Iterable[Member]) -> None:

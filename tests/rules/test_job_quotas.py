@@ -6,10 +6,14 @@ import pytest
 
 import windlass_rules
 from tests.rules.conftest import SPECS
-from windlass_proto import job_quotas, own_rules
+from windlass_proto import job_quotas, own_rules, rule_specs, transfer_specs
+from windlass_proto.codec_specs import Float16, Int8
 from windlass_proto.errors import UsageError
+from windlass_proto.gen import control_pb2
 from windlass_proto.job_quotas import Quotas
-from windlass_proto.rule_specs import DCASGD, RuleSpec
+from windlass_proto.rule_specs import DCASGD, Adam, RuleSpec
+from windlass_scheduler import wire
+from windlass_scheduler.members import Job
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)
@@ -34,3 +38,11 @@ def test_sizes_are_for_every_job_or_for_one() -> None:
 def test_what_is_no_size_is_refused(texts: list[str]) -> None:
     with pytest.raises(UsageError, match="not SIZE or JOB=SIZE"):
         job_quotas.parse(texts)
+
+
+def test_what_workers_were_shown_counts_where_weights_come_down_as_deltas() -> None:
+    job = Job("train", 2, complete=True)
+    for down, more in ((None, 0), (Float16(), 0), (Int8(), 1)):
+        transfer = transfer_specs.to_bytes(transfer_specs.Transfer(down=down))
+        request = control_pb2.DeclareRequest(rule=rule_specs.to_bytes(Adam()), transfer=transfer)
+        assert wire.vectors_untrusted(request, job) == 2 + more

@@ -11,6 +11,7 @@ from windlass import schedule
 from windlass.plateau import PlateauWatch
 from windlass.schedule import Chain, Plateau
 from windlass_proto.errors import UsageError
+from windlass_proto.rule_specs import SGD
 from windlass_proto.schedules import from_message_untrusted, to_message
 
 
@@ -70,3 +71,8 @@ def test_a_bad_value_is_a_usage_error(wrong: dict[str, Any]) -> None:
         untyped.Plateau(**({"lr": 1.0, "metric": "loss"} | wrong))
     with pytest.raises(UsageError, match="schedules of the step"):
         Chain([(Plateau(1.0, "loss"), 5)])
+
+
+def test_a_plateau_lowers_lr_and_nothing_else() -> None:
+    with pytest.raises(UsageError, match=r"as lr, and as nothing else.*weight_decay"):
+        SGD(lr=0.1, weight_decay=Plateau(0.1, "loss"))

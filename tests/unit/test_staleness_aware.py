@@ -48,7 +48,7 @@ def test_its_bytes_are_read_as_what_was_written(rate: StalenessAware) -> None:
 
 
 def test_only_an_lr_heeds_staleness_and_nothing_holds_such_a_schedule() -> None:
-    with pytest.raises(UsageError, match="scales lr by staleness, and nothing else"):
+    with pytest.raises(UsageError, match="such a schedule as lr, and as nothing else"):
         Adam(weight_decay=StalenessAware(0.1))
     for made in (
         lambda: WarmUp(StalenessAware(0.1), 10),
