@@ -19,7 +19,7 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,7 @@ from windlass_proto import storage, tensor_file
 from windlass_proto.errors import CorruptionError, UnavailableError, WindlassError, from_wire_untrusted, to_wire
 
 if TYPE_CHECKING:
+    from windlass.row_residuals import RowResiduals
     from windlass.store import Store
     from windlass_proto.checkpoint_format import Manifest, Residual
     from windlass_proto.gen import control_pb2
@@ -56,7 +57,8 @@ class Gathering:
         self._step = store.clock
         self._rank: int = store.member.joined.rank
         self._ranks = sorted({member.rank for member in _roster(store).members} | {self._rank})
-        self._arrays = {name: kept.copy() for name, kept in _kept(store)}
+        self._arrays: dict[str, npt.NDArray[Any]] = {name: kept.copy() for name, kept in _kept(store)}
+        self._arrays |= {name: kept.packed() for name, kept in _kept_of_rows(store)}
 
     def write(self) -> None:
         """Write this worker's file, say so, and meet the others; what goes wrong is for the manifest's writer.
@@ -158,16 +160,20 @@ def bring_back(store: Store, folder: Path, manifest: Manifest, *, clock: int) ->
     Raises:
         CorruptionError: a file is not what was written.
     """
-    kept = dict(_kept(store))
+    kept, rows = dict(_kept(store)), dict(_kept_of_rows(store))
     for array in kept.values():
         array.fill(0)
-    if not kept or store.clock != clock:
+    for table in rows.values():
+        table.clear()
+    if not (kept or rows) or store.clock != clock:
         return
     workers, rank = max(1, _roster(store).declared), store.member.joined.rank
     mine = [residual for residual in manifest.residuals if heir(residual.rank, workers) == rank]
     for number, residual in enumerate(mine):
         for name, saved in _read_untrusted(folder / residual.file, residual).items():
-            if name not in kept or kept[name].shape != saved.shape:
+            if name in rows and saved.dtype == np.uint8:
+                _bring_back_rows(rows[name], saved, folder / residual.file, first=not number)
+            if name not in kept or kept[name].shape != saved.shape or saved.dtype != np.float32:
                 continue
             if number:
                 kept[name] += saved
@@ -175,17 +181,25 @@ def bring_back(store: Store, folder: Path, manifest: Manifest, *, clock: int) ->
                 np.copyto(kept[name], saved)  # to add it to zeros would change the sign of -0
 
 
-def _read_untrusted(path: Path, residual: Residual) -> dict[str, Vector]:
+def _bring_back_rows(table: RowResiduals, saved: npt.NDArray[np.uint8], file: Path, *, first: bool) -> None:
+    try:
+        (table.unpack if first else table.add)(saved)
+    except ValueError as cause:
+        raise CorruptionError("what was kept back of a table's rows cannot be read", file=file, reason=cause) from cause
+
+
+def _read_untrusted(path: Path, residual: Residual) -> dict[str, npt.NDArray[Any]]:
     digest = tensor_file.digest_of(path, residual.nbytes)
     if digest != residual.digest:
         raise CorruptionError(
             "a file of a checkpoint is not what was written", file=path, digest=digest, expected=residual.digest
         )
-    return {name: array for name, array in tensor_file.load(path).items() if array.dtype == np.float32}
+    return tensor_file.load(path)
 
 
 def _keeps(store: Store) -> bool:
-    return any(encoder.error is not None for encoder in store.exchange.encoders.values())
+    keeps = any(encoder.error is not None for encoder in store.exchange.encoders.values())
+    return keeps or any(True for _ in _kept_of_rows(store))
 
 
 def _kept(store: Store) -> Iterator[tuple[str, Vector]]:
@@ -196,6 +210,13 @@ def _kept(store: Store) -> Iterator[tuple[str, Vector]]:
         if encoder is not None and encoder.error is not None:
             layout = encoder.table.layout
             yield name, layout.views(encoder.error)[layout.tensors[number].name]
+
+
+def _kept_of_rows(store: Store) -> Iterator[tuple[str, RowResiduals]]:
+    """The same of tables, whose names no tensor has."""
+    for table in store.exchange.sparse.values():
+        if table.encoder is not None and table.encoder.residuals is not None:
+            yield table.name, table.encoder.residuals
 
 
 def _roster(store: Store) -> control_pb2.Roster:

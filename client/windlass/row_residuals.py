@@ -34,6 +34,7 @@ WAYS: Final = 16
 _SETS_MIN: Final = 64
 _SLOT_BYTES: Final = 16  # id and number of the call
 _NO_SLOT: Final = -1
+_HEADER: Final = 4  # sets, number of the latest call, residuals dropped, ids
 
 _BUILDING = threading.Lock()
 _READY: list[Callable[..., int]] = []
@@ -135,6 +136,53 @@ class RowResiduals:
         self._rows[mine] = 0
         self._calls[mine] = 0
         self._used -= np.unique(mine).size
+
+    # ---- in a checkpoint ---------------------------------------------------------------------------------------------
+
+    def packed(self) -> npt.NDArray[np.uint8]:
+        """All of it as bytes, copied: _HEADER i64, ids u64, calls and slots i64, rows float32; `unpack` is exact."""
+        live = np.flatnonzero(self._calls)
+        header = np.array([self._tags.size // WAYS, self._call, self.dropped, live.size], np.int64)
+        columns = (header, self._tags[live], self._calls[live], live, self._rows[live])
+        return np.concatenate([np.ascontiguousarray(column).reshape(-1).view(np.uint8) for column in columns])
+
+    def unpack(self, raw: npt.NDArray[np.uint8]) -> None:
+        """Be what `packed` was called on; what is here is forgotten.
+
+        Raises:
+            ValueError: it is of rows of another size, or nothing that `packed` made.
+        """
+        (sets, call, dropped), (ids, calls, slots, rows) = self._columns(raw)
+        if not 0 < sets <= self._sets_max or sets & (sets - 1):
+            raise ValueError(f"{sets} sets")
+        if slots.size and not (slots.min() >= 0 and slots.max() < WAYS * sets and calls.min() > 0):
+            raise ValueError("a slot is beyond its sets")
+        self._lay_out(sets)
+        self._call, self.dropped, self._used = call, dropped, ids.size
+        self._tags[slots], self._calls[slots], self._rows[slots] = ids, calls, rows
+
+    def add(self, raw: npt.NDArray[np.uint8]) -> None:
+        """Keep what another one kept as well, as far as there is room.
+
+        Raises:
+            ValueError: as `unpack`.
+        """
+        _, (ids, _, _, rows) = self._columns(raw)
+        places, kept = self.take(ids)
+        self.keep(places, kept + rows.reshape(-1))
+
+    def clear(self) -> None:
+        """Nothing is kept."""
+        self._lay_out(min(_SETS_MIN, self._sets_max))
+
+    def _columns(self, raw: npt.NDArray[np.uint8]) -> tuple[list[int], tuple[Ids, Places, Places, Any]]:
+        *numbers, live = np.array(raw[: 8 * _HEADER].view(np.int64)).tolist() if raw.size >= 8 * _HEADER else [-1] * 4
+        if live < 0 or raw.size != 8 * _HEADER + live * (24 + 4 * self.dim):
+            raise ValueError(f"{raw.size} bytes for {live} rows of {self.dim}")
+        at = [8 * (_HEADER + live * column) for column in range(4)]
+        ids, calls, slots = (np.array(raw[begin : begin + 8 * live]) for begin in at[:3])
+        rows = np.array(raw[at[3] :]).view(np.float32).reshape(live, self.dim)
+        return numbers, (ids.view(np.uint64), calls.view(np.int64), slots.view(np.int64), rows)
 
     def _lay_out(self, sets: int) -> None:
         self._tags: Ids = np.zeros(WAYS * sets, np.uint64)

@@ -95,11 +95,12 @@ def test_a_worker_that_joins_after_a_step_keeps_nothing(team: MakeTeam, tmp_path
 def test_a_checkpoint_that_one_worker_calls_says_whose_residuals_it_lacks(
     team: MakeTeam, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(residuals, "GATHER_S", 0.2)
     pair = team()
     stores = pair.stores(zeros(), SGD(lr=0.1), codec=CODEC)
     pair.each(lambda _, rank: stores[rank].update(gradients(0, rank)))
-    folder = stores[0].checkpoint(tmp_path).result()
+    with monkeypatch.context() as patch:
+        patch.setattr(residuals, "GATHER_S", 0.2)
+        folder = stores[0].checkpoint(tmp_path).result()
     assert [residual.rank for residual in checkpoint_format.read_manifest_untrusted(folder).residuals] == [0]
     assert "lacks what workers 1 keep back" in capfd.readouterr().err
     pair.each(lambda _, rank: stores[rank].update(gradients(1, rank)))
@@ -123,6 +124,35 @@ def test_a_residual_that_was_altered_or_is_missing_is_refused_by_name(team: Make
     residual.unlink()
     with pytest.raises(CorruptionError, match=residual.name):
         stores[0].restore(folder)
+
+
+def rows_of(store: Store) -> np.ndarray:
+    (table,) = store.exchange.sparse.values()
+    assert table.encoder is not None
+    assert table.encoder.residuals is not None
+    return table.encoder.residuals.packed()
+
+
+def test_what_is_kept_of_rows_comes_back_with_its_order(team: MakeTeam, tmp_path: Path) -> None:
+    pair = team()
+    stores = pair.stores(zeros(), SGD(lr=0.1))
+    tables = pair.each(lambda _, rank: stores[rank].table("user", 8, SGD(lr=0.1), codec=CODEC))
+
+    def push(step: int, rank: int) -> np.ndarray:
+        random = np.random.default_rng((step, rank))
+        tables[rank].push(random.integers(0, 500, 100), random.normal(size=(100, 8)).astype(np.float32))
+        rows: np.ndarray = tables[rank].pull(np.arange(500)).result()
+        return rows.copy()
+
+    pair.each(lambda _, rank: push(0, rank))
+    folders = pair.each(lambda _, rank: stores[rank].checkpoint(tmp_path).result())
+    owes = [rows_of(store) for store in stores]
+    after = pair.each(lambda _, rank: push(1, rank))
+    assert any((rows_of(store).size,) != (before.size,) for store, before in zip(stores, owes, strict=True))
+    pair.each(lambda _, rank: stores[rank].restore(folders[0]))
+    assert [rows_of(store).tobytes() for store in stores] == [before.tobytes() for before in owes]
+    again = pair.each(lambda _, rank: push(1, rank))
+    assert [rows.tobytes() for rows in again] == [rows.tobytes() for rows in after]
 
 
 def test_a_manifest_without_residuals_is_as_before(team: MakeTeam, tmp_path: Path) -> None:

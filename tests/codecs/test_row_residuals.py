@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -81,6 +82,44 @@ def test_what_is_forgotten_is_kept_no_more() -> None:
     residuals.forget(ids(2, 9, 2))
     assert len(residuals) == 2
     assert held(residuals, ids(1, 2, 3)) == [1.0, 0.0, 1.0]
+
+
+def test_one_that_comes_back_from_a_checkpoint_is_the_same() -> None:
+    random = np.random.default_rng(5)
+    first, again = (RowResiduals(DIM, bytes_max=1 << 14) for _ in range(2))
+    for number in range(20):
+        wanted = np.unique(random.integers(0, 4000, 200)).astype(np.uint64)
+        put(first, wanted, wanted)
+        if number == 10:
+            put(again, ids(1, 2), np.ones(2))
+            again.unpack(first.packed())
+        elif number > 10:
+            put(again, wanted, wanted)
+    assert (again.packed() == first.packed()).all()
+    assert again.dropped == first.dropped > 0
+
+
+def test_what_two_kept_is_added() -> None:
+    first, second = RowResiduals(DIM), RowResiduals(DIM)
+    put(first, ids(1, 2), np.array([1.0, 2.0]))
+    put(second, ids(2, 3), np.array([10.0, 20.0]))
+    first.add(second.packed())
+    assert held(first, ids(1, 2, 3)) == [1.0, 12.0, 20.0]
+    first.clear()
+    assert (len(first), held(first, ids(1))) == (0, [0.0])
+
+
+@pytest.mark.parametrize("cut", [0, 8, 40, -4])
+def test_bytes_that_are_not_its_own_are_refused(cut: int) -> None:
+    residuals = RowResiduals(DIM)
+    put(residuals, ids(1, 2), np.ones(2))
+    raw = residuals.packed()
+    with pytest.raises(ValueError, match="bytes for"):
+        residuals.unpack(raw[:cut])
+    raw[:8].view(np.int64)[0] = 3
+    with pytest.raises(ValueError, match="3 sets"):
+        residuals.unpack(raw)
+    assert held(residuals, ids(1, 2)) == [1.0, 1.0]
 
 
 def test_two_that_are_told_the_same_keep_the_same() -> None:
