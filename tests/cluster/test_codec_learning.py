@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import functools
+import re
 import runpy
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +14,7 @@ import pytest
 
 import windlass as wl
 from tests.cluster.team import Team
+from tests.cluster.workers import Workers
 from tests.codecs.test_convergence import CODECS
 from windlass.datasets import load_digits
 from windlass.local_cluster import LocalCluster
@@ -71,19 +72,16 @@ def test_digits_are_learned_to_two_percent_as_well_as_without_a_codec(
     assert found >= baseline - 0.02
 
 
-def test_clicks_are_predicted_as_well_from_rows_that_travel_encoded(local: LocalCluster, token: None, job: str) -> None:
-    ctr = example("ctr.py")
-    train, test, best = ctr["generated"](3000)
-    options = argparse.Namespace(model="fm", k=16, size=64, epochs=4, seed=0, consistency="bsp")
-
-    def work(worker: wl.Cluster, _: int, codec: str) -> float:
-        score = ctr["train"](worker, argparse.Namespace(codec=codec, **vars(options)), train)
-        return float(ctr["auc"](score(*test[:2]), test[2]))
-
+def test_clicks_are_predicted_as_well_from_rows_that_travel_encoded(
+    local: LocalCluster, job: str, tmp_path: Path
+) -> None:
     found = {}
-    for codec in ctr["CODECS"]:
-        with Team(local, f"{job}-{codec}") as team:
-            found[codec], other = team.each(functools.partial(work, codec=codec))
-            assert other == found[codec]
-    assert found["none"] > 0.75, (found, best)
+    for codec in example("ctr.py")["CODECS"]:
+        arguments = f"--rows 3000 --size 64 --epochs 4 --codec {codec}".split()
+        with Workers(
+            local, EXAMPLES / "ctr.py", count=2, run_dir=tmp_path / codec, arguments=arguments, job=f"{job}-{codec}"
+        ) as workers:
+            printed = workers.finish()[0].out
+        found[codec] = float(re.findall(r"test AUC ([\d.]+)", printed)[0])
+    assert found["none"] > 0.75, found
     assert all(abs(auc - found["none"]) < 0.002 for auc in found.values()), found
