@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib.metadata
 import threading
 import types
 from collections.abc import Iterable
@@ -26,6 +25,7 @@ from windlass_proto import own_rules
 from windlass_proto.errors import UsageError
 from windlass_proto.own_rules import ENTRY_POINTS, KINDS, InstalledRule, OwnRule
 from windlass_proto.rule_specs import RULES
+from windlass_rules import packages
 from windlass_rules.rule import Per, Variant
 
 _LOADING: Final = threading.Lock()
@@ -82,32 +82,12 @@ def made(spec: OwnRule) -> Any:
 
 
 def _load(name: str, version: str) -> Loaded:
-    found = {(e.value, e.dist.version if e.dist else ""): e for e in _entry_points(name)}
     if name in RULES:
         raise UsageError("an own rule has the name of a rule of windlass", rule=name, next_move="Call it otherwise.")
-    if len(found) != 1:
-        raise UsageError(
-            "an allowed update rule is not installed" if not found else "an update rule is installed twice",
-            rule=name,
-            installed=", ".join(f"{value} {there}" for value, there in found) or "none of this name",
-            next_move=f"Install one package with an entry point {name} in the group {ENTRY_POINTS}.",
-        )
-    ((_, there), entry_point) = found.popitem()
-    if version and there != version:
-        raise UsageError(
-            "an allowed update rule is installed in another version",
-            rule=name,
-            allowed=version,
-            installed=there,
-            next_move="Install the allowed version, or allow the installed one.",
-        )
+    entry_point, there = packages.allowed(ENTRY_POINTS, "update rule", name, version)
     module = entry_point.load()
     fields, by_row = _described(name, module)
     return Loaded(InstalledRule(name, there, fields, by_row), module)
-
-
-def _entry_points(name: str) -> list[importlib.metadata.EntryPoint]:
-    return list(importlib.metadata.entry_points(group=ENTRY_POINTS, name=name))
 
 
 def _described(name: str, module: Any) -> tuple[tuple[tuple[str, str], ...], bool]:

@@ -12,7 +12,7 @@ import inspect
 import math
 import threading
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -276,14 +276,6 @@ def known_dtype(spec: RuleSpec, dtype: npt.DTypeLike) -> np.dtype[Any]:
             next_move="Convert the weights.",
         )
     return kind
-
-
-def warm_up(specs: Iterable[RuleSpec], dtypes: Iterable[npt.DTypeLike]) -> None:
-    """Compile every rule of `specs` for every dtype into the cache, before servers are spawned."""
-    kinds = list(dtypes)
-    for spec in specs:
-        for kind in kinds:
-            build(spec, kind)
 
 
 def signatures(variant: Variant, dtype: np.dtype[Any]) -> list[Any]:

@@ -14,7 +14,6 @@ a reader raises is told to who asked, and this server goes on.
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -29,6 +28,7 @@ from windlass_proto.errors import ProtocolError, UnavailableError, UsageError, W
 from windlass_proto.frames import Entry
 from windlass_proto.ids import Ids
 from windlass_proto.own_readers import ENTRY_POINTS, InstalledReader, Reading
+from windlass_rules import packages
 from windlass_server.dense import DenseGroup, Share
 from windlass_server.share_events import absent_error
 from windlass_server.sparse import SparseTable
@@ -209,24 +209,7 @@ def _check_present(share: Share, block: int, segment: int) -> None:
 
 
 def _load(name: str, version: str) -> tuple[str, Reader]:
-    entries = importlib.metadata.entry_points(group=ENTRY_POINTS, name=name)
-    found = {(entry.value, entry.dist.version if entry.dist else ""): entry for entry in entries}
-    if len(found) != 1:
-        raise UsageError(
-            "an allowed reader is installed twice" if found else "an allowed reader is not installed",
-            reader=name,
-            installed=", ".join(f"{value} {there}" for value, there in found) or "none of this name",
-            next_move=f"Install one package with an entry point {name} in the group {ENTRY_POINTS}.",
-        )
-    ((_, there), entry) = found.popitem()
-    if version and there != version:
-        raise UsageError(
-            "an allowed reader is installed in another version",
-            reader=name,
-            allowed=version,
-            installed=there,
-            next_move="Install the allowed version, or allow the installed one.",
-        )
+    entry, there = packages.allowed(ENTRY_POINTS, "reader", name, version)
     reader = entry.load()
     if not callable(reader):
         raise UsageError("an entry point is not a reader", reader=name, got=repr(reader)[:80])
