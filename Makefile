@@ -50,6 +50,6 @@ proto:
 
 clean:
 	rm -rf .venv build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
-	find proto client server scheduler tests examples benchmarks deploy -name __pycache__ -exec rm -rf {} + 2>/dev/null || true
+	find proto client server scheduler worker tests examples benchmarks deploy -name __pycache__ -exec rm -rf {} + 2>/dev/null || true
 
 .PHONY: help demo test test-all check bench proto clean

@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DEADLINE_S = 30.0
 _POLL_S = 0.02
 _MARK = "WINDLASS_TEST_MARK"
-_SOURCES = ("proto", "client", "server", "scheduler")
+_SOURCES = ("proto", "client", "server", "scheduler", "worker")
 
 
 def wait_until(condition: Callable[[], Any], what: str, limit_s: float = DEADLINE_S) -> Any:
