@@ -101,7 +101,7 @@ def torch_weights(rule: str, hyper: Hyper, steps: int = STEPS, gradient: Gradien
     makers = {name.lower(): getattr(torch.optim, name) for name in torch.optim.__all__}
     w = torch.nn.Parameter(torch.tensor(START, dtype=torch.float64))
     given = {name: tuple(value) if isinstance(value, list) else value for name, value in hyper.items()}
-    clip = given.pop("clip_value", None)
+    clip: Any = given.pop("clip_value", None)
     optimizer = makers[rule]([w], foreach=False, **given)
     weights = []
     for step in range(1, steps + 1):
