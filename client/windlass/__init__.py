@@ -38,16 +38,21 @@ if TYPE_CHECKING:
         UsageError,
         WindlassError,
     )
+    from windlass_worker import data, metric
 
 _ERRORS = "windlass_proto.errors"
+_WORKER = "windlass_worker."
+# By name, the module that has it; what ends in a full stop is the package whose module it is.
 _WHERE = {
-    "admit": "",
-    "codec": "",
-    "evict": "",
-    "optim": "",
-    "schedule": "",
-    "datasets": "",
-    "init": "",
+    "admit": "windlass.",
+    "codec": "windlass.",
+    "evict": "windlass.",
+    "optim": "windlass.",
+    "schedule": "windlass.",
+    "datasets": "windlass.",
+    "init": "windlass.",
+    "data": _WORKER,
+    "metric": _WORKER,
     "hash64": "windlass.hashing",
     "Cluster": "windlass.cluster",
     "connect": "windlass.cluster",
@@ -85,10 +90,12 @@ __all__ = [
     "admit",
     "codec",
     "connect",
+    "data",
     "evict",
     "hash64",
     "init",
     "load_tensors",
+    "metric",
     "optim",
     "schedule",
     "wait",
@@ -101,8 +108,8 @@ def __getattr__(name: str) -> Any:
         from windlass_proto.arguments import unknown_name
 
         raise unknown_name("windlass", name, _WHERE)
-    if not where:
-        return importlib.import_module(f"windlass.{name}")
+    if where.endswith("."):
+        return importlib.import_module(where + name)
     return getattr(importlib.import_module(where), name)
 
 
