@@ -48,7 +48,7 @@ def test_a_view_shows_its_rows_and_knows_where_they_came_from(view: Callable[[An
     shown = view(data.ArrayDataset(X, Y))
     assert rows_of(shown) == rows
     assert [shown.row(index) for index in range(len(shown))] == rows
-    gathered, labels = shown.gather(np.arange(len(shown))[::-1])
+    gathered, labels = shown.gather(np.arange(len(shown))[::-1], np.empty)
     assert labels.tolist() == rows[::-1]
     assert np.array_equal(gathered, X[rows[::-1]])
 
@@ -72,7 +72,7 @@ def test_a_transform_is_applied_when_a_sample_is_asked_for() -> None:
     assert np.array_equal(x, 2 * X[2])
     assert y == 2
     assert asked == [8.0]
-    assert shown.gather(np.array([1])) is None
+    assert shown.gather(np.array([1]), np.empty) is None
     assert data.ArrayDataset(X, Y).transform(lambda x, y: x[0] + y)[3] == 15.0
     assert data.ArrayDataset(Y).transform(lambda y: y + 1)[3] == 4
 

@@ -1,12 +1,15 @@
-"""Data: data sets, transforms, samplers.
+"""Data: data sets, transforms, samplers, and the loader that makes batches of them.
 
 train = wl.data.ArrayDataset(x, y).transform_first(wl.data.transforms.ToTensor())
+for x, y in wl.data.DataLoader(train, 64, shuffle=True, num_workers=4):
+    ...
 """
 
 from __future__ import annotations
 
 from windlass_worker.data import transforms
 from windlass_worker.data.dataset import ArrayDataset, Dataset
+from windlass_worker.data.loader import DataLoader
 from windlass_worker.data.samplers import (
     BatchSampler,
     FilterSampler,
@@ -19,6 +22,7 @@ from windlass_worker.data.samplers import (
 __all__ = [
     "ArrayDataset",
     "BatchSampler",
+    "DataLoader",
     "Dataset",
     "FilterSampler",
     "RandomSampler",

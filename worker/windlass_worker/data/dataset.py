@@ -21,6 +21,8 @@ from windlass_worker.data.draws import Draw
 from windlass_worker.data.transforms.chance import run, steps_of
 
 Rows: TypeAlias = npt.NDArray[np.int64]
+Room: TypeAlias = Callable[[tuple[int, ...], npt.DTypeLike], npt.NDArray[Any]]
+"""What gives memory for an array of a shape and dtype; its contents are whatever they are."""
 
 
 class Dataset(abc.ABC):
@@ -45,8 +47,8 @@ class Dataset(abc.ABC):
         """Which row of the data set at the bottom that is."""
         return index
 
-    def gather(self, rows: Rows) -> Any:
-        """The batch of many rows in one go, None where samples must be made one by one."""
+    def gather(self, rows: Rows, room: Room) -> Any:
+        """The batch of many rows in one go, in memory from `room`; None where samples must be made one by one."""
         return None
 
     def transform(self, function: Any) -> Transformed:
@@ -102,10 +104,16 @@ class ArrayDataset(Dataset):
         parts = tuple(array[index] for array in self.arrays)
         return parts if len(parts) > 1 else parts[0]
 
-    def gather(self, rows: Rows) -> Any:
-        if not all(isinstance(array, np.ndarray) for array in self.arrays):
+    def gather(self, rows: Rows, room: Room) -> Any:
+        if not all(isinstance(array, np.ndarray) and not array.dtype.hasobject for array in self.arrays):
             return None
-        parts = tuple(np.take(array, rows, 0) for array in self.arrays)
+        if rows.size and not 0 <= rows.min() <= rows.max() < self._length:
+            raise IndexError(f"rows {rows.min()} to {rows.max()} of a data set of {self._length} rows")
+        # with mode="raise" NumPy would write to memory of its own first
+        parts = tuple(
+            np.take(array, rows, 0, out=room((len(rows), *array.shape[1:]), array.dtype), mode="clip")
+            for array in self.arrays
+        )
         return parts if len(parts) > 1 else parts[0]
 
 
@@ -128,8 +136,8 @@ class Subset(Dataset):
     def row(self, index: int) -> int:
         return self.source.row(int(self.rows[index]))
 
-    def gather(self, rows: Rows) -> Any:
-        return self.source.gather(self.rows[rows])
+    def gather(self, rows: Rows, room: Room) -> Any:
+        return self.source.gather(self.rows[rows], room)
 
 
 class Transformed(Dataset):
