@@ -38,10 +38,13 @@ if TYPE_CHECKING:
         UsageError,
         WindlassError,
     )
+    from windlass_graph import autograd, nd, sym
+    from windlass_graph.device import cpu, gpu
     from windlass_worker import data, metric
 
 _ERRORS = "windlass_proto.errors"
 _WORKER = "windlass_worker."
+_GRAPH = "windlass_graph."
 # By name, the module that has it; what ends in a full stop is the package whose module it is.
 _WHERE = {
     "admit": "windlass.",
@@ -51,6 +54,11 @@ _WHERE = {
     "schedule": "windlass.",
     "datasets": "windlass.",
     "init": "windlass.",
+    "autograd": _GRAPH,
+    "nd": _GRAPH,
+    "sym": _GRAPH,
+    "cpu": "windlass_graph.device",
+    "gpu": "windlass_graph.device",
     "data": _WORKER,
     "metric": _WORKER,
     "hash64": "windlass.hashing",
@@ -88,16 +96,21 @@ __all__ = [
     "WindlassError",
     "__version__",
     "admit",
+    "autograd",
     "codec",
     "connect",
+    "cpu",
     "data",
     "evict",
+    "gpu",
     "hash64",
     "init",
     "load_tensors",
     "metric",
+    "nd",
     "optim",
     "schedule",
+    "sym",
     "wait",
 ]
 

@@ -1,0 +1,50 @@
+"""From a graph as it was written to a program: types told, mode chosen, passes applied, memory planned.
+
+Invariant: each pass takes a graph and returns one that computes the same; tests verify it after each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Final
+
+from windlass_graph.build import make
+from windlass_graph.device import CPU, Device
+from windlass_graph.graph import Graph, kept
+from windlass_graph.inference import typed
+from windlass_graph.node import Node, Value
+from windlass_graph.program import Program
+from windlass_graph.tensor_type import TensorType
+
+Pass = Callable[[Graph], Graph]
+
+PASSES: Final[tuple[Pass, ...]] = ()
+"""In the order in which they are applied."""
+
+
+def compiled(
+    graph: Graph, known: Mapping[str, TensorType], *, device: Device = CPU, passes: Sequence[Pass] = PASSES
+) -> Program:
+    """A program of `graph`, whose variables have the types `known`.
+
+    Raises:
+        UsageError: types contradict each other or cannot be told.
+    """
+    ready = typed(graph, known).checked()
+    for each in passes:
+        ready = each(ready)
+    return Program(ready, device)
+
+
+def in_mode(graph: Graph, *, training: bool) -> Graph:
+    """The graph for training or for prediction: what `dropout` and `batch_norm` left open is chosen."""
+
+    def choose(node: Node, inputs: tuple[Value, ...]) -> list[Value]:
+        if "training" in node.attrs and node.attrs["training"] is None:
+            attrs = MappingProxyType({**node.attrs, "training": training})
+            made = make(node.op, inputs, attrs, node.name, node.labels, node.where)
+            return [Value(made, i) for i in range(len(made.types))]
+        return kept(node, inputs)
+
+    return graph.rewritten(choose)

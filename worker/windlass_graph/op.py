@@ -1,0 +1,242 @@
+"""The op table: all that the engine knows of an op is its entry here, and every op is one entry.
+
+Invariant: entries are immutable; a name is entered once, when its module is imported, and all modules of
+`windlass_graph.ops` are imported with the table's first lookup. What an entry says is enough to infer types, run the op
+on NumPy or CuPy, differentiate it, fuse it and plan its memory; no other module tests for an op by name, but for
+`variable` and `constant`, which are where a graph begins.
+
+Prior art: micrograd's and tinygrad's gradients as tables of one line an op; MXNet's NNVM registry.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Final
+
+import numpy as np
+
+from windlass_graph.tensor_type import TensorType
+from windlass_proto.arguments import did_you_mean
+from windlass_proto.errors import InvariantError, UsageError
+
+Attrs = Mapping[str, Any]
+Infer = Callable[[Attrs, Sequence[TensorType]], tuple[TensorType, ...]]
+"""Types of the outputs from those of the inputs, either of which may be partly unknown. A contradiction is raised as
+ContradictionError with the two sides in words; the caller adds the node."""
+
+
+@dataclass(slots=True)
+class Run:
+    """What one run lends to forward functions: the stream of random numbers and scratch memory.
+
+    `scratch` is uninitialised bytes, as many as the op's `scratch` asked for, valid during the call.
+    """
+
+    rng: np.random.Generator
+    scratch: Any = None
+
+
+Forward = Callable[[Any, Attrs, Sequence[Any], Sequence[Any], Run], None]
+"""`forward(xp, attrs, ins, outs, run)` writes all of `outs`; `xp` is numpy or cupy, arrays are C-contiguous."""
+
+
+class Required:
+    """The default of an attribute that has none."""
+
+    def __repr__(self) -> str:
+        return "required"
+
+
+REQUIRED: Final = Required()
+
+
+class Backward:
+    """What a gradient rule sees of one node: its attributes, inputs, outputs, and the gradients of its outputs.
+
+    Operands are symbols or arrays, as in the front that asks; rules compute with `windlass_graph.functions` and the
+    operators of operands, and so hold for both, and for gradients of gradients.
+    """
+
+    __slots__ = ("_shared", "attrs", "grads", "ins", "outs")
+
+    def __init__(self, attrs: Attrs, ins: Sequence[Any], outs: Sequence[Any], grads: Sequence[Any]) -> None:
+        self.attrs = attrs
+        self.ins = ins
+        self.outs = outs
+        self.grads = grads
+        self._shared: dict[Any, Any] = {}
+
+    @property
+    def x(self) -> Any:
+        """The first input."""
+        return self.ins[0]
+
+    @property
+    def y(self) -> Any:
+        """The second input."""
+        return self.ins[1]
+
+    @property
+    def out(self) -> Any:
+        """The first output."""
+        return self.outs[0]
+
+    @property
+    def g(self) -> Any:
+        """The gradient of the first output."""
+        return self.grads[0]
+
+    def shared(self, compute: Callable[[Backward], Any]) -> Any:
+        """`compute(self)`, once for all inputs of this node."""
+        if compute not in self._shared:
+            self._shared[compute] = compute(self)
+        return self._shared[compute]
+
+
+Rule = Callable[[Backward], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """A gradient that exists in mathematics and not here. Asking for it is an error that gives the reason."""
+
+    why: str
+
+
+class Flat:
+    """The gradient of what is constant almost everywhere or discrete: comparisons, sign, floor, argmax. No path."""
+
+
+FLAT: Final = Flat()
+
+Gradient = Sequence[Rule | Flat | Missing] | Callable[[Backward, int], Any] | Flat | Missing
+"""One rule an input, or one for all by its index, or why there is none."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Op:
+    """One entry.
+
+    Args:
+        name: as it is called in `wl.nd` and `wl.sym`.
+        inputs: their names, or a function of the attributes that gives them; a last one `"*data"` takes any number.
+        infer: types of the outputs.
+        forward: computes the outputs.
+        gradient: see `Gradient`.
+        attrs: defaults by name; `REQUIRED` where there is none.
+        complete: types of the inputs from all that is known, for those that the op can tell (a layer's weight).
+        parameters: names of inputs that a symbol makes as variables of its own where they are not given.
+        auxiliary: those of `parameters` that no gradient reaches and training updates (moving averages).
+        updates: for training, the new values of auxiliary inputs by index, from what a gradient rule would see.
+        visible: how many outputs users see; those behind it are for the gradient.
+        elementwise: each element of the outputs depends on the same element of the (broadcast) inputs alone.
+        view: the output is the first input's memory in another shape; `forward` is not called.
+        inplace: indices of inputs into whose memory the first output may be written.
+        random: draws from `run.rng`, so two like nodes are not one.
+        scratch: bytes of scratch memory, from attributes and the inputs' types.
+        check: refuses wrong attributes, with UsageError, before anything is made of them.
+        doc: one line for the list of ops.
+    """
+
+    name: str
+    inputs: tuple[str, ...] | Callable[[Attrs], tuple[str, ...]]
+    infer: Infer
+    forward: Forward
+    gradient: Gradient
+    attrs: Attrs = field(default_factory=dict)
+    complete: Callable[[Attrs, Sequence[TensorType]], Sequence[TensorType]] | None = None
+    parameters: frozenset[str] = frozenset()
+    auxiliary: frozenset[str] = frozenset()
+    updates: Callable[[Backward], dict[int, Any]] | None = None
+    visible: int = 1
+    elementwise: bool = False
+    view: bool = False
+    inplace: tuple[int, ...] = ()
+    random: bool = False
+    scratch: Callable[[Attrs, Sequence[TensorType]], int] | None = None
+    check: Callable[[Attrs], None] | None = None
+    doc: str = ""
+
+    def __repr__(self) -> str:
+        return f"<op {self.name}>"
+
+    def input_names(self, attrs: Attrs) -> tuple[str, ...]:
+        return self.inputs(attrs) if callable(self.inputs) else self.inputs
+
+    def filled(self, given: Mapping[str, Any]) -> Attrs:
+        """Attributes with the defaults filled in.
+
+        Raises:
+            UsageError: an attribute is unknown or missing, or its value is refused by the op.
+        """
+        if given.keys() - self.attrs.keys():
+            wrong = sorted(given.keys() - self.attrs.keys())[0]
+            move = did_you_mean(wrong, self.attrs)
+            raise UsageError(f"{self.name} has no attribute {wrong!r}", next_move=move)
+        full = {name: _frozen(given.get(name, default)) for name, default in self.attrs.items()}
+        for name, value in full.items():
+            if value is REQUIRED:
+                raise UsageError(f"{self.name} needs {name}=", next_move=f"Its attributes: {', '.join(self.attrs)}.")
+        if self.check is not None:
+            self.check(full)
+        return MappingProxyType(full)
+
+
+def _frozen(value: Any) -> Any:
+    """Lists become tuples, NumPy's numbers Python's and dtypes their names, so that attributes are hashable and print
+    alike."""
+    if type(value) in (int, float, bool, str, type(None)):
+        return value
+    if isinstance(value, list | tuple):
+        return tuple(_frozen(each) for each in value)
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.dtype) or (isinstance(value, type) and issubclass(value, np.generic)):
+        return np.dtype(value).name
+    return value
+
+
+_TABLE: Final[dict[str, Op]] = {}
+_FAMILIES: Final = (
+    "windlass_graph.ops.leaves",
+    "windlass_graph.ops.elementwise",
+    "windlass_graph.ops.reductions",
+    "windlass_graph.ops.shapes",
+    "windlass_graph.ops.linear",
+    "windlass_graph.ops.indexing",
+    "windlass_graph.ops.losses",
+    "windlass_graph.ops.randomness",
+)
+_FAMILIES_LOADED: list[bool] = []
+
+
+def enter(*ops: Op) -> None:
+    """Put entries into the table; called once by each module of `windlass_graph.ops`."""
+    for op in ops:
+        if op.name in _TABLE:
+            raise InvariantError("two ops carry one name", name=op.name)
+        _TABLE[op.name] = op
+
+
+def table() -> Mapping[str, Op]:
+    """Every op by name."""
+    if not _FAMILIES_LOADED:
+        for family in _FAMILIES:
+            importlib.import_module(family)
+        _FAMILIES_LOADED.append(True)
+    return _TABLE
+
+
+def lookup(name: str) -> Op:
+    """The entry of an op.
+
+    Raises:
+        UsageError: there is none; the nearest name is said.
+    """
+    found = table().get(name)
+    if found is None:
+        raise UsageError(f"there is no op {name!r}", next_move=did_you_mean(name, table()))
+    return found

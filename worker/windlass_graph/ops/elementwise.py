@@ -1,0 +1,273 @@
+"""Ops that compute each element from the same element of their broadcast inputs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from windlass_graph import functions as F
+from windlass_graph.op import FLAT, REQUIRED, Attrs, Backward, Gradient, Op, Run, enter
+from windlass_graph.tensor_type import TensorType, as_float, broadcast, promoted
+
+NumpyForm = Callable[[Any, Attrs, Sequence[Any], Any], Any]
+"""`form(xp, attrs, ins, out)` writes `out`."""
+
+
+def _types(result: Callable[[Sequence[str | None]], str | None]) -> Any:
+    def infer(attrs: Attrs, ins: Sequence[TensorType]) -> tuple[TensorType, ...]:
+        return (TensorType(broadcast([each.shape for each in ins]), result([each.dtype for each in ins])),)
+
+    return infer
+
+
+def _same(dtypes: Sequence[str | None]) -> str | None:
+    return promoted(dtypes)
+
+
+def _float(dtypes: Sequence[str | None]) -> str | None:
+    return as_float(promoted(dtypes))
+
+
+def _bool(dtypes: Sequence[str | None]) -> str | None:
+    return "bool"
+
+
+def _complete(attrs: Attrs, ins: Sequence[TensorType]) -> Sequence[TensorType]:
+    """Numbers without a dtype take that of the others."""
+    known = promoted([each.dtype for each in ins if each.dtype is not None] or [None])
+    if known is None:
+        return ins
+    return [TensorType(each.shape, each.dtype or known) if each.shape == () else each for each in ins]
+
+
+def _entry(
+    name: str,
+    inputs: str,
+    form: NumpyForm,
+    gradient: Gradient,
+    dtype: Callable[[Sequence[str | None]], str | None] = _same,
+    attrs: Attrs | None = None,
+    doc: str = "",
+) -> None:
+    def forward(xp: Any, attrs: Attrs, ins: Sequence[Any], outs: Sequence[Any], run: Run) -> None:
+        form(xp, attrs, ins, outs[0])
+
+    names = tuple(inputs.split())
+    enter(
+        Op(
+            name,
+            names,
+            _types(dtype),
+            forward,
+            gradient,
+            attrs=attrs or {},
+            complete=_complete,
+            elementwise=True,
+            inplace=tuple(range(len(names))),
+            doc=doc,
+        )
+    )
+
+
+def _ufunc(name: str) -> NumpyForm:
+    def form(xp: Any, attrs: Attrs, ins: Sequence[Any], out: Any) -> Any:
+        getattr(xp, name)(*ins, out=out, casting="unsafe")
+
+    return form
+
+
+def _composed(compute: Callable[..., Any]) -> NumpyForm:
+    """`compute(xp, attrs, *ins)` returns the values."""
+
+    def form(xp: Any, attrs: Attrs, ins: Sequence[Any], out: Any) -> Any:
+        out[...] = compute(xp, attrs, *ins)
+
+    return form
+
+
+def _unary(name: str, rule: Callable[[Backward], Any], dtype: Any = _float, ufunc: str = "", doc: str = "") -> None:
+    _entry(name, "x", _ufunc(ufunc or name), (rule,), dtype, doc=doc)
+
+
+# Arithmetic.
+_entry("add", "x y", _ufunc("add"), (lambda b: b.g, lambda b: b.g), doc="x + y")
+_entry("subtract", "x y", _ufunc("subtract"), (lambda b: b.g, lambda b: -b.g), doc="x - y")
+_entry("multiply", "x y", _ufunc("multiply"), (lambda b: b.g * b.y, lambda b: b.g * b.x), doc="x * y")
+_entry("divide", "x y", _ufunc("divide"), (lambda b: b.g / b.y, lambda b: -(b.g * b.out / b.y)), _float, doc="x / y")
+_entry(
+    "power",
+    "x y",
+    _ufunc("power"),
+    (
+        lambda b: b.g * b.y * F.power(b.x, b.y - 1),
+        lambda b: b.g * F.where(b.x > 0, b.out * F.log(F.where(b.x > 0, b.x, 1)), 0),
+    ),
+    doc="x ** y; the gradient by y is 0 where x <= 0",
+)
+_entry("floor_divide", "x y", _ufunc("floor_divide"), FLAT, doc="floor(x / y)")
+_entry(
+    "mod",
+    "x y",
+    _ufunc("mod"),
+    (lambda b: b.g, lambda b: -(b.g * F.floor_divide(b.x, b.y))),
+    doc="x mod y, of y's sign",
+)
+_entry(
+    "maximum",
+    "x y",
+    _ufunc("maximum"),
+    (lambda b: b.g * F.cast_like(b.x >= b.y, b.g), lambda b: b.g * F.cast_like(b.x < b.y, b.g)),
+    doc="the larger one; equal ones give the gradient to x",
+)
+_entry(
+    "minimum",
+    "x y",
+    _ufunc("minimum"),
+    (lambda b: b.g * F.cast_like(b.x <= b.y, b.g), lambda b: b.g * F.cast_like(b.x > b.y, b.g)),
+    doc="the smaller one; equal ones give the gradient to x",
+)
+_unary("negative", lambda b: -b.g, _same, doc="-x")
+_unary("absolute", lambda b: b.g * F.sign(b.x), _same, doc="|x|")
+_unary("square", lambda b: b.g * b.x * 2, _same, doc="x * x")
+_unary("sqrt", lambda b: b.g * 0.5 / b.out, doc="the square root")
+_unary("exp", lambda b: b.g * b.out, doc="e ** x")
+_unary("log", lambda b: b.g / b.x, doc="the natural logarithm")
+_unary("log1p", lambda b: b.g / (b.x + 1), doc="log(1 + x)")
+_unary("expm1", lambda b: b.g * (b.out + 1), doc="e ** x - 1")
+_unary("sin", lambda b: b.g * F.cos(b.x))
+_unary("cos", lambda b: -(b.g * F.sin(b.x)))
+_unary("tanh", lambda b: b.g * (1 - F.square(b.out)))
+_entry("sign", "x", _ufunc("sign"), FLAT, doc="-1, 0 or 1")
+_entry("floor", "x", _ufunc("floor"), FLAT)
+_entry("ceil", "x", _ufunc("ceil"), FLAT)
+_entry("round", "x", _ufunc("rint"), FLAT, doc="to the nearest integer, halves to the even one")
+_entry(
+    "reciprocal",
+    "x",
+    _ufunc("reciprocal"),
+    (lambda b: -(b.g * F.square(b.out)),),
+    _float,
+    doc="1 / x",
+)
+_entry(
+    "rsqrt",
+    "x",
+    _composed(lambda xp, attrs, x: 1 / xp.sqrt(x)),
+    (lambda b: b.g * -0.5 * b.out / b.x,),
+    _float,
+    doc="1 / sqrt(x)",
+)
+
+
+# Activations.
+def _sigmoid(xp: Any, attrs: Attrs, ins: Sequence[Any], out: Any) -> None:
+    xp.multiply(ins[0], 0.5, out=out)
+    xp.tanh(out, out=out)
+    out *= 0.5
+    out += 0.5
+
+
+_entry("sigmoid", "x", _sigmoid, (lambda b: b.g * b.out * (1 - b.out),), _float, doc="1 / (1 + exp(-x))")
+_entry(
+    "relu",
+    "x",
+    lambda xp, attrs, ins, out: xp.maximum(ins[0], 0, out=out),
+    (lambda b: F.relu_gradient(b.g, b.out),),
+    doc="max(x, 0)",
+)
+_entry(
+    "relu_gradient",
+    "g out",
+    lambda xp, attrs, ins, out: xp.multiply(ins[0], ins[1] > 0, out=out),
+    (lambda b: F.relu_gradient(b.g, b.y), FLAT),
+    doc="g where out > 0, else 0",
+)
+_entry(
+    "leaky_relu",
+    "x",
+    _composed(lambda xp, attrs, x: xp.where(x > 0, x, x * attrs["slope"])),
+    (lambda b: b.g * F.where(b.x > 0, F.ones_like(b.x), b.attrs["slope"]),),
+    _float,
+    {"slope": 0.01},
+    "x, slope * x below 0",
+)
+_entry(
+    "softplus",
+    "x",
+    _composed(lambda xp, attrs, x: xp.logaddexp(x, xp.zeros((), x.dtype))),
+    (lambda b: b.g * F.sigmoid(b.x),),
+    _float,
+    doc="log(1 + exp(x))",
+)
+_entry(
+    "clip",
+    "x",
+    lambda xp, attrs, ins, out: xp.clip(ins[0], attrs["low"], attrs["high"], out=out),
+    (lambda b: b.g * F.cast_like(F.logical_and(b.x >= b.attrs["low"], b.x <= b.attrs["high"]), b.g),),
+    attrs={"low": -math.inf, "high": math.inf},
+    doc="x within [low, high]",
+)
+
+
+# Comparisons and choice.
+for _name in ("equal", "not_equal", "less", "less_equal", "greater", "greater_equal", "logical_and", "logical_or"):
+    _entry(_name, "x y", _ufunc(_name), FLAT, _bool)
+_entry("logical_not", "x", _ufunc("logical_not"), FLAT, _bool)
+_entry(
+    "where",
+    "condition x y",
+    _composed(lambda xp, attrs, condition, x, y: xp.where(condition.astype(bool), x, y)),
+    (FLAT, lambda b: F.where(b.ins[0], b.g, 0), lambda b: F.where(b.ins[0], 0, b.g)),
+    lambda dtypes: promoted(dtypes[1:]),
+    doc="x where the condition holds, else y",
+)
+
+
+# Dtypes and gradients' own.
+def _cast_types(attrs: Attrs, ins: Sequence[TensorType]) -> tuple[TensorType, ...]:
+    return (TensorType(ins[0].shape, attrs["dtype"]),)
+
+
+def _cast(xp: Any, attrs: Attrs, ins: Sequence[Any], outs: Sequence[Any], run: Run) -> None:
+    outs[0][...] = ins[0]
+
+
+enter(
+    Op(
+        "cast",
+        ("x",),
+        _cast_types,
+        _cast,
+        (lambda b: F.cast_like(b.g, b.x),),
+        attrs={"dtype": REQUIRED},
+        elementwise=True,
+        doc="x in another dtype",
+    ),
+    Op(
+        "cast_like",
+        ("x", "like"),
+        lambda attrs, ins: (TensorType(ins[0].shape, ins[1].dtype),),
+        _cast,
+        (lambda b: F.cast_like(b.g, b.x), FLAT),
+        doc="x in the dtype of `like`",
+    ),
+    Op(
+        "block_grad",
+        ("x",),
+        lambda attrs, ins: (ins[0],),
+        _cast,
+        FLAT,
+        view=True,
+        doc="x, through which no gradient flows",
+    ),
+    Op(
+        "identity",
+        ("x",),
+        lambda attrs, ins: (ins[0],),
+        _cast,
+        (lambda b: b.g,),
+        view=True,
+        doc="x",
+    ),
+)
