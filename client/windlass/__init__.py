@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from windlass.mixture import Rows
     from windlass.store import Store
     from windlass.ticket import Ticket, wait
+    from windlass_graph import autograd, nd, sym
+    from windlass_graph.device import cpu, gpu
     from windlass_proto.errors import (
         ClosedError,
         CorruptionError,
@@ -38,8 +40,6 @@ if TYPE_CHECKING:
         UsageError,
         WindlassError,
     )
-    from windlass_graph import autograd, nd, sym
-    from windlass_graph.device import cpu, gpu
     from windlass_worker import data, metric
 
 _ERRORS = "windlass_proto.errors"
