@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,12 @@ def descriptors_of_libraries() -> None:
 
     with grpc.insecure_channel("unix:/nonexistent", options=[("grpc.enable_http_proxy", 0)]):
         pass
+
+
+@pytest.fixture(scope="session")
+def tracker_of_multiprocessing(descriptors_of_libraries: None) -> None:
+    """Start the process that Python keeps for the life of the interpreter once something was spawned."""
+    resource_tracker.ensure_running()
 
 
 @pytest.fixture(autouse=True)

@@ -14,6 +14,7 @@ import windlass as wl
 from tests.data.loader_sets import Failing, augmented, with_process
 from windlass_proto.errors import CorruptionError, UnavailableError, UsageError
 
+pytestmark = pytest.mark.usefixtures("tracker_of_multiprocessing")
 data = wl.data
 untyped: Any = data
 X = np.arange(40, dtype=np.float32).reshape(10, 4)

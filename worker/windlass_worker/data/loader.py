@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator
 from types import TracebackType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from windlass_proto.errors import UsageError
 from windlass_worker.data.collation import Collate, fresh, make_batch
 from windlass_worker.data.crew import Crew
 from windlass_worker.data.dataset import dataset_of
-from windlass_worker.data.orders import LocalOrders, Orders
+from windlass_worker.data.orders import ClusterOrders, LocalOrders, Orders
 from windlass_worker.data.samplers import (
     LAST_BATCHES,
     BatchSampler,
@@ -28,6 +28,10 @@ from windlass_worker.data.samplers import (
     Sampler,
     SequentialSampler,
 )
+
+if TYPE_CHECKING:
+    from windlass.batches import Batches
+    from windlass.cluster import Cluster
 
 _PREFETCH_EACH = 2
 
@@ -47,6 +51,10 @@ class DataLoader:
         prefetch: batches that the processes are ahead of the loop, at most; default two for each.
         seed: of the order and of random transforms.
         timeout_s: how long one batch may take before that is an error.
+        cluster: share each epoch with the other workers of the job, who make the same loader: the order is the
+            sampler's, equal on all, and the scheduler hands out batches of it (`cluster.batches`: at most `batch_size`
+            rows, as many batches for each; those of a worker that dies go to the others). A batch counts as used when
+            the loop comes back for the next; what is made ahead does not.
 
     With processes, a batch lies in shared memory that is used again once its last array is gone. They start with a
     pass and end with it; inside `with loader:` they last from the first pass to the end of the block.
@@ -66,10 +74,12 @@ class DataLoader:
         prefetch: int | None = None,
         seed: int = 0,
         timeout_s: float = 120.0,
+        cluster: Cluster | None = None,
     ) -> None:
         self.dataset = dataset_of(dataset)
         self.epoch = 0
-        """The number of the next pass; set it to go on elsewhere."""
+        """The number of the next pass; set it to go on elsewhere. A cluster's passes have the cluster's number."""
+        self._cluster = cluster
         self._collate = collate
         self._seed = seed
         self._workers = num_workers
@@ -77,17 +87,35 @@ class DataLoader:
         self._timeout_s = timeout_s
         self._lasting = False
         self._crew: Crew | None = None
+        self._shared: Batches | None = None
         if num_workers < 0 or (num_workers and self._ahead < 1):
             raise UsageError("a loader has no such number", num_workers=num_workers, prefetch=prefetch)
         if batch_sampler is not None:
-            _only("batch_sampler", batch_size=batch_size, shuffle=shuffle or None, sampler=sampler)
+            _only("batch_sampler", batch_size=batch_size, shuffle=shuffle or None, sampler=sampler, cluster=cluster)
             self._batches: Any = batch_sampler
             return
         if batch_size is None or batch_size < 1:
             raise UsageError("a loader needs batch_size= of one or more", batch_size=batch_size)
         if last_batch not in LAST_BATCHES:
             raise UsageError("last_batch is none", given=last_batch, next_move=did_you_mean(last_batch, LAST_BATCHES))
-        self._batches = BatchSampler(self._sampler(shuffle, sampler), batch_size, last_batch)
+        self._rows = self._sampler(shuffle, sampler)
+        self._batches = BatchSampler(self._rows, batch_size, last_batch)
+        self._discards = last_batch == "discard"
+        if cluster is not None:
+            self._shared = self._dealt(cluster, batch_size, last_batch)
+
+    def _dealt(self, cluster: Cluster, batch_size: int, last_batch: str) -> Batches:
+        if last_batch == "rollover":
+            raise UsageError(
+                "a cluster rolls no rows over", last_batch=last_batch, next_move='Take last_batch="keep" or "discard".'
+            )
+        return cluster.batches(
+            len(self._rows),
+            size=batch_size,
+            seed=self._seed,
+            shuffle=False,  # the rows are positions in the sampler's order
+            drop_last=self._discards,
+        )
 
     def _sampler(self, shuffle: bool, sampler: Any) -> Sampler:
         if sampler is not None:
@@ -98,9 +126,13 @@ class DataLoader:
         return RandomSampler(length, self._seed) if shuffle else SequentialSampler(length)
 
     def __len__(self) -> int:
-        """Batches of the next pass."""
+        """Batches of the next pass; of a cluster's, how many each worker gets if none comes or goes."""
         made = self._batches
-        return made.count(self.epoch) if isinstance(made, BatchSampler) else len(made)
+        count: int = made.count(self.epoch) if isinstance(made, BatchSampler) else len(made)
+        if self._cluster is None:
+            return count
+        workers = self._cluster.num_workers
+        return count // workers if self._discards else -(-count // workers)
 
     def __iter__(self) -> Iterator[Any]:
         """One epoch, as a generator: `close()` it, or let go of it, to end it early."""
@@ -111,6 +143,10 @@ class DataLoader:
             yield from self._made_here(orders)
 
     def _orders(self) -> Orders:
+        if self._shared is not None:
+            reading = self._shared.read()
+            self.epoch = reading.number
+            return ClusterOrders(reading, self._rows.rows(reading.number - 1))
         epoch, self.epoch = self.epoch, self.epoch + 1
         batches: Iterable[Any] = self._batches.batches(epoch) if hasattr(self._batches, "batches") else self._batches
         return LocalOrders(batches, epoch)

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from windlass_worker.data.dataset import Rows
+
+if TYPE_CHECKING:
+    from windlass.batches import Handed, Reading
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +24,7 @@ class Order:
 
     rows: Rows
     epoch: int
-    handed: Any = None
+    handed: Handed | None = None
 
 
 class Orders(Protocol):
@@ -54,3 +57,27 @@ class LocalOrders:
 
     def used(self, order: Order) -> None:
         """Nobody else waits for it."""
+
+
+class ClusterOrders:
+    """This worker's share of a pass: the scheduler hands out positions in the order that `rows` is."""
+
+    def __init__(self, reading: Reading, rows: Rows) -> None:
+        self._reading = reading
+        self._rows = rows
+        self._epoch = reading.number - 1
+
+    def ahead(self) -> Order | None:
+        """The next batch handed to this worker."""
+        handed = self._reading.ahead()
+        return None if handed is None else Order(self._rows[handed.begin : handed.end], self._epoch, handed)
+
+    def given(self, order: Order) -> None:
+        """A checkpoint taken from now on is behind it."""
+        if order.handed is not None:
+            self._reading.given(order.handed)
+
+    def used(self, order: Order) -> None:
+        """It is done."""
+        if order.handed is not None:
+            self._reading.used(order.handed)
