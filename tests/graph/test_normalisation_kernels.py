@@ -20,7 +20,8 @@ EPSILON = 1e-3
 
 def normalised(x: Array, axes: tuple[int, ...]) -> Array:
     mean = x.mean(axis=axes, keepdims=True)
-    return (x - mean) / np.sqrt(((x - mean) ** 2).mean(axis=axes, keepdims=True) + EPSILON)
+    found: Array = (x - mean) / np.sqrt(((x - mean) ** 2).mean(axis=axes, keepdims=True) + EPSILON)
+    return found
 
 
 def expected(kind: str, x: Array, gamma: Array, beta: Array, groups: int) -> Array:
@@ -78,8 +79,8 @@ def drawn(kind: str, shape: tuple[int, ...], dtype: str) -> tuple[Array, Array, 
 def test_what_comes_out_is_the_formula(kind: str, shape: tuple[int, ...], groups: int, dtype: str) -> None:
     x, gamma, beta, _ = drawn(kind, shape, dtype)
     found = run(kind, x, gamma, beta, groups)[0]
-    wide = (array.astype(float) for array in (x, gamma, beta))
-    np.testing.assert_allclose(found, expected(kind, *wide, groups), rtol=2e-5, atol=1e-5)
+    x, gamma, beta = (array.astype(float) for array in (x, gamma, beta))
+    np.testing.assert_allclose(found, expected(kind, x, gamma, beta, groups), rtol=2e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(("kind", "shape", "groups"), CASES)
