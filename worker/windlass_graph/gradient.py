@@ -11,6 +11,7 @@ Source: Griewank and Walther, Evaluating Derivatives, 2nd ed., section 3.2 (reve
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -44,21 +45,45 @@ def reverse(
     """
     asked = set(wanted)
     needed = leading_to(order, asked)
+    told: set[Value] = set()
+    uses = _uses(order, asked, needed) if final is not None else {}
+
+    def tell(value: Value, grad: Any) -> None:
+        if final is not None and value in asked and value not in told:
+            told.add(value)
+            final(value, grad)
+
     grads: dict[Value, Any] = {value: seed for value, seed in seeds.items() if value in needed}
     for node in reversed(order):
         values = [Value(node, index) for index in range(len(node.types))]
         if not any(value in grads for value in values):
             continue
-        if final is not None:
-            for value in values:
-                if value in asked and value in grads:
-                    final(value, grads[value])
+        for value in values:
+            if value in grads:
+                tell(value, grads[value])
         if any(value in needed for value in node.inputs):
-            _through(node, values, grads, needed, operand)
+            early = {i: value for i, value in enumerate(node.inputs) if uses.get(value) == 1}
+            _through(node, values, grads, needed, operand, functools.partial(_tell_early, early, tell))
         for value in values:
             if value not in asked:
                 grads.pop(value, None)
     return {value: grads[value] for value in asked if value in grads}
+
+
+def _tell_early(early: Mapping[int, Value], tell: Callable[[Value, Any], None], index: int, grad: Any) -> None:
+    if index in early:
+        tell(early[index], grad)
+
+
+def _uses(order: Sequence[Node], asked: set[Value], needed: set[Value]) -> dict[Value, int]:
+    """How many gradients each asked value will be given."""
+    found: dict[Value, int] = dict.fromkeys(asked, 0)
+    for node in order:
+        if any(Value(node, i) in needed for i in range(len(node.types))):
+            for index, value in enumerate(node.inputs):
+                if value in found and not is_flat(node, index):
+                    found[value] += 1
+    return found
 
 
 def leading_to(order: Iterable[Node], wanted: set[Value]) -> set[Value]:
@@ -79,7 +104,12 @@ def is_flat(node: Node, index: int) -> bool:
 
 
 def _through(
-    node: Node, values: list[Value], grads: dict[Value, Any], needed: set[Value], operand: Callable[[Value], Any]
+    node: Node,
+    values: list[Value],
+    grads: dict[Value, Any],
+    needed: set[Value],
+    operand: Callable[[Value], Any],
+    announce: Callable[[int, Any], None],
 ) -> None:
     """Add to the gradients of a node's inputs what comes through it."""
     backward = Backward(
@@ -88,6 +118,7 @@ def _through(
         [operand(value) for value in values],
         [grads.get(value) for value in values],
     )
+    backward.announce = announce
     backward.grads = [
         function("zeros_like")(backward.outs[index]) if grad is None and index < node.op.visible else grad
         for index, grad in enumerate(backward.grads)

@@ -60,7 +60,7 @@ class Backward:
     operators of operands, and so hold for both, and for gradients of gradients.
     """
 
-    __slots__ = ("_shared", "attrs", "grads", "ins", "outs")
+    __slots__ = ("_shared", "announce", "attrs", "grads", "ins", "outs")
 
     def __init__(self, attrs: Attrs, ins: Sequence[Any], outs: Sequence[Any], grads: Sequence[Any]) -> None:
         self.attrs = attrs
@@ -68,6 +68,8 @@ class Backward:
         self.outs = outs
         self.grads = grads
         self._shared: dict[Any, Any] = {}
+        self.announce: Callable[[int, Any], None] = _untold
+        """A rule of many inputs may tell of each gradient (by its input's index) as soon as it has it."""
 
     @property
     def x(self) -> Any:
@@ -94,6 +96,10 @@ class Backward:
         if compute not in self._shared:
             self._shared[compute] = compute(self)
         return self._shared[compute]
+
+
+def _untold(index: int, grad: Any) -> None:  # noqa: ARG001 - nobody asked to be told
+    return
 
 
 Rule = Callable[[Backward], Any]

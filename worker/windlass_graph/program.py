@@ -14,9 +14,12 @@ written. Steps that the leading outputs need come first, so a frame can be run i
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
+
+import numpy as np
 
 from windlass_graph.arena import arena_of
 from windlass_graph.device import Device, stream
@@ -26,6 +29,8 @@ from windlass_graph.node import Node, Value
 from windlass_graph.op import Attrs, Forward, Run
 from windlass_graph.tensor_type import TensorType, type_of
 from windlass_proto.errors import UsageError
+
+_IDLE_MAX: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +74,9 @@ class Program:
         self.made_at: dict[int, list[int]] = {}
         """Which outputs are complete after a step, by number."""
         self._note_outputs()
+        self.views = self._views()
+        self._lock = threading.Lock()
+        self._idle: list[Frame] = []
 
     def _lay_out(self) -> None:
         """Slots and steps, in the order in which nodes run: those of the leading outputs first."""
@@ -121,10 +129,14 @@ class Program:
         return lives
 
     @property
+    def given_roots(self) -> set[int]:
+        """Roots whose memory comes from outside and is never written: variables and constants."""
+        return {*self.variables.values(), *self.constants}
+
+    @property
     def outer_roots(self) -> set[int]:
         """Roots whose memory is not the arena's: variables, constants, outputs."""
-        outputs = {self._root(slot) for slot in self.output_slots}
-        return {*self.variables.values(), *self.constants, *outputs}
+        return self.given_roots | {self._root(slot) for slot in self.output_slots}
 
     def _merge_in_place(self) -> None:
         """Let an output take the memory of an input that nobody reads later."""
@@ -158,6 +170,19 @@ class Program:
             if at is not None:
                 self.made_at.setdefault(at, []).append(number)
 
+    def _views(self) -> dict[int, tuple[int, ...]]:
+        """By root, the other slots that are its memory."""
+        found: dict[int, list[int]] = {}
+        for index in range(len(self.slots)):
+            root = self._root(index)
+            if root != index:
+                found.setdefault(root, []).append(index)
+        return {root: tuple(slots) for root, slots in found.items()}
+
+    def root(self, slot: int) -> int:
+        """The slot whose memory this one is."""
+        return self._root(slot)
+
     @property
     def arena_bytes(self) -> int:
         """What the plan needs for all intermediate values."""
@@ -172,7 +197,16 @@ class Program:
 
     def start(self) -> Frame:
         """A run of this program, with memory for it."""
-        return Frame(self)
+        with self._lock:
+            frame = self._idle.pop() if self._idle else Frame(self)
+        frame.begin()
+        return frame
+
+    def keep(self, frame: Frame) -> None:
+        """Take back a frame that is done, for the next `start`."""
+        with self._lock:
+            if len(self._idle) < _IDLE_MAX:
+                self._idle.append(frame)
 
     def run(self, feeds: Mapping[str, Any]) -> list[Any]:
         """All outputs, from all variables; memory in, memory out."""
@@ -186,28 +220,54 @@ class Program:
 
 
 class Frame:
-    """One run of a program."""
+    """One run of a program: the array of every slot, and each step's lists of them.
+
+    Frames are used again: what a slot holds changes (a block, a variable, an output), the lists stay and are patched.
+    """
 
     def __init__(self, program: Program) -> None:
         self.program = program
+        self._block: Any = None
+        self._seen_block: Any = None
         self._arrays: list[Any] = [None] * len(program.slots)
-        self._block = arena_of(program.device).borrow(program.arena_bytes)
-        for index, memory in program.constants.items():
-            self._arrays[index] = memory
-        for root, offset in zip(program.buffers, program.placement.offsets, strict=True):
-            self._arrays[root] = _view(self._block, offset, program.slots[root].type)
-        self._view_roots(set(program.buffers))
-        self._fed: set[int] = set()
-        self._allocated = False
+        self._uses: list[list[tuple[list[Any], int]]] = [[] for _ in program.slots]
+        self._bound: list[tuple[Forward, Attrs, list[Any], list[Any], list[Any]]] = []
+        for step in program.steps:
+            scratch = () if step.scratch is None else (step.scratch,)
+            ins, outs, own = self._listed(step.ins), self._listed(step.outs), self._listed(scratch)
+            self._bound.append((step.forward, step.attrs, ins, outs, own or [None]))
+        for slot, memory in program.constants.items():
+            self._put(slot, memory)
+        self._unbound: set[int] = set()
+        self._output_roots = {program.root(slot) for slot in program.output_slots} - program.given_roots
 
-    def _view_roots(self, roots: set[int]) -> None:
-        """Arrays of slots that lie in these roots' memory."""
+    def _listed(self, slots: tuple[int, ...]) -> list[Any]:
+        found: list[Any] = [None] * len(slots)
+        for position, slot in enumerate(slots):
+            self._uses[slot].append((found, position))
+        return found
+
+    def _put(self, root: int, memory: Any) -> None:
+        """Let a root be this memory, and all slots that view it."""
+        slots = self.program.slots
+        for slot in (root, *self.program.views.get(root, ())):
+            array = memory if slot == root else _reinterpreted(memory, slots[slot].type)
+            self._arrays[slot] = array
+            for listed, position in self._uses[slot]:
+                listed[position] = array
+
+    def begin(self) -> None:
+        """Borrow memory; variables are unbound."""
         program = self.program
-        for index, slot in enumerate(program.slots):
-            if slot.root != index and self._arrays[index] is None:
-                memory = self._arrays[slot.root]
-                if memory is not None:
-                    self._arrays[index] = _reinterpreted(memory, slot.type)
+        self._block = arena_of(program.device).borrow(program.arena_bytes)
+        if self._block is not self._seen_block:
+            for root, offset in zip(program.buffers, program.placement.offsets, strict=True):
+                self._put(root, _view(self._block, offset, program.slots[root].type))
+            self._seen_block = self._block
+        self._unbound = set(program.variables.values())
+        xp = program.device.xp
+        for root in self._output_roots:
+            self._put(root, xp.empty(program.slots[root].type.known_shape, program.slots[root].type.dtype))
 
     def feed(self, name: str, memory: Any) -> None:
         """Bind a variable to C-contiguous memory of its type, which is read until the frame is finished.
@@ -226,63 +286,72 @@ class Frame:
                 expected=expected,
                 got=type_of(memory),
             )
-        self._arrays[slot] = memory
-        self._fed.add(slot)
+        if self._arrays[slot] is not memory:
+            self._put(slot, memory)
+        self._unbound.discard(slot)
 
-    def run(self, begin: int = 0, end: int | None = None, complete: Callable[[int], None] | None = None) -> None:
-        """Run steps `begin` to `end`; `complete(number)` is told of each output as soon as its last step is done."""
+    def run(
+        self,
+        begin: int = 0,
+        end: int | None = None,
+        *,
+        complete: Callable[[int], None] | None = None,
+        rng: np.random.Generator | None = None,
+    ) -> None:
+        """Run steps `begin` to `end`; `complete(number)` is told of each output as soon as its last step is done.
+
+        Raises:
+            UsageError: a variable is not bound.
+        """
         program = self.program
-        if not self._allocated:
-            self._allocate_outputs()
-        arrays, xp = self._arrays, program.device.xp
-        run = Run(stream(program.device))
-        for at in range(begin, len(program.steps) if end is None else end):
-            step = program.steps[at]
-            run.scratch = None if step.scratch is None else arrays[step.scratch]
-            step.forward(xp, step.attrs, [arrays[i] for i in step.ins], [arrays[i] for i in step.outs], run)
+        if self._unbound:
+            names = [name for name, slot in program.variables.items() if slot in self._unbound]
+            raise UsageError("variables are unbound", next_move="Bind each to an array.", variables=", ".join(names))
+        xp = program.device.xp
+        run = Run(stream(program.device) if rng is None else rng)
+        for at in range(begin, len(self._bound) if end is None else end):
+            forward, attrs, ins, outs, scratch = self._bound[at]
+            run.scratch = scratch[0]
+            forward(xp, attrs, ins, outs, run)
             if complete is not None and at in program.made_at:
                 for number in program.made_at[at]:
                     complete(number)
 
-    def run_leading(self) -> None:
+    def run_leading(self, rng: np.random.Generator | None = None) -> None:
         """Run what the leading outputs need."""
-        self.run(0, self.program.leading_steps)
+        self.run(0, self.program.leading_steps, rng=rng)
 
     def run_rest(self, complete: Callable[[int], None] | None = None) -> None:
         """Run what is left after `run_leading`."""
-        self.run(self.program.leading_steps, None, complete)
-
-    def _allocate_outputs(self) -> None:
-        """Check that all variables are bound, and give outputs memory of their own."""
-        program = self.program
-        unbound = [name for name, slot in program.variables.items() if slot not in self._fed]
-        if unbound:
-            raise UsageError("variables are unbound", next_move="Bind each to an array.", variables=", ".join(unbound))
-        xp = program.device.xp
-        for slot in program.output_slots:
-            root = program._root(slot)
-            if self._arrays[root] is None:
-                self._arrays[root] = xp.empty(program.slots[root].type.known_shape, program.slots[root].type.dtype)
-        self._view_roots(set())
-        self._allocated = True
+        self.run(self.program.leading_steps, None, complete=complete)
 
     def outputs(self) -> list[Any]:
-        """Memory of all outputs; a copy where an output is a variable's or a constant's own."""
-        program = self.program
-        outer = {*program.variables.values(), *program.constants}
-        return [
-            self._arrays[slot].copy() if program._root(slot) in outer else self._arrays[slot]
-            for slot in program.output_slots
-        ]
+        """Memory of all outputs."""
+        return [self.output(number) for number in range(len(self.program.output_slots))]
 
     def output(self, number: int) -> Any:
-        return self._arrays[self.program.output_slots[number]]
+        """Memory of one output, the caller's; a copy where it is a variable's or a constant's own."""
+        slot = self.program.output_slots[number]
+        given = self.program.root(slot) in self.program.given_roots
+        return self._arrays[slot].copy() if given else self._arrays[slot]
 
     def finish(self) -> None:
-        """Give the memory back. The frame is not used again."""
-        if self._block is not None:
-            arena_of(self.program.device).give_back(self._block)
-            self._block = None
+        """Give the memory back and forget outputs and variables. The frame is not used again by its holder."""
+        if self._block is None:
+            return
+        arena_of(self.program.device).give_back(self._block)
+        self._block = None
+        for root in self._output_roots:
+            self._put_nothing(root)
+        for slot in self.program.variables.values():
+            self._put_nothing(slot)
+        self.program.keep(self)
+
+    def _put_nothing(self, root: int) -> None:
+        for slot in (root, *self.program.views.get(root, ())):
+            self._arrays[slot] = None
+            for listed, position in self._uses[slot]:
+                listed[position] = None
 
 
 def _view(block: Any, offset: int, type_: TensorType) -> Any:

@@ -37,15 +37,18 @@ def training_graph(graph: Graph, by: Sequence[str], *, heads: bool) -> TrainingG
 
     Args:
         by: names of the arguments whose gradients are wanted; those that no differentiable path reaches are left out.
-        heads: take the outputs' gradients from variables `head_grad0`, ...; otherwise they are ones.
+        heads: take the outputs' gradients from variables of their own; otherwise they are ones.
     """
     updates = _updates(graph)
     arguments = {node.name: Value(node, 0) for node in graph.arguments}
     seeds: dict[Value, Symbol] = {}
-    names = []
+    names: list[str] = []
+    prefix = "head_grad"
+    while any(node.name.startswith(prefix) for node in graph.variables):
+        prefix = f"head_{prefix}"  # a graph of gradients has heads of its own
     for number, value in enumerate(graph.outputs):
         if heads:
-            names.append(f"head_grad{number}")
+            names.append(f"{prefix}{number}")
             seed = Symbol([Value(variable(names[-1], value.type), 0)])
         else:
             seed = function("ones_like")(Symbol([value]))
