@@ -1,8 +1,8 @@
 """Fused kernels on a GPU: a program written out as CUDA C, which NVRTC compiles.
 
-One thread computes an element after another, a grid apart. All inputs of an element are read before any output of it is
-written, so an output may be written over an input. The expressions are those of the CPU's kernels; functions such as exp
-are CUDA's own, so results differ in the last places.
+One thread computes an element after another, a grid apart. All inputs of an element are read before any output of it
+is written, so an output may be written over an input. The expressions are those of the CPU's kernels; functions such
+as exp are CUDA's own, so results differ in the last places.
 """
 
 from __future__ import annotations
@@ -24,6 +24,10 @@ OPTIONS: Final = ("--std=c++17", "--fmad=false", "--ftz=false", "--prec-div=true
 _TYPES: Final = {"uint8": "u8", "int32": "i32", "int64": "i64", "float32": "f32", "float64": "f64", "bool": "b1",
                  "float16": "f32"}  # fmt: skip
 _SPACE: Final = ("outer", "middle", "inner")
+_LOOP: Final = """\
+    const i64 grid = gridDim.x * (i64)blockDim.x;
+    for (i64 to = blockIdx.x * (i64)blockDim.x + threadIdx.x; to < total; to += grid) {
+"""
 
 PRELUDE: Final = """\
 typedef unsigned char u8;
@@ -172,8 +176,7 @@ def kernel_text(program: Program) -> str:
     body += [f"o{i}[to] = {_stored(program, i)};" for i in range(len(program.outputs))]
     head = f'extern "C" __global__ void {entry(program)}({", ".join([*sizes, *arrays])})\n{{\n'
     total = "" if flat else "    const i64 total = outer * middle * inner;\n"
-    loop = "    for (i64 to = blockIdx.x * (i64)blockDim.x + threadIdx.x; to < total; to += gridDim.x * (i64)blockDim.x) {\n"
-    return f"{head}{total}{loop}" + "".join(f"        {line}\n" for line in body) + "    }\n}\n"
+    return f"{head}{total}{_LOOP}" + "".join(f"        {line}\n" for line in body) + "    }\n}\n"
 
 
 def _held(dtype: str) -> str:

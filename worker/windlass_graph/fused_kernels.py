@@ -64,7 +64,7 @@ class FusedKernel:
         space: of the pattern that the program was made for.
     """
 
-    __slots__ = ("_geometry", "_loop", "program", "space")
+    __slots__ = ("_geometry", "_halves", "_loop", "program", "space")
 
     def __init__(self, program: Program, space: Space) -> None:
         if space.pattern != program.pattern:
@@ -75,6 +75,8 @@ class FusedKernel:
         steps = [step for both in space.steps for step in both]
         self._geometry: Any = space.size if program.pattern.flat else np.array([*space.sizes, *steps], np.int64)
         self._loop: Callable[..., Any] | None = None
+        arrays = (*program.inputs, *program.output_dtypes)
+        self._halves = tuple(i for i, dtype in enumerate(arrays) if dtype == "float16")
 
     def run(self, xp: Any, ins: Sequence[Any], outs: Sequence[Any], constants: Sequence[float] = ()) -> None:
         """Write every output in full.
@@ -90,11 +92,7 @@ class FusedKernel:
         if xp is not np:
             self._loop(self.space, ins, outs, constants)
             return
-        self._loop(self._geometry, *map(_flat, ins), *map(_flat, outs), *constants)
-
-
-def _flat(array: Any) -> Any:
-    """The array as kernels take it: 1-D, and the bits where NumPy's type has no machine type."""
-    if array.ndim != 1:
-        array = array.reshape(-1)
-    return array.view(np.uint16) if array.dtype == np.float16 else array
+        arrays = [array if array.ndim == 1 else array.reshape(-1) for array in (*ins, *outs)]
+        for half in self._halves:
+            arrays[half] = arrays[half].view(np.uint16)
+        self._loop(self._geometry, *arrays, *constants)

@@ -66,11 +66,15 @@ def compiled(program: Program) -> Callable[..., Any]:
     `geometry` is the number of elements where the pattern is flat, else an int64 array of the three sizes and two steps
     for each input. Arrays are 1-D and contiguous; float16 comes as uint16.
     """
+    variant = f"{program.digest}_{_sources_digest()}"
+    return kernel_cache.compiled(function(program), [signature(program)], np.dtype(program.output_dtypes[0]), variant)
+
+
+def function(program: Program) -> Callable[..., Any]:
+    """What `source` says, for Numba: it is said to stand in this file, because Numba's cache asks where it stands."""
     module = compile(ast.parse(source(program)), __file__, "exec")
     (code,) = (each for each in module.co_consts if isinstance(each, python_types.CodeType))
-    function = python_types.FunctionType(code, {**_NAMES, "__name__": __name__})
-    variant = f"{program.digest}_{_sources_digest()}"
-    return kernel_cache.compiled(function, [signature(program)], np.dtype(program.output_dtypes[0]), variant)
+    return python_types.FunctionType(code, {**_NAMES, "__name__": __name__})
 
 
 def signature(program: Program) -> Any:
@@ -78,7 +82,8 @@ def signature(program: Program) -> Any:
     geometry = types.intp if program.pattern.flat else types.Array(types.int64, 1, "C", readonly=True)
     inputs = [types.Array(_TYPES[dtype], 1, "C", readonly=True) for dtype in program.inputs]
     outputs = [types.Array(_TYPES[dtype], 1, "C") for dtype in program.output_dtypes]
-    return types.void(geometry, *inputs, *outputs, *(_TYPES[dtype] for dtype in program.constants))
+    nothing: Any = types.void
+    return nothing(geometry, *inputs, *outputs, *(_TYPES[dtype] for dtype in program.constants))
 
 
 def source(program: Program) -> str:
@@ -88,9 +93,10 @@ def source(program: Program) -> str:
     arrays = [f"x{i}" for i in inputs] + [f"o{i}" for i in outputs] + [f"c{i}" for i in range(len(program.constants))]
     flat = program.pattern.flat
     row = [f"tile{i} = tile(o{i}, {TILE})" for i in outputs] if flat else []
-    row += [f"v{i} = {_loaded(program.inputs[i], f'load(x{i}, at{i})')}" for i in inputs if not moving[i]]
+    loads = [_loaded(dtype, f"load(x{i}, at{i}{' + first + k' * moving[i]})") for i, dtype in enumerate(program.inputs)]
+    row += [f"v{i} = {loads[i]}" for i in inputs if not moving[i]]
     row += ["for first in range(0, inner, TILE):", "    size = min(TILE, inner - first)", "    for k in range(size):"]
-    row += [f"        v{i} = {_loaded(program.inputs[i], f'load(x{i}, at{i} + first + k)')}" for i in inputs if moving[i]]
+    row += [f"        v{i} = {loads[i]}" for i in inputs if moving[i]]
     row += [f"        {line}" for line in _computed(program)]
     row += [f"        keep(tile{i}, k, {_stored(program, i)})" for i in outputs]
     for i in outputs:
@@ -99,7 +105,9 @@ def source(program: Program) -> str:
         body = ["to = 0", *(f"at{i} = 0" for i in inputs), *row]
         return _function(f"fused(inner, {', '.join(arrays)})", body)
     body = ["outer = geometry[0]", "middle = geometry[1]", "inner = geometry[2]"]
-    body += [f"step{i} = geometry[{3 + 2 * i}]" for i in inputs] + [f"stride{i} = geometry[{4 + 2 * i}]" for i in inputs]
+    body += [f"step{i} = geometry[{3 + 2 * i}]" for i in inputs] + [
+        f"stride{i} = geometry[{4 + 2 * i}]" for i in inputs
+    ]
     body += [f"tile{i} = tile(o{i}, {TILE})" for i in outputs]
     body += ["for i in range(outer):", "    for j in range(middle):", "        to = (i * middle + j) * inner"]
     body += [f"        at{i} = i * step{i} + j * stride{i}" for i in inputs]

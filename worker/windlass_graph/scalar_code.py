@@ -9,12 +9,13 @@ operands, else in what NumPy promotes integers to; functions such as exp, and di
 all operands are integers; comparisons answer bool. float16 is computed in float32 and rounded when it is stored. What
 holds for NaN is what NumPy does.
 
-Beside the expression stands the same op in NumPy's own functions, for what is not compiled: `numpy(xp, ins, out)`, where
-`xp` is numpy or cupy.
+Beside the expression stands the same op in NumPy's own functions, for what is not compiled: `numpy(xp, ins, out)`,
+where `xp` is numpy or cupy.
 """
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -100,9 +101,7 @@ def _whole(compute: Callable[..., Any]) -> NumpyForm:
 def _erf(xp: Any, x: Any) -> Any:
     """NumPy has none: element by element, which is slow. What runs often runs as a kernel."""
     if xp is not np:
-        from cupyx.scipy.special import erf
-
-        return erf(x)
+        return importlib.import_module("cupyx.scipy.special").erf(x)
     return np.vectorize(math.erf, otypes=[np.float64])(x)
 
 
@@ -115,7 +114,7 @@ def _softplus(xp: Any, x: Any) -> Any:
     return xp.maximum(x, 0) + xp.log1p(xp.exp(-xp.abs(x)))
 
 
-def _where_negative(below: Callable[[Any, Any], Any]) -> Callable[..., Any]:
+def _where_negative(below: Callable[..., Any]) -> Callable[..., Any]:
     """`below` where x < 0, else x."""
     return lambda xp, x, *constants: xp.where(x < 0, below(xp, x, *constants), x)
 
@@ -131,9 +130,7 @@ def _gelu_tanh(xp: Any, x: Any) -> Any:
     return 0.5 * x * (1 + xp.tanh(_ROOT_2_PI * (x + 0.044715 * x * x * x)))
 
 
-_GELU_TANH: Final = (
-    f"T(0.5) * {{0}} * (T(1) + tanh(T({_ROOT_2_PI}) * ({{0}} + T(0.044715) * {{0}} * {{0}} * {{0}})))"
-)
+_GELU_TANH: Final = f"T(0.5) * {{0}} * (T(1) + tanh(T({_ROOT_2_PI}) * ({{0}} + T(0.044715) * {{0}} * {{0}} * {{0}})))"
 _SELU: Final = f"select({{0}} < T(0), T({_SELU_BELOW}) * expm1({{0}}), T({_SELU_SCALE}) * {{0}})"
 
 
@@ -142,7 +139,8 @@ def _two(kind: Kind, text: str, name: str, integer: str = "") -> Scalar:
 
 
 def _rounding(name: str, numpy: str) -> Scalar:
-    return Scalar("arithmetic", f"{name}({{0}})", _call(numpy), integer="{0}")
+    form = _whole(lambda xp, x: getattr(xp, numpy)(x) if x.dtype.kind == "f" else x)
+    return Scalar("arithmetic", f"{name}({{0}})", form, integer="{0}")
 
 
 _ARITHMETIC: Final = {
@@ -161,10 +159,10 @@ _ARITHMETIC: Final = {
     "absolute": Scalar("arithmetic", "magnitude({0})", _call("absolute"), integer="select({0} < T(0), T(-{0}), {0})"),
     "sign": Scalar("arithmetic", "select({0} > T(0), T(1), select({0} < T(0), T(-1), {0}))", _call("sign")),
     "square": Scalar("arithmetic", "{0} * {0}", _call("square")),
-    "reciprocal": Scalar("float", "T(1) / {0}", _whole(lambda xp, x: 1 / x)),
+    "reciprocal": Scalar("float", "T(1) / {0}", _whole(lambda _, x: 1 / x)),
     "hypot": _two("float", "hypot({0}, {1})", "hypot"),
     "arctan2": _two("float", "atan2({0}, {1})", "arctan2"),
-    "identity": Scalar("arithmetic", "{0}", _whole(lambda xp, x: x)),
+    "identity": Scalar("arithmetic", "{0}", _whole(lambda _, x: x)),
 }  # fmt: skip
 
 _FUNCTIONS: Final = {
@@ -187,7 +185,7 @@ _ACTIVATIONS: Final = {
     "sigmoid": Scalar("float", "sigmoid({0})", _whole(_sigmoid)),
     "relu": Scalar("arithmetic", "select({0} < T(0), T(0), {0})", _whole(lambda xp, x: xp.maximum(x, 0))),
     "leaky_relu": Scalar(
-        "float", "select({0} < T(0), {0} * {1}, {0})", _whole(_where_negative(lambda xp, x, slope: x * slope)),
+        "float", "select({0} < T(0), {0} * {1}, {0})", _whole(_where_negative(lambda _, x, slope: x * slope)),
         constants=1,
     ),
     "elu": Scalar(
@@ -232,7 +230,7 @@ _CHOICES: Final = {
     "isinf": Scalar("test", "({0} == {0}) & ({0} - {0} != T(0))", _call("isinf"), integer="{0} != {0}"),
     "isfinite": Scalar("test", "{0} - {0} == T(0)", _call("isfinite"), integer="{0} == {0}"),
     "where": Scalar("choice", "select({0}, {1}, {2})", _whole(lambda xp, c, x, y: xp.where(c, x, y)), inputs=3),
-    "cast": Scalar("cast", "{0}", _whole(lambda xp, x: x)),
+    "cast": Scalar("cast", "{0}", _whole(lambda _, x: x)),
 }
 
 SCALARS: Final = MappingProxyType({**_ARITHMETIC, **_FUNCTIONS, **_ACTIVATIONS, **_CHOICES})

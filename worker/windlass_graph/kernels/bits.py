@@ -1,8 +1,8 @@
 """Operations of one machine instruction that Numba has no name for, as functions for kernels.
 
-Invariant: each becomes a single LLVM instruction or intrinsic, so a loop that uses them is still vectorised: `select`
-is no branch, `load` and `store` do not wrap negative indices around (the caller's index lies inside the array), `floor`
-and its kin stay floats.
+Invariant: each becomes a single LLVM instruction or intrinsic. But for `fmod` none is a call, so a loop that uses them
+is still vectorised: `select` is no branch, `load` and `store` do not wrap negative indices around (the caller's index
+lies inside the array), `floor` and its kin stay floats.
 """
 
 from __future__ import annotations
@@ -83,6 +83,19 @@ def _copysign(typingctx: Any, value: Any, sign: Any) -> Any:
     return value(value, value), generate
 
 
+def _fmod(typingctx: Any, value: Any, divisor: Any) -> Any:
+    if not isinstance(value, types.Float) or value != divisor:
+        return None
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.frem(*arguments)
+
+    return value(value, value), generate
+
+
+fmod: Any = intrinsic(_fmod)
+"""fmod(value, divisor), of one float type: C's, with the sign of the value. libm is called."""
+
 copysign: Any = intrinsic(_copysign)
 """copysign(value, sign), of one float type."""
 
@@ -116,7 +129,3 @@ def _store(typingctx: Any, array: Any, index: Any, value: Any) -> Any:
 
 store: Any = intrinsic(_store)
 """store(array, index, value): write one element of a contiguous array."""
-
-__all__ = [
-    "bits_of", "ceil", "copysign", "float_of", "floor", "load", "magnitude", "rint", "select", "sqrt", "store", "trunc",
-]  # fmt: skip

@@ -13,7 +13,7 @@ from typing import Any
 import numba
 from numba import float32, float64, int64
 
-from windlass_graph.kernels.bits import copysign, floor, select
+from windlass_graph.kernels.bits import copysign, floor, fmod, select
 
 
 def _inlined(function: Callable[..., Any]) -> Any:
@@ -28,7 +28,7 @@ def power(base: Any, exponent: Any) -> Any:
 @_inlined
 def _remainder(a: Any, b: Any, zero: Any) -> Any:
     """The remainder with the sign of b."""
-    rest = math.fmod(a, b)
+    rest = fmod(a, b)
     other_sign = (rest < zero) != (b < zero)
     signed = select(other_sign, rest + b, rest)
     return select(rest == zero, copysign(zero, b), signed)
@@ -36,7 +36,7 @@ def _remainder(a: Any, b: Any, zero: Any) -> Any:
 
 @_inlined
 def _quotient(a: Any, b: Any, zero: Any, one: Any, half: Any) -> Any:
-    rest = math.fmod(a, b)
+    rest = fmod(a, b)
     whole = (a - rest) / b
     lower = select((rest != zero) & ((rest < zero) != (b < zero)), whole - one, whole)
     near = floor(lower)

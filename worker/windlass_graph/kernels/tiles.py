@@ -18,12 +18,13 @@ def _tile(typingctx: Any, like: Any, size: Any) -> Any:
     if not isinstance(size, types.IntegerLiteral):
         return None
     elements = size.literal_value
+    pointer: Any = types.CPointer
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         allocate: Any = cgutils.alloca_once
         return allocate(builder, context.get_data_type(like.dtype), size=elements)
 
-    return types.CPointer(like.dtype)(like, size), generate
+    return pointer(like.dtype)(like, size), generate
 
 
 tile: Any = intrinsic(prefer_literal=True)(_tile)
