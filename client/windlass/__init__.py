@@ -41,6 +41,7 @@ if TYPE_CHECKING:
         WindlassError,
     )
     from windlass_worker import data, metric
+    from windlass_worker.trainer import Trainer
 
 _ERRORS = "windlass_proto.errors"
 _WORKER = "windlass_worker."
@@ -62,6 +63,7 @@ _WHERE = {
     "data": _WORKER,
     "metric": _WORKER,
     "hash64": "windlass.hashing",
+    "Trainer": "windlass_worker.trainer",
     "Cluster": "windlass.cluster",
     "connect": "windlass.cluster",
     "Store": "windlass.store",
@@ -91,6 +93,7 @@ __all__ = [
     "Rows",
     "Store",
     "Ticket",
+    "Trainer",
     "UnavailableError",
     "UsageError",
     "WindlassError",

@@ -39,7 +39,7 @@ class Recorded(Node):
 class Array(Operand):
     """A tensor in memory. Made by `wl.nd.array`, `zeros`, ... and by ops."""
 
-    __slots__ = ("__weakref__", "_grad", "_grad_req", "_memory", "device", "value")
+    __slots__ = ("__weakref__", "_grad", "_grad_req", "_memory", "device", "grad_is_fresh", "value")
 
     def __init__(self, memory: Any, device: Device = CPU, value: Value | None = None) -> None:
         self._memory = memory
@@ -48,6 +48,8 @@ class Array(Operand):
         """Where it stands on a tape; None if it is on none."""
         self._grad: Array | None = None
         self._grad_req = "null"
+        self.grad_is_fresh = False
+        """Whether a gradient came since somebody used the last one and set this back."""
 
     @classmethod
     def applied(cls, op: Op, operands: tuple[Any, ...], given: dict[str, Any]) -> Any:
@@ -203,6 +205,19 @@ class Array(Operand):
     def grad_req(self) -> str:
         return self._grad_req
 
+    def adopt(self, memory: Any, grad_memory: Any) -> None:
+        """Let values and gradient lie in other memory of their type from now on; both are copied there.
+
+        Between tapes only: what was recorded keeps the old memory.
+        """
+        assert self._grad is not None, "only arrays with a gradient are moved"
+        memory[...], grad_memory[...] = self._memory, self._grad._memory
+        fresh = self.grad_is_fresh
+        self._memory = memory
+        self.attach_grad(self._grad_req)
+        self._grad = type(self)(grad_memory, self.device)
+        self.grad_is_fresh = fresh
+
     def take_gradient(self, gradient: Array) -> None:
         """Keep a gradient as `grad_req` says."""
         assert self._grad is not None, "only arrays with a gradient are asked"
@@ -210,6 +225,7 @@ class Array(Operand):
             self._grad._memory += gradient._memory
         else:
             self._grad._memory[...] = gradient._memory
+        self.grad_is_fresh = True
 
     def backward(self, head_grad: Any = None, *, retain_graph: bool = False) -> None:
         """Gradients of this array by all arrays with a gradient that it came from; see `autograd.backward`."""
