@@ -39,10 +39,11 @@ class Recorded(Node):
 class Array(Operand):
     """A tensor in memory. Made by `wl.nd.array`, `zeros`, ... and by ops."""
 
-    __slots__ = ("__weakref__", "_grad", "_grad_req", "_memory", "device", "grad_is_fresh", "value")
+    __slots__ = ("__weakref__", "_grad", "_grad_req", "_memory", "_type", "device", "grad_is_fresh", "value")
 
     def __init__(self, memory: Any, device: Device = CPU, value: Value | None = None) -> None:
         self._memory = memory
+        self._type: TensorType | None = None
         self.device = device
         self.value = value
         """Where it stands on a tape; None if it is on none."""
@@ -59,7 +60,7 @@ class Array(Operand):
         attrs = op.filled(given)
         device = _common_device(op, operands)
         arrays = _lifted(operands, device)
-        outs, types = evaluate(op, attrs, [array._memory for array in arrays], device)
+        outs, types = evaluate(op, attrs, [array._memory for array in arrays], [array.type for array in arrays], device)
         results = [cls(memory, device) for memory in outs]
         if modes.is_recording() and any(array.value is not None for array in arrays):
             inputs = tuple(array.value or array.as_constant() for array in arrays)
@@ -76,7 +77,9 @@ class Array(Operand):
 
     @property
     def type(self) -> TensorType:
-        return type_of(self._memory)
+        if self._type is None:
+            self._type = type_of(self._memory)
+        return self._type
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -266,7 +269,7 @@ def _lifted(operands: tuple[Any, ...], device: Device) -> list[Array]:
     """Numbers take the dtype of the arrays they meet; NumPy arrays are taken as they are."""
     if all(isinstance(operand, Array) for operand in operands):
         return list(operands)
-    common = promoted([operand.dtype.name for operand in operands if isinstance(operand, Array)])
+    common = promoted([operand.type.dtype for operand in operands if isinstance(operand, Array)])
     return [operand if isinstance(operand, Array) else _lift(operand, common, device) for operand in operands]
 
 

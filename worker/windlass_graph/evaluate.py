@@ -9,23 +9,25 @@ from windlass_graph.build import check_arity, fresh_name, misfit
 from windlass_graph.device import Device, stream
 from windlass_graph.node import caller_line
 from windlass_graph.op import Attrs, Op, Run
-from windlass_graph.tensor_type import ContradictionError, TensorType, type_of
+from windlass_graph.tensor_type import ContradictionError, TensorType
 
 
-def evaluate(op: Op, attrs: Attrs, ins: Sequence[Any], device: Device) -> tuple[list[Any], tuple[TensorType, ...]]:
-    """All outputs of `op`, and their types. `ins` are C-contiguous arrays of the device's kind.
+def evaluate(
+    op: Op, attrs: Attrs, ins: Sequence[Any], known: Sequence[TensorType], device: Device
+) -> tuple[list[Any], tuple[TensorType, ...]]:
+    """All outputs of `op`, and their types. `ins` are C-contiguous arrays of the device's kind, of the types `known`.
 
     Raises:
         UsageError: the inputs do not fit the op.
     """
-    types = inferred(op, attrs, [type_of(array) for array in ins])
+    types = inferred(op, attrs, known)
     xp = device.xp
     if op.view:
         return [ins[0].reshape(types[0].shape)], types
     outs = [xp.empty(each.known_shape, each.dtype) for each in types]
     scratch = None
     if op.scratch is not None:
-        scratch = xp.empty(op.scratch(attrs, [type_of(array) for array in ins]), "uint8")
+        scratch = xp.empty(op.scratch(attrs, known), "uint8")
     op.forward(xp, attrs, ins, outs, Run(stream(device), scratch))
     return outs, types
 

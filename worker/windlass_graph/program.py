@@ -75,6 +75,7 @@ class Program:
         """Which outputs are complete after a step, by number."""
         self._note_outputs()
         self.views = self._views()
+        self.given_outputs = tuple(self._root(slot) in self.given_roots for slot in self.output_slots)
         self._lock = threading.Lock()
         self._idle: list[Frame] = []
 
@@ -332,8 +333,7 @@ class Frame:
     def output(self, number: int) -> Any:
         """Memory of one output, the caller's; a copy where it is a variable's or a constant's own."""
         slot = self.program.output_slots[number]
-        given = self.program.root(slot) in self.program.given_roots
-        return self._arrays[slot].copy() if given else self._arrays[slot]
+        return self._arrays[slot].copy() if self.program.given_outputs[number] else self._arrays[slot]
 
     def finish(self) -> None:
         """Give the memory back and forget outputs and variables. The frame is not used again by its holder."""

@@ -65,9 +65,16 @@ class TensorType:
 UNKNOWN: Final = TensorType()
 
 
+_NAMES: Final[dict[Any, str]] = {}
+
+
 def type_of(array: Any) -> TensorType:
     """The type of a NumPy or CuPy array."""
-    return TensorType(tuple(array.shape), array.dtype.name)
+    dtype = array.dtype
+    name = _NAMES.get(dtype)
+    if name is None:  # NumPy makes it up anew each time, in 3 us
+        name = _NAMES[dtype] = dtype.name
+    return TensorType(array.shape, name)
 
 
 def unified(one: TensorType, other: TensorType) -> TensorType:
