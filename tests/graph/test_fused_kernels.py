@@ -122,7 +122,7 @@ def programs(draw: st.DrawFn) -> tuple[Program, tuple[tuple[int, ...], ...]]:
     return Program(inputs, ("float64",), tuple(instructions), outputs, space.pattern), shapes
 
 
-@settings(max_examples=15, phases=(Phase.explicit, Phase.generate))  # shrinking would compile for minutes
+@settings(max_examples=15, derandomize=True, phases=(Phase.explicit, Phase.generate))  # each compiles a kernel
 @given(programs(), st.integers(0, 1000))
 def test_a_program_is_its_instructions_one_by_one(
     drawn: tuple[Program, tuple[tuple[int, ...], ...]], seed: int
@@ -137,7 +137,7 @@ def test_a_program_is_its_instructions_one_by_one(
         run(program, space_of(*shapes), ins, (0.5,), whole), interpreted(program, ins, (0.5,)), strict=True
     ):
         if found.dtype == bool:  # a comparison of two nearly equal numbers may go either way
-            assert (found != np.broadcast_to(meant, whole)).mean() <= 0.1 or found.size < 20
+            assert found.size < 20 or (found != np.broadcast_to(meant, whole)).mean() <= 0.1
             continue
         rtol, atol = (1e-2, 1e-2) if found.dtype == np.float16 else (1e-3, 1e-3)
         np.testing.assert_allclose(found, np.broadcast_to(meant, whole), rtol=rtol, atol=atol)

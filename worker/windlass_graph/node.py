@@ -85,7 +85,7 @@ class Constant:
     __slots__ = ("_key", "array")
 
     def __init__(self, array: npt.NDArray[Any]) -> None:
-        self.array = np.ascontiguousarray(array).view()
+        self.array = np.asarray(array, order="C").view()  # ascontiguousarray makes a number a vector
         self.array.flags.writeable = False
         self._key = (self.array.dtype.name, self.array.shape, self.array.tobytes())
 

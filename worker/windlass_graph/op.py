@@ -139,6 +139,8 @@ class Op:
         updates: for training, the new values of auxiliary inputs by index, from what a gradient rule would see.
         visible: how many outputs users see; those behind it are for the gradient.
         elementwise: each element of the outputs depends on the same element of the (broadcast) inputs alone.
+        scalar: of an elementwise op, its entry in `scalar_code.SCALARS`, by which it is fused. The entry reads the
+            leading inputs; attributes in their order are its constants.
         view: the output is the first input's memory in another shape; `forward` is not called.
         inplace: indices of inputs into whose memory the first output may be written.
         random: draws from `run.rng`, so two like nodes are not one.
@@ -159,6 +161,7 @@ class Op:
     updates: Callable[[Backward], dict[int, Any]] | None = None
     visible: int = 1
     elementwise: bool = False
+    scalar: str = ""
     view: bool = False
     inplace: tuple[int, ...] = ()
     random: bool = False

@@ -184,6 +184,9 @@ _FUNCTIONS: Final = {
 _ACTIVATIONS: Final = {
     "sigmoid": Scalar("float", "sigmoid({0})", _whole(_sigmoid)),
     "relu": Scalar("arithmetic", "select({0} < T(0), T(0), {0})", _whole(lambda xp, x: xp.maximum(x, 0))),
+    "relu_gradient": Scalar(
+        "arithmetic", "select({1} > T(0), {0}, T(0))", _whole(lambda xp, g, out: xp.where(out > 0, g, 0)), inputs=2
+    ),
     "leaky_relu": Scalar(
         "float", "select({0} < T(0), {0} * {1}, {0})", _whole(_where_negative(lambda _, x, slope: x * slope)),
         constants=1,

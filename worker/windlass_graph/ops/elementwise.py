@@ -64,6 +64,7 @@ def _entry(
             attrs=attrs or {},
             complete=_complete,
             elementwise=True,
+            scalar=name,
             inplace=tuple(range(len(names))),
             doc=doc,
         )
@@ -242,6 +243,7 @@ enter(
         (lambda b: F.cast_like(b.g, b.x),),
         attrs={"dtype": REQUIRED},
         elementwise=True,
+        scalar="cast",
         doc="x in another dtype",
     ),
     Op(
@@ -250,6 +252,7 @@ enter(
         lambda attrs, ins: (TensorType(ins[0].shape, ins[1].dtype),),
         _cast,
         (lambda b: F.cast_like(b.g, b.x), FLAT),
+        scalar="cast",
         doc="x in the dtype of `like`",
     ),
     Op(
