@@ -18,6 +18,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from windlass_graph.array import Array, Recorded, array_of
+from windlass_graph.custom import Function
 from windlass_graph.functions import function
 from windlass_graph.gradient import reverse
 from windlass_graph.modes import is_recording, is_training, modes
@@ -25,6 +26,7 @@ from windlass_graph.node import Value, topological
 from windlass_proto.errors import UsageError
 
 __all__ = [
+    "Function",
     "backward",
     "grad",
     "is_recording",
