@@ -50,6 +50,12 @@ class Arena:
 
 
 def _block(device: Device, nbytes: int) -> Any:
+    """As many bytes, rounded up: to a power of two where only what is touched takes memory, else to an eighth of it.
+
+    Frames that are idle keep views of the block they ran in, so blocks that grew would add up if they grew by little.
+    """
+    power = 1 << max(nbytes - 1, 4095).bit_length()
+    nbytes = power if device.kind == "cpu" else -(-nbytes // (power // 8)) * (power // 8)
     if device.kind == "gpu":
         return device.xp.empty(nbytes, "uint8")
     raw = np.empty(nbytes + ALIGNMENT, "uint8")

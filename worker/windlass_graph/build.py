@@ -24,11 +24,12 @@ class _Names(threading.local):
 
     def __init__(self) -> None:
         self.counts: dict[str, int] = {}
+        self.prefix = ""
 
     def next(self, stem: str) -> str:
         count = self.counts.get(stem, 0)
         self.counts[stem] = count + 1
-        return f"{stem}{count}"
+        return f"{self.prefix}{stem}{count}"
 
 
 _NAMES = _Names()
@@ -40,13 +41,15 @@ def fresh_name(stem: str) -> str:
 
 
 @contextmanager
-def fresh_names() -> Iterator[None]:
-    """Inside, names count from 0 again: a graph that is traced twice has the same names."""
-    outer, _NAMES.counts = _NAMES.counts, {}
+def fresh_names(prefix: str = "") -> Iterator[None]:
+    """Inside, names count from 0 again: a graph that is traced twice has the same names. `prefix` keeps those that are
+    given here apart from those of a graph that is there already."""
+    outer = (_NAMES.counts, _NAMES.prefix)
+    _NAMES.counts, _NAMES.prefix = {}, prefix
     try:
         yield
     finally:
-        _NAMES.counts = outer
+        _NAMES.counts, _NAMES.prefix = outer
 
 
 def variable(

@@ -14,13 +14,15 @@ from windlass_graph.device import CPU, Device
 from windlass_graph.graph import Graph, kept
 from windlass_graph.inference import typed
 from windlass_graph.node import Node, Value
+from windlass_graph.passes.fold import fold
 from windlass_graph.passes.fuse import fuse
+from windlass_graph.passes.merge import merge
 from windlass_graph.program import Program
 from windlass_graph.tensor_type import TensorType
 
 Pass = Callable[[Graph], Graph]
 
-PASSES: Final[tuple[Pass, ...]] = (fuse,)
+PASSES: Final[tuple[Pass, ...]] = (fold, merge, fuse)
 """In the order in which they are applied."""
 
 

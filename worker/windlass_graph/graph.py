@@ -105,6 +105,9 @@ def verify(graph: Graph) -> None:
         InvariantError: one is broken; the node is named.
     """
     seen: set[Node] = set()
+    if len({node.name for node in graph.nodes}) != len(graph.nodes):
+        names = sorted(node.name for node in graph.nodes)
+        raise InvariantError("two nodes carry one name", names=names)
     for node in graph.nodes:
         for value in node.inputs:
             if value.node not in seen:

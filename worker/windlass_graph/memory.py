@@ -9,9 +9,11 @@ Source: Pisarchyk and Lee, Efficient Memory Management for Deep Neural Net Infer
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
+
+from windlass_proto.errors import InvariantError
 
 ALIGNMENT: Final = 64
 
@@ -31,6 +33,32 @@ class Placement:
 
     offsets: tuple[int, ...]
     arena_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Bytes of one region of memory. Regions are disjoint."""
+
+    region: int
+    offset: int
+    nbytes: int
+
+    @property
+    def end(self) -> int:
+        return self.offset + self.nbytes
+
+    def overlaps(self, other: Place) -> bool:
+        return self.region == other.region and self.offset < other.end and other.offset < self.end
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """What one step does to slots: whose elements it reads, which it writes, and which of these over which of those."""
+
+    name: str
+    reads: tuple[int, ...]
+    writes: tuple[int, ...]
+    over: frozenset[tuple[int, int]]
 
 
 def aligned(nbytes: int) -> int:
@@ -57,3 +85,51 @@ def _lowest_gap(nbytes: int, taken: Sequence[tuple[int, int]]) -> int:
             break
         at = max(at, offset + aligned(length))
     return at
+
+
+def check(
+    accesses: Sequence[Access],
+    places: Sequence[Place],
+    content: Sequence[int],
+    given: Iterable[int],
+    kept: Iterable[int],
+) -> None:
+    """Follow the steps with a map of what lies where, and prove that each finds what it reads.
+
+    It knows nothing of lifetimes: it is the judge of the plan that was made with them.
+
+    Args:
+        places: of each slot.
+        content: for each slot the slot whose value it shows, itself unless it is a view.
+        given: slots that hold their values from the beginning and are never written.
+        kept: slots that have to be intact at the end.
+
+    Raises:
+        InvariantError: a step reads or an output holds what was written over, or a step writes over its own inputs
+            where its op does not allow it.
+    """
+    fixed = frozenset(given)
+    holds: dict[Place, int] = {places[slot]: slot for slot in fixed}
+    for access in accesses:
+        for slot in access.reads:
+            if holds.get(places[slot]) != content[slot]:
+                raise InvariantError("a step reads what was written over", step=access.name, slot=slot)
+        _check_writes(access, places, fixed)
+        for slot in access.writes:
+            for other in [place for place in holds if place.overlaps(places[slot])]:
+                del holds[other]
+            holds[places[slot]] = slot
+    for slot in kept:
+        if holds.get(places[slot]) != content[slot]:
+            raise InvariantError("an output was written over", slot=slot)
+
+
+def _check_writes(access: Access, places: Sequence[Place], fixed: frozenset[int]) -> None:
+    """A step's results lie apart from each other, from what is given, and from its inputs unless they are one place."""
+    for number, slot in enumerate(access.writes):
+        mine = places[slot]
+        if any(places[other].overlaps(mine) for other in (*access.writes[:number], *fixed)):
+            raise InvariantError("two results share memory, or one is written over what was given", step=access.name)
+        for read in access.reads:
+            if places[read].overlaps(mine) and not (places[read] == mine and (read, slot) in access.over):
+                raise InvariantError("a result is written over an input", step=access.name, input=read, output=slot)

@@ -3,7 +3,7 @@
 Invariant: entries are immutable; a name is entered once, when its module is imported, and all modules of
 `windlass_graph.ops` are imported with the table's first lookup. What an entry says is enough to infer types, run the op
 on NumPy or CuPy, differentiate it, fuse it and plan its memory; no other module tests for an op by name, but for
-`variable` and `constant`, which are where a graph begins.
+`variable` and `constant`, which are where a graph begins, and for `passes.algebra`, a table of identities.
 
 Prior art: micrograd's and tinygrad's gradients as tables of one line an op; MXNet's NNVM registry.
 """
@@ -142,7 +142,8 @@ class Op:
         scalar: of an elementwise op, its entry in `scalar_code.SCALARS`, by which it is fused. The entry reads the
             leading inputs; attributes in their order are its constants.
         view: the output is the first input's memory in another shape; `forward` is not called.
-        inplace: indices of inputs into whose memory the first output may be written.
+        inplace: indices of inputs into whose memory an output of as many bytes may be written.
+        unread: indices of inputs of which the type alone is taken, never an element.
         random: draws from `run.rng`, so two like nodes are not one.
         scratch: bytes of scratch memory, from attributes and the inputs' types.
         check: refuses wrong attributes, with UsageError, before anything is made of them.
@@ -164,6 +165,7 @@ class Op:
     scalar: str = ""
     view: bool = False
     inplace: tuple[int, ...] = ()
+    unread: tuple[int, ...] = ()
     random: bool = False
     scratch: Callable[[Attrs, Sequence[TensorType]], int] | None = None
     check: Callable[[Attrs], None] | None = None

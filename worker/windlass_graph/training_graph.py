@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from windlass_graph.build import variable
+from windlass_graph.build import fresh_names, variable
 from windlass_graph.functions import function
 from windlass_graph.gradient import reverse
 from windlass_graph.graph import Graph
@@ -38,7 +38,17 @@ def training_graph(graph: Graph, by: Sequence[str], *, heads: bool) -> TrainingG
     Args:
         by: names of the arguments whose gradients are wanted; those that no differentiable path reaches are left out.
         heads: take the outputs' gradients from variables of their own; otherwise they are ones.
+
+    Names of new nodes begin with `backward_`, as often as it takes to be new.
     """
+    prefix = "backward_"
+    while any(node.name.startswith(prefix) for node in graph.nodes):
+        prefix += "backward_"
+    with fresh_names(prefix):
+        return _joint(graph, by, heads)
+
+
+def _joint(graph: Graph, by: Sequence[str], heads: bool) -> TrainingGraph:
     updates = _updates(graph)
     arguments = {node.name: Value(node, 0) for node in graph.arguments}
     seeds: dict[Value, Symbol] = {}

@@ -253,6 +253,7 @@ enter(
         _cast,
         (lambda b: F.cast_like(b.g, b.x), FLAT),
         scalar="cast",
+        unread=(1,),
         doc="x in the dtype of `like`",
     ),
     Op(

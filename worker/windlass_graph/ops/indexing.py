@@ -113,6 +113,7 @@ enter(
         _scatter,
         (lambda b: F.take(b.g, b.y, axis=b.attrs["axis"]), FLAT, FLAT),
         attrs={"axis": 0},
+        unread=(2,),
         doc="zeros like the whole, to which g is added at the indices",
     ),
     Op(

@@ -182,6 +182,7 @@ enter(
         lambda attrs, ins: (ins[1],),
         _one_hot_like,
         FLAT,
+        unread=(1,),
         doc="1 at each row's label, else 0, in the shape of `like`",
     ),
     Op(

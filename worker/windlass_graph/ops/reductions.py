@@ -162,6 +162,7 @@ enter(
         _like_types,
         _broadcast_copy,
         (lambda b: F.sum_to_like(b.g, b.x), FLAT),
+        unread=(1,),
         doc="x broadcast to the shape of `like`",
     ),
     Op(
@@ -179,6 +180,7 @@ enter(
         _like_types,
         _sum_to,
         (lambda b: F.broadcast_like(b.g, b.x), FLAT),
+        unread=(1,),
         doc="x summed over the axes along which `like` would broadcast to it",
     ),
     Op(
@@ -188,6 +190,7 @@ enter(
         _count_forward,
         FLAT,
         attrs={"axis": None},
+        unread=(0,),
         doc="how many elements a reduction of x over the axes brings to one",
     ),
 )

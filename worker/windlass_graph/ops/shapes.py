@@ -82,7 +82,7 @@ def _reshape_like(attrs: Attrs, ins: Sequence[TensorType]) -> tuple[TensorType, 
     return (TensorType(ins[1].shape, ins[0].dtype),)
 
 
-def _order(attrs: Attrs, rank: int) -> tuple[int, ...]:
+def axis_order(attrs: Attrs, rank: int) -> tuple[int, ...]:
     axes = attrs["axes"]
     if axes is None:
         return tuple(reversed(range(rank)))
@@ -95,11 +95,11 @@ def _transposed(attrs: Attrs, ins: Sequence[TensorType]) -> tuple[TensorType, ..
     shape = ins[0].shape
     if shape is None:
         return (TensorType(None, ins[0].dtype),)
-    return (TensorType(tuple(shape[i] for i in _order(attrs, len(shape))), ins[0].dtype),)
+    return (TensorType(tuple(shape[i] for i in axis_order(attrs, len(shape))), ins[0].dtype),)
 
 
 def _transpose(xp: Any, attrs: Attrs, ins: Sequence[Any], outs: Sequence[Any], run: Run) -> None:
-    outs[0][...] = ins[0].transpose(_order(attrs, ins[0].ndim))
+    outs[0][...] = ins[0].transpose(axis_order(attrs, ins[0].ndim))
 
 
 def _transpose_rule(b: Backward) -> Any:
@@ -145,7 +145,17 @@ def _fill(value: int) -> Any:
 
 
 for _name, _value in (("zeros_like", 0), ("ones_like", 1)):
-    enter(Op(_name, ("x",), lambda attrs, ins: (ins[0],), _fill(_value), FLAT, doc=f"{_value}s in the shape of x"))
+    enter(
+        Op(
+            _name,
+            ("x",),
+            lambda attrs, ins: (ins[0],),
+            _fill(_value),
+            FLAT,
+            unread=(0,),
+            doc=f"{_value}s in the shape of x",
+        )
+    )
 
 
 # Joins and parts.
@@ -257,6 +267,7 @@ enter(
         _unslice,
         (lambda b: F.slice_axis(b.g, **b.attrs), FLAT),
         attrs=_BOUNDS,
+        unread=(1,),
         doc="zeros like the whole with g in the slice",
     ),
 )
