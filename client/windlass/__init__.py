@@ -41,6 +41,7 @@ if TYPE_CHECKING:
         WindlassError,
     )
     from windlass_worker import data, metric
+    from windlass_worker.devices import split_and_load
     from windlass_worker.trainer import Trainer
 
 _ERRORS = "windlass_proto.errors"
@@ -64,6 +65,7 @@ _WHERE = {
     "metric": _WORKER,
     "hash64": "windlass.hashing",
     "Trainer": "windlass_worker.trainer",
+    "split_and_load": "windlass_worker.devices",
     "Cluster": "windlass.cluster",
     "connect": "windlass.cluster",
     "Store": "windlass.store",
@@ -113,6 +115,7 @@ __all__ = [
     "nd",
     "optim",
     "schedule",
+    "split_and_load",
     "sym",
     "wait",
 ]

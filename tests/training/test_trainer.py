@@ -67,47 +67,6 @@ def test_a_clipped_step_is_no_longer_than_its_bound() -> None:
     np.testing.assert_allclose(np.sqrt(moved), 0.25, rtol=1e-4)
 
 
-def test_copies_on_several_devices_are_reduced_and_follow_the_first(tmp_path: Path) -> None:
-    one = parameters()
-    train(one, wl.Trainer(one, wl.optim.SGD(lr=0.3)), 10, early=False)
-
-    class Pair:
-        grad_req, is_deferred, lr_mult, decay_mult = "write", False, 1.0, 1.0
-
-        def __init__(self, array: Any) -> None:
-            self.copies = [array, array.to("cpu:1")]
-            self.copies[1].attach_grad()
-
-        def list_data(self) -> list[Any]:
-            return self.copies
-
-    pairs = {name: Pair(array) for name, array in parameters().items()}
-    trainer = wl.Trainer(pairs, wl.optim.SGD(lr=0.3))
-    for i in range(10):
-        halves = [slice(i * 32, i * 32 + 16), slice(i * 32 + 16, i * 32 + 32)]
-        with wl.autograd.record():
-            listed = []
-            for device, rows in enumerate(halves):
-                sources = {name: pair.copies[device] for name, pair in pairs.items()}
-                listed.append(_on(f"cpu:{device}", sources, rows))
-        for loss in listed:
-            loss.backward()
-        trainer.step(32)
-    for name, pair in pairs.items():
-        np.testing.assert_allclose(pair.copies[0], one[name], rtol=1e-4, atol=1e-5)
-        np.testing.assert_array_equal(pair.copies[0], pair.copies[1])
-
-
-def _on(device: str, params: dict[str, Any], rows: slice) -> Any:
-    from tests.training.digits_model import X, Y
-
-    hidden = wl.nd.relu(
-        wl.nd.fully_connected(wl.nd.array(X[rows], device=device), params["w1"], params["b1"], units=64)
-    )
-    scores = wl.nd.fully_connected(hidden, params["w2"], params["b2"], units=10)
-    return wl.nd.softmax_cross_entropy(scores, wl.nd.array(Y[rows], device=device))
-
-
 def test_a_parameter_without_a_new_gradient_is_refused_or_left_as_it_is() -> None:
     params = parameters()
     extra = wl.nd.ones((3,))

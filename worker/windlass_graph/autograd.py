@@ -19,10 +19,11 @@ from typing import Any
 
 from windlass_graph.array import Array, Recorded, array_of
 from windlass_graph.custom import Function
+from windlass_graph.device import Device
 from windlass_graph.functions import function
 from windlass_graph.gradient import reverse
 from windlass_graph.modes import is_recording, is_training, modes
-from windlass_graph.node import Value, topological
+from windlass_graph.node import Node, Value, alternating, topological
 from windlass_proto.errors import UsageError
 
 __all__ = [
@@ -79,7 +80,7 @@ def backward(
         UsageError: a head is on no tape, or a path has no gradient.
     """
     seeds = _seeds(heads, head_grads)
-    order = topological(seeds)
+    order = _walk(heads)
     leaves = {Value(node, 0): node.leaf for node in order if isinstance(node, Recorded) and node.leaf is not None}
     kept = {value: leaf for value, leaf in leaves.items() if leaf.grad is not None}
 
@@ -133,6 +134,16 @@ def grad(
             )
     results = [found[value] for value in wanted]
     return results[0] if isinstance(variables, Array) else results
+
+
+def _walk(heads: Sequence[Array]) -> list[Node]:
+    """The nodes that the heads need; those of several devices take turns, so that each gradient is early on all."""
+    by_device: dict[Device, list[Value]] = {}
+    for head in heads:
+        assert head.value is not None, "heads without a value were refused"
+        by_device.setdefault(head.device, []).append(head.value)
+    orders = [topological(values) for values in by_device.values()]
+    return orders[0] if len(orders) == 1 else alternating(orders)
 
 
 def _operand(value: Value) -> Array:

@@ -9,7 +9,7 @@ Prior art: tinygrad's UOp, JAX's jaxpr equations.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -119,6 +119,16 @@ def topological(outputs: Iterable[Value]) -> list[Node]:
                 order.append(node)
                 stack.pop()
     return order
+
+
+def alternating(orders: Sequence[Sequence[Node]]) -> list[Node]:
+    """Several topological orders as one, in which they take turns from the end: walked backwards, all end together."""
+    merged: dict[Node, None] = {}
+    for back in range(max(map(len, orders), default=0), 0, -1):
+        for order in orders:
+            if back <= len(order):
+                merged.setdefault(order[-back])
+    return list(merged)
 
 
 def caller_line() -> str:

@@ -38,7 +38,7 @@ class Trainable:
         total = self.first.grad.memory
         for copy in self.copies[1:]:
             assert copy.grad is not None, "trainable arrays have gradients"
-            total += copy.grad.to(self.first.device).memory
+            total += _readable(copy.grad, self.first)
         if scale != 1.0:
             total *= total.dtype.type(scale)
         for copy in self.copies:
@@ -48,10 +48,15 @@ class Trainable:
     def share(self) -> None:
         """Give the first copy's values to the others, and forget gradients that add up."""
         for copy in self.copies[1:]:
-            copy.memory[...] = self.first.to(copy.device).memory
+            copy.memory[...] = _readable(self.first, copy)
         for copy in self.copies:
             if copy.grad_req == "add" and copy.grad is not None:
                 copy.grad.memory[...] = 0
+
+
+def _readable(array: Array, by: Array) -> Any:
+    """Its memory where the device of `by` reads it: CPU devices read each other's."""
+    return array.memory if array.device.kind == by.device.kind == "cpu" else array.to(by.device).memory
 
 
 def trainables(parameters: Mapping[str, Any]) -> list[Trainable] | None:
