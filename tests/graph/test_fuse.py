@@ -114,6 +114,18 @@ def test_leading_outputs_do_not_wait_for_the_others() -> None:
     assert facts(fused).groups == 2
 
 
+def test_what_a_gradient_makes_of_an_output_is_made_where_it_is_read() -> None:
+    """1 - y for the gradient of y = sigmoid(...): in the gradient's kernel, not stored beside y until then."""
+    x, w = sym.Variable("x"), sym.Variable("w")
+    y = sym.sigmoid(sym.matmul(x, w) + 1.0)
+    loss = sym.mean(sym.matmul(y, w))
+    fused, plain, run = both(sym.Group([loss, loss.gradient("w")]).graph, known(x=(8, 8), w=(8, 8)))
+    close(run, plain)
+    programs = [node.attrs["kernel"].program for node in fused.nodes if node.op.name == "fused"]
+    ops = [[each.name for each in program.instructions] for program in programs]
+    assert ["multiply", "subtract", "multiply"] in ops
+
+
 def test_few_elements_are_left_alone() -> None:
     x = sym.Variable("x")
     graph = typed((sym.exp(x) + 1.0).graph, known(x=(4, 5)))

@@ -120,12 +120,26 @@ def _dtypes(node: Node) -> list[str]:
 
 
 def _levels(graph: Graph, keys: dict[Node, Key]) -> dict[Node, int]:
+    """The lowest levels that the edges allow; a node that reads one array at most moves up to those who read it, so
+    that what a gradient makes of a layer's output is not stored beside that output until then."""
     level: dict[Node, int] = {}
+    readers: dict[Node, list[Node]] = {node: [] for node in graph.nodes}
     for node in graph.nodes:
-        mine = keys.get(node)
-        inputs = (value.node for value in node.inputs)
-        level[node] = max((level[each] + (mine is None or keys.get(each) != mine) for each in inputs), default=0)
+        for value in node.inputs:
+            readers[value.node].append(node)
+        level[node] = max((level[value.node] + _step(keys, value.node, node) for value in node.inputs), default=0)
+    outputs = {value.node for value in graph.outputs}
+    for node in reversed(graph.nodes):
+        if node in keys and node not in outputs and sum(not _is_number(value) for value in _operands(node)) < 2:
+            latest = min(level[reader] - _step(keys, node, reader) for reader in readers[node])
+            if any(level[reader] == latest and not _step(keys, node, reader) for reader in readers[node]):
+                level[node] = latest
     return level
+
+
+def _step(keys: dict[Node, Key], one: Node, other: Node) -> int:
+    """By how much an edge between them raises the level."""
+    return 0 if one in keys and keys[one] == keys.get(other) else 1
 
 
 def _groups(keys: dict[Node, Key], level: dict[Node, int]) -> list[list[Node]]:
