@@ -19,6 +19,7 @@ from typing import Any, Final
 import numpy as np
 
 from windlass_graph.tensor_type import TensorType
+from windlass_graph.threads import Threads, of_process
 from windlass_proto.arguments import did_you_mean
 from windlass_proto.errors import InvariantError, UsageError
 
@@ -30,13 +31,14 @@ ContradictionError with the two sides in words; the caller adds the node."""
 
 @dataclass(slots=True)
 class Run:
-    """What one run lends to forward functions: the stream of random numbers and scratch memory.
+    """What one run lends to forward functions: the stream of random numbers, scratch memory and threads.
 
     `scratch` is uninitialised bytes, as many as the op's `scratch` asked for, valid during the call.
     """
 
     rng: np.random.Generator
     scratch: Any = None
+    threads: Threads = field(default_factory=of_process)
 
 
 Forward = Callable[[Any, Attrs, Sequence[Any], Sequence[Any], Run], None]
@@ -220,6 +222,7 @@ _FAMILIES: Final = (
     "windlass_graph.ops.indexing",
     "windlass_graph.ops.losses",
     "windlass_graph.ops.randomness",
+    "windlass_graph.ops.convolution",
 )
 _FAMILIES_LOADED: list[bool] = []
 

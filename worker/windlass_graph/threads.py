@@ -8,12 +8,13 @@ when there was none for `LINGER_S`, so what forgets to stop them leaves nothing 
 Handing a part over costs 30 us on a quiet core and 200 on one where a thread of BLAS still spins, so work that moves
 less than `NBYTES_MIN` is not shared.
 
-Parts run while others hold no interpreter lock: they must be compiled loops or NumPy's. Owner: the engine's device;
-several threads may share at once, each waits for its own parts.
+Parts run at once where they hold no interpreter lock: compiled loops, and NumPy's. Owner: the process (`of_process`),
+as all its devices of kind cpu have the same cores; several threads may share at once, each waits for its own parts.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import queue
 import threading
@@ -126,3 +127,9 @@ def available() -> int:
         if told.isdecimal() and int(told) > 0:
             return min(int(told), COUNT_MAX)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@functools.cache
+def of_process() -> Threads:
+    """The threads of this process, which end by themselves."""
+    return Threads(available())
