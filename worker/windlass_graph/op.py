@@ -223,6 +223,8 @@ _FAMILIES: Final = (
     "windlass_graph.ops.losses",
     "windlass_graph.ops.randomness",
     "windlass_graph.ops.convolution",
+    "windlass_graph.ops.pooling",
+    "windlass_graph.ops.normalisation",
 )
 _FAMILIES_LOADED: list[bool] = []
 

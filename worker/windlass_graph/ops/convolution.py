@@ -24,16 +24,14 @@ _LAYER: Final = {"channels": REQUIRED, "groups": 1, "use_bias": True}
 
 def per_axis(attrs: Attrs, name: str, fill: int) -> tuple[int, ...]:
     """An attribute as one number for each axis of the window; one number stands for all, None for `fill`."""
-    value: int | tuple[int, ...] | None = attrs[name]
-    if value is None or isinstance(value, int):
-        return (fill if value is None else value,) * len(attrs["kernel_size"])
-    return value
+    value = fill if attrs[name] is None else attrs[name]
+    return (value,) * len(attrs["kernel_size"]) if not isinstance(value, tuple) else value
 
 
 def check_window(attrs: Attrs) -> None:
     """Refuse windows with a wrong number of axes or numbers out of range."""
-    size = attrs["kernel_size"]
-    if not isinstance(size, tuple) or not 1 <= len(size) <= AXES_MAX:
+    size: Any = attrs["kernel_size"]
+    if not (isinstance(size, tuple) and len(size) in range(1, AXES_MAX + 1)):
         raise UsageError(
             "kernel_size has one number for each of one to three axes of space",
             next_move="Give a tuple such as (3, 3).",
@@ -42,7 +40,7 @@ def check_window(attrs: Attrs) -> None:
     for name, fill, least in (("kernel_size", 1, 1), ("stride", 1, 1), ("padding", 0, 0), ("dilation", 1, 1)):
         if name not in attrs:
             continue
-        numbers = per_axis(attrs, name, fill)
+        numbers: tuple[Any, ...] = per_axis(attrs, name, fill)
         if len(numbers) != len(size) or not all(isinstance(n, int) and n >= least for n in numbers):
             raise UsageError(
                 f"{name} needs a whole number of at least {least} for each axis",
