@@ -225,6 +225,7 @@ _FAMILIES: Final = (
     "windlass_graph.ops.convolution",
     "windlass_graph.ops.pooling",
     "windlass_graph.ops.normalisation",
+    "windlass_graph.ops.sequence",
 )
 _FAMILIES_LOADED: list[bool] = []
 
