@@ -17,7 +17,10 @@ Invariant: inside everything is float64, as logarithms of long products are; ste
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
+import numba
 import numpy as np
 
 from windlass_graph.kernels.loops import Array, loop
@@ -44,6 +47,75 @@ def ctc(
     threads.share(work, x.shape[1], 8 * x.nbytes)
 
 
+def _inlined(function: Callable[..., Any]) -> Any:
+    return numba.njit(forceinline=True, error_model="numpy")(function)
+
+
+@_inlined
+def _log_sum(one: float, other: float, third: float) -> Any:
+    """log(exp(one) + exp(other) + exp(third))."""
+    largest = max(one, other, third)
+    if largest == -np.inf:
+        return largest
+    return largest + math.log(math.exp(one - largest) + math.exp(other - largest) + math.exp(third - largest))
+
+
+@_inlined
+def _label(spelled: Any, s: int, blank: int) -> Any:
+    """l'[s]: blanks at even places, labels between."""
+    return blank if s % 2 == 0 else spelled[s // 2]
+
+
+@_inlined
+def _may_skip(spelled: Any, s: int) -> Any:
+    """Whether a path may go from s - 2 to s: over a blank between labels that differ."""
+    return s > 1 and s % 2 == 1 and spelled[s // 2] != spelled[s // 2 - 1]
+
+
+@_inlined
+def _log_softmax(x: Any, one: int, steps: int, scores: Any) -> None:
+    for t in range(steps):
+        largest, total = x[t, one, 0], 0.0
+        for k in range(x.shape[2]):
+            largest = max(largest, x[t, one, k])
+        for k in range(x.shape[2]):
+            total += math.exp(x[t, one, k] - largest)
+        for k in range(x.shape[2]):
+            scores[t, k] = x[t, one, k] - largest - math.log(total)
+
+
+@_inlined
+def _fill_alpha(alpha: Any, scores: Any, spelled: Any, steps: int, states: int, blank: int) -> Any:
+    """Beginnings of paths up to each step; answers with the logarithm of all whole paths' probability."""
+    for t in range(steps):
+        for s in range(states):
+            if t == 0:
+                reached = 0.0 if s < 2 else -np.inf
+            else:
+                second = alpha[t - 1, s - 1] if s > 0 else -np.inf
+                third = alpha[t - 1, s - 2] if _may_skip(spelled, s) else -np.inf
+                reached = _log_sum(alpha[t - 1, s], second, third)
+            alpha[t, s] = reached + scores[t, _label(spelled, s, blank)]
+    if steps == 0:
+        return 0.0 if states == 1 else -np.inf
+    return _log_sum(alpha[steps - 1, states - 1], alpha[steps - 1, states - 2] if states > 1 else -np.inf, -np.inf)
+
+
+@_inlined
+def _move_beta(beta: Any, scores: Any, spelled: Any, states: int, blank: int) -> None:
+    """From the ends of paths after the step of `scores` to those that begin with it, in place.
+
+    What a state needs lies at its own place and above, so they are taken upwards.
+    """
+    for s in range(states):
+        second, third = -np.inf, -np.inf
+        if s + 1 < states:
+            second = beta[s + 1] + scores[_label(spelled, s + 1, blank)]
+        if s + 2 < states and _may_skip(spelled, s + 2):
+            third = beta[s + 2] + scores[_label(spelled, s + 2, blank)]
+        beta[s] = _log_sum(beta[s] + scores[_label(spelled, s, blank)], second, third)
+
+
 @loop("r3 i2 i1 i1 R1 R3 D2 D2 D1 n n n")
 def _ctc(
     x: Array,
@@ -60,42 +132,10 @@ def _ctc(
     end: int,
 ) -> None:
     """`scores`, `alpha` and `beta` are for logarithms of probabilities, of path beginnings and of path ends."""
-    classes = x.shape[2]
     for one in range(begin, end):
         steps, spelled, states = input_lengths[one], labels[one], 2 * label_lengths[one] + 1
-        for t in range(steps):
-            largest, total = x[t, one, 0], 0.0
-            for k in range(classes):
-                largest = max(largest, x[t, one, k])
-            for k in range(classes):
-                total += math.exp(x[t, one, k] - largest)
-            for k in range(classes):
-                scores[t, k] = x[t, one, k] - largest - math.log(total)
-        for t in range(steps):
-            for s in range(states):
-                label = blank if s % 2 == 0 else spelled[s // 2]
-                if t == 0:
-                    reached = 0.0 if s < 2 else -np.inf
-                else:
-                    top, second, third = alpha[t - 1, s], -np.inf, -np.inf
-                    if s > 0:
-                        second = alpha[t - 1, s - 1]
-                    if s > 1 and s % 2 == 1 and spelled[s // 2] != spelled[s // 2 - 1]:
-                        third = alpha[t - 1, s - 2]
-                    top = max(top, second, third)
-                    reached = top
-                    if top > -np.inf:
-                        reached += math.log(
-                            math.exp(alpha[t - 1, s] - top) + math.exp(second - top) + math.exp(third - top)
-                        )
-                alpha[t, s] = reached + scores[t, label]
-        log_p = -np.inf if states > 1 or steps > 0 else 0.0
-        if steps > 0:
-            top = alpha[steps - 1, states - 1]
-            other = alpha[steps - 1, states - 2] if states > 1 else -np.inf
-            largest_end = max(top, other)
-            if largest_end > -np.inf:
-                log_p = largest_end + math.log(math.exp(top - largest_end) + math.exp(other - largest_end))
+        _log_softmax(x, one, steps, scores)
+        log_p = _fill_alpha(alpha, scores, spelled, steps, states, blank)
         loss[one] = -log_p
         for t in range(x.shape[0]):
             to_x[t, one, :] = 0
@@ -103,22 +143,12 @@ def _ctc(
             continue
         for t in range(steps - 1, -1, -1):
             row = to_x[t, one]
-            for k in range(classes):
+            for k in range(x.shape[2]):
                 row[k] = math.exp(scores[t, k])
-            # beta[s] becomes that of step t in place: what it needs of step t + 1 lies at s and above, so s goes up.
-            for s in range(states):
-                if t == steps - 1:
+            if t == steps - 1:
+                for s in range(states):
                     beta[s] = 0.0 if s >= states - 2 else -np.inf
-                else:
-                    first = beta[s] + scores[t + 1, blank if s % 2 == 0 else spelled[s // 2]]
-                    second, third = -np.inf, -np.inf
-                    if s + 1 < states:
-                        second = beta[s + 1] + scores[t + 1, blank if s % 2 == 1 else spelled[s // 2]]
-                    if s + 2 < states and s % 2 == 1 and spelled[s // 2] != spelled[s // 2 + 1]:
-                        third = beta[s + 2] + scores[t + 1, spelled[s // 2 + 1]]
-                    top = max(first, second, third)
-                    beta[s] = top
-                    if top > -np.inf:
-                        beta[s] += math.log(math.exp(first - top) + math.exp(second - top) + math.exp(third - top))
-                label = blank if s % 2 == 0 else spelled[s // 2]
-                row[label] -= math.exp(alpha[t, s] + beta[s] - log_p)
+            else:
+                _move_beta(beta, scores[t + 1], spelled, states, blank)
+            for s in range(states):
+                row[_label(spelled, s, blank)] -= math.exp(alpha[t, s] + beta[s] - log_p)
