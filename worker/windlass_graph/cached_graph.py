@@ -15,7 +15,7 @@ from typing import Any, Final
 from windlass_graph import modes
 from windlass_graph.array import Array, Recorded
 from windlass_graph.build import fresh_names, variable
-from windlass_graph.compile import PASSES
+from windlass_graph.compile import program_of
 from windlass_graph.device import Device, stream
 from windlass_graph.functions import function
 from windlass_graph.graph import Graph
@@ -69,14 +69,14 @@ class GraphCall:
     def _plain_program(self) -> Program:
         with self._lock:
             if self._plain is None:
-                self._plain = _program(self.graph, self.device)
+                self._plain = program_of(self.graph, self.device)
             return self._plain
 
     def _training_program(self) -> tuple[TrainingGraph, Program]:
         with self._lock:
             if self._training is None:
                 joint = training_graph(self.graph, self.by, heads=True)
-                self._training = (joint, _program(joint.graph, self.device))
+                self._training = (joint, program_of(joint.graph, self.device))
             return self._training
 
     def _fed(self, frame: Frame, arrays: Sequence[Array]) -> Frame:
@@ -170,13 +170,6 @@ def _gradient(backward: Backward, index: int) -> Any:
 
 def _never(*_: Any) -> Any:
     raise AssertionError("a cached graph is called; it is not inferred and not run as a step")
-
-
-def _program(graph: Graph, device: Device) -> Program:
-    ready = graph
-    for each in PASSES:
-        ready = each(ready)
-    return Program(ready, device)
 
 
 def _placeholder(type_: TensorType, device: Device) -> Any:

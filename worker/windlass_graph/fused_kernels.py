@@ -78,6 +78,12 @@ class FusedKernel:
         arrays = (*program.inputs, *program.output_dtypes)
         self._halves = tuple(i for i, dtype in enumerate(arrays) if dtype == "float16")
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, FusedKernel) and (self.program, self.space) == (other.program, other.space)
+
+    def __hash__(self) -> int:
+        return hash((self.program, self.space))
+
     def run(self, xp: Any, ins: Sequence[Any], outs: Sequence[Any], constants: Sequence[float] = ()) -> None:
         """Write every output in full.
 

@@ -52,7 +52,7 @@ class Node:
         name: unique within a graph.
         where: file and line of the code that made it, "" if unknown.
         types: one for each output, as far as known.
-        labels: text that users attach; the engine reads none of it.
+        labels: text that users attach; the engine reads none but `recompute`, where it is asked for.
     """
 
     op: Op

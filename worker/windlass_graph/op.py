@@ -147,6 +147,8 @@ class Op:
         inplace: indices of inputs into whose memory an output of as many bytes may be written.
         unread: indices of inputs of which the type alone is taken, never an element.
         random: draws from `run.rng`, so two like nodes are not one.
+        prepare: `prepare(xp, attrs, in_types, out_types)` gives the forward function for just these: work that depends
+            on nothing else is done once, when a program is made.
         scratch: bytes of scratch memory, from attributes and the inputs' types.
         check: refuses wrong attributes, with UsageError, before anything is made of them.
         doc: one line for the list of ops.
@@ -169,6 +171,7 @@ class Op:
     inplace: tuple[int, ...] = ()
     unread: tuple[int, ...] = ()
     random: bool = False
+    prepare: Callable[[Any, Attrs, Sequence[TensorType], Sequence[TensorType]], Forward] | None = None
     scratch: Callable[[Attrs, Sequence[TensorType]], int] | None = None
     check: Callable[[Attrs], None] | None = None
     doc: str = ""

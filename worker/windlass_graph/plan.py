@@ -18,7 +18,6 @@ from functools import cached_property
 from windlass_graph.graph import Graph
 from windlass_graph.memory import Access, Buffer, Place, Placement, aligned, check, placed
 from windlass_graph.node import Node, Value
-from windlass_graph.op import Attrs, Forward
 from windlass_graph.tensor_type import TensorType
 
 
@@ -27,8 +26,6 @@ class Step:
     """One node's work: slots it reads, slots it writes, the slot of its scratch memory."""
 
     node: Node
-    forward: Forward
-    attrs: Attrs
     ins: tuple[int, ...]
     outs: tuple[int, ...]
     scratch: int | None
@@ -102,7 +99,7 @@ class Plan:
         if node.op.scratch is not None:
             nbytes = node.op.scratch(node.attrs, [value.type for value in node.inputs])
         scratch = self._add_slot(TensorType((nbytes,), "uint8")) if nbytes else None
-        self.steps.append(Step(node, node.op.forward, node.attrs, ins, outs, scratch))
+        self.steps.append(Step(node, ins, outs, scratch))
 
     def root(self, slot: int) -> int:
         """The slot whose memory this one is."""
@@ -200,6 +197,16 @@ class Plan:
 
     def _bytes(self, slots: Iterable[int]) -> int:
         return sum(aligned(self.types[slot].nbytes) for slot in slots)
+
+    def peak(self) -> tuple[str, int]:
+        """The node at which most of the arena is in use, and the bytes alive then; ("", 0) if it is never used."""
+        alive = [0] * len(self.steps)
+        for root in self.buffers:
+            begin, end = self._lives[root]
+            for at in range(begin, end + 1):
+                alive[at] += aligned(self.types[root].nbytes)
+        most = max(alive, default=0)
+        return (self.steps[alive.index(most)].node.name, most) if most else ("", 0)
 
     def check(self) -> None:
         """Prove the plan from its steps alone.

@@ -15,16 +15,18 @@ written. Steps that the leading outputs need come first, so a frame can be run i
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
 
 from windlass_graph.arena import arena_of
 from windlass_graph.device import Device, stream
+from windlass_graph.explanation import Explanation, PassRecord, explained
 from windlass_graph.graph import Graph
 from windlass_graph.op import Attrs, Forward, Run
 from windlass_graph.plan import Plan
+from windlass_graph.step_table import STEPS
 from windlass_graph.tensor_type import TensorType, type_of
 from windlass_proto.errors import UsageError
 
@@ -34,14 +36,22 @@ _IDLE_MAX: Final = 4
 class Program:
     """Steps and memory plan of one typed graph on one device."""
 
-    def __init__(self, graph: Graph, device: Device) -> None:
+    def __init__(self, graph: Graph, device: Device, history: Sequence[PassRecord] = ()) -> None:
         self.graph = graph
+        self.history = tuple(history)
+        """What passes made of the graph."""
         self.device = device
         self.plan = Plan(graph)
         self.constants: dict[int, Any] = {
             slot: device.xp.asarray(node.attrs["value"].array, node.types[0].dtype)
             for slot, node in self.plan.constants.items()
         }
+        made = [STEPS.forward(step.node, device) for step in self.plan.steps]
+        self.forwards: tuple[Forward, ...] = tuple(forward for forward, _ in made)
+        """The prepared forward function of each step."""
+        self.reused_steps = sum(reused for _, reused in made)
+        """How many of them were prepared for another program, or for another step of this one."""
+        self.compiled_steps = len(made) - self.reused_steps
         self._lock = threading.Lock()
         self._idle: list[Frame] = []
 
@@ -54,6 +64,10 @@ class Program:
     def unplanned_bytes(self) -> int:
         """What they would need with memory of its own for each."""
         return self.plan.unplanned_bytes
+
+    def explain(self) -> Explanation:
+        """What passes, the plan of memory and the table of steps did: to print, or to read field by field."""
+        return explained(self)
 
     def start(self) -> Frame:
         """A run of this program, with memory for it."""
@@ -94,10 +108,10 @@ class Frame:
         self._arrays: list[Any] = [None] * len(plan.types)
         self._uses: list[list[tuple[list[Any], int]]] = [[] for _ in plan.types]
         self._bound: list[tuple[Forward, Attrs, list[Any], list[Any], list[Any]]] = []
-        for step in plan.steps:
+        for step, forward in zip(plan.steps, program.forwards, strict=True):
             scratch = () if step.scratch is None else (step.scratch,)
             ins, outs, own = self._listed(step.ins), self._listed(step.outs), self._listed(scratch)
-            self._bound.append((step.forward, step.attrs, ins, outs, own or [None]))
+            self._bound.append((forward, step.node.attrs, ins, outs, own or [None]))
         for slot, memory in program.constants.items():
             self._put(slot, memory)
         self._unbound: set[int] = set()

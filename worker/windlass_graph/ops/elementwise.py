@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from windlass_graph import functions as F
-from windlass_graph.op import FLAT, REQUIRED, Attrs, Backward, Gradient, Op, Run, enter
+from windlass_graph.op import FLAT, REQUIRED, Attrs, Backward, Forward, Gradient, Op, Run, enter
 from windlass_graph.tensor_type import TensorType, as_float, broadcast, promoted
 
 NumpyForm = Callable[[Any, Attrs, Sequence[Any], Any], Any]
@@ -66,16 +67,37 @@ def _entry(
             elementwise=True,
             scalar=name,
             inplace=tuple(range(len(names))),
+            prepare=form.prepare if isinstance(form, _Ufunc) else None,
             doc=doc,
         )
     )
 
 
-def _ufunc(name: str) -> NumpyForm:
-    def form(xp: Any, attrs: Attrs, ins: Sequence[Any], out: Any) -> Any:
-        getattr(xp, name)(*ins, out=out, casting="unsafe")
+@dataclass(frozen=True, slots=True)
+class _Ufunc:
+    """NumPy's or CuPy's function of that name; of one float dtype throughout it is called without looking further."""
 
-    return form
+    name: str
+
+    def __call__(self, xp: Any, attrs: Attrs, ins: Sequence[Any], out: Any) -> None:
+        getattr(xp, self.name)(*ins, out=out, casting="unsafe")
+
+    def prepare(self, xp: Any, attrs: Attrs, ins: Sequence[TensorType], outs: Sequence[TensorType]) -> Forward:
+        function = getattr(xp, self.name)
+        dtypes = {each.dtype for each in (*ins, *outs)}
+
+        def unary(xp: Any, attrs: Attrs, ins: Sequence[Any], outs: Sequence[Any], run: Run) -> None:
+            function(ins[0], out=outs[0])
+
+        def binary(xp: Any, attrs: Attrs, ins: Sequence[Any], outs: Sequence[Any], run: Run) -> None:
+            function(ins[0], ins[1], out=outs[0])
+
+        def cast(xp: Any, attrs: Attrs, ins: Sequence[Any], outs: Sequence[Any], run: Run) -> None:
+            function(*ins, out=outs[0], casting="unsafe")
+
+        if len(dtypes) > 1 or as_float(outs[0].dtype) != outs[0].dtype:
+            return cast
+        return unary if len(ins) == 1 else binary
 
 
 def _composed(compute: Callable[..., Any]) -> NumpyForm:
@@ -88,43 +110,43 @@ def _composed(compute: Callable[..., Any]) -> NumpyForm:
 
 
 def _unary(name: str, rule: Callable[[Backward], Any], dtype: Any = _float, ufunc: str = "", doc: str = "") -> None:
-    _entry(name, "x", _ufunc(ufunc or name), (rule,), dtype, doc=doc)
+    _entry(name, "x", _Ufunc(ufunc or name), (rule,), dtype, doc=doc)
 
 
 # Arithmetic.
-_entry("add", "x y", _ufunc("add"), (lambda b: b.g, lambda b: b.g), doc="x + y")
-_entry("subtract", "x y", _ufunc("subtract"), (lambda b: b.g, lambda b: -b.g), doc="x - y")
-_entry("multiply", "x y", _ufunc("multiply"), (lambda b: b.g * b.y, lambda b: b.g * b.x), doc="x * y")
-_entry("divide", "x y", _ufunc("divide"), (lambda b: b.g / b.y, lambda b: -(b.g * b.out / b.y)), _float, doc="x / y")
+_entry("add", "x y", _Ufunc("add"), (lambda b: b.g, lambda b: b.g), doc="x + y")
+_entry("subtract", "x y", _Ufunc("subtract"), (lambda b: b.g, lambda b: -b.g), doc="x - y")
+_entry("multiply", "x y", _Ufunc("multiply"), (lambda b: b.g * b.y, lambda b: b.g * b.x), doc="x * y")
+_entry("divide", "x y", _Ufunc("divide"), (lambda b: b.g / b.y, lambda b: -(b.g * b.out / b.y)), _float, doc="x / y")
 _entry(
     "power",
     "x y",
-    _ufunc("power"),
+    _Ufunc("power"),
     (
         lambda b: b.g * b.y * F.power(b.x, b.y - 1),
         lambda b: b.g * F.where(b.x > 0, b.out * F.log(F.where(b.x > 0, b.x, 1)), 0),
     ),
     doc="x ** y; the gradient by y is 0 where x <= 0",
 )
-_entry("floor_divide", "x y", _ufunc("floor_divide"), FLAT, doc="floor(x / y)")
+_entry("floor_divide", "x y", _Ufunc("floor_divide"), FLAT, doc="floor(x / y)")
 _entry(
     "mod",
     "x y",
-    _ufunc("mod"),
+    _Ufunc("mod"),
     (lambda b: b.g, lambda b: -(b.g * F.floor_divide(b.x, b.y))),
     doc="x mod y, of y's sign",
 )
 _entry(
     "maximum",
     "x y",
-    _ufunc("maximum"),
+    _Ufunc("maximum"),
     (lambda b: b.g * F.cast_like(b.x >= b.y, b.g), lambda b: b.g * F.cast_like(b.x < b.y, b.g)),
     doc="the larger one; equal ones give the gradient to x",
 )
 _entry(
     "minimum",
     "x y",
-    _ufunc("minimum"),
+    _Ufunc("minimum"),
     (lambda b: b.g * F.cast_like(b.x <= b.y, b.g), lambda b: b.g * F.cast_like(b.x > b.y, b.g)),
     doc="the smaller one; equal ones give the gradient to x",
 )
@@ -139,14 +161,14 @@ _unary("expm1", lambda b: b.g * (b.out + 1), doc="e ** x - 1")
 _unary("sin", lambda b: b.g * F.cos(b.x))
 _unary("cos", lambda b: -(b.g * F.sin(b.x)))
 _unary("tanh", lambda b: b.g * (1 - F.square(b.out)))
-_entry("sign", "x", _ufunc("sign"), FLAT, doc="-1, 0 or 1")
-_entry("floor", "x", _ufunc("floor"), FLAT)
-_entry("ceil", "x", _ufunc("ceil"), FLAT)
-_entry("round", "x", _ufunc("rint"), FLAT, doc="to the nearest integer, halves to the even one")
+_entry("sign", "x", _Ufunc("sign"), FLAT, doc="-1, 0 or 1")
+_entry("floor", "x", _Ufunc("floor"), FLAT)
+_entry("ceil", "x", _Ufunc("ceil"), FLAT)
+_entry("round", "x", _Ufunc("rint"), FLAT, doc="to the nearest integer, halves to the even one")
 _entry(
     "reciprocal",
     "x",
-    _ufunc("reciprocal"),
+    _Ufunc("reciprocal"),
     (lambda b: -(b.g * F.square(b.out)),),
     _float,
     doc="1 / x",
@@ -213,8 +235,8 @@ _entry(
 
 # Comparisons and choice.
 for _name in ("equal", "not_equal", "less", "less_equal", "greater", "greater_equal", "logical_and", "logical_or"):
-    _entry(_name, "x y", _ufunc(_name), FLAT, _bool)
-_entry("logical_not", "x", _ufunc("logical_not"), FLAT, _bool)
+    _entry(_name, "x y", _Ufunc(_name), FLAT, _bool)
+_entry("logical_not", "x", _Ufunc("logical_not"), FLAT, _bool)
 _entry(
     "where",
     "condition x y",
