@@ -219,6 +219,8 @@ _TABLE: Final[dict[str, Op]] = {}
 _FAMILIES: Final = (
     "windlass_graph.ops.leaves",
     "windlass_graph.ops.elementwise",
+    "windlass_graph.ops.activations",
+    "windlass_graph.ops.trigonometry",
     "windlass_graph.ops.reductions",
     "windlass_graph.ops.shapes",
     "windlass_graph.ops.linear",

@@ -9,6 +9,7 @@ from typing import Any
 
 from windlass_graph import functions as F
 from windlass_graph.op import FLAT, REQUIRED, Attrs, Backward, Forward, Gradient, Op, Run, enter
+from windlass_graph.scalar_code import SCALARS
 from windlass_graph.tensor_type import TensorType, as_float, broadcast, promoted
 
 NumpyForm = Callable[[Any, Attrs, Sequence[Any], Any], Any]
@@ -26,11 +27,13 @@ def _same(dtypes: Sequence[str | None]) -> str | None:
     return promoted(dtypes)
 
 
-def _float(dtypes: Sequence[str | None]) -> str | None:
+def float_of(dtypes: Sequence[str | None]) -> str | None:
+    """The dtype of exp and its kin."""
     return as_float(promoted(dtypes))
 
 
-def _bool(dtypes: Sequence[str | None]) -> str | None:
+def truth_of(dtypes: Sequence[str | None]) -> str | None:
+    """The dtype of a comparison."""
     return "bool"
 
 
@@ -73,6 +76,23 @@ def _entry(
     )
 
 
+def scalar_entry(
+    name: str,
+    inputs: str,
+    gradient: Gradient,
+    dtype: Callable[[Sequence[str | None]], str | None] = _same,
+    attrs: Attrs | None = None,
+    doc: str = "",
+) -> None:
+    """Enter an op that computes what its scalar code says in NumPy."""
+    scalar = SCALARS[name]
+
+    def form(xp: Any, attrs: Attrs, ins: Sequence[Any], out: Any) -> None:
+        scalar.numpy(xp, [*ins, *attrs.values()], out)
+
+    _entry(name, inputs, form, gradient, dtype, attrs, doc)
+
+
 @dataclass(frozen=True, slots=True)
 class _Ufunc:
     """NumPy's or CuPy's function of that name; of one float dtype throughout it is called without looking further."""
@@ -109,7 +129,7 @@ def _composed(compute: Callable[..., Any]) -> NumpyForm:
     return form
 
 
-def _unary(name: str, rule: Callable[[Backward], Any], dtype: Any = _float, ufunc: str = "", doc: str = "") -> None:
+def _unary(name: str, rule: Callable[[Backward], Any], dtype: Any = float_of, ufunc: str = "", doc: str = "") -> None:
     _entry(name, "x", _Ufunc(ufunc or name), (rule,), dtype, doc=doc)
 
 
@@ -117,7 +137,7 @@ def _unary(name: str, rule: Callable[[Backward], Any], dtype: Any = _float, ufun
 _entry("add", "x y", _Ufunc("add"), (lambda b: b.g, lambda b: b.g), doc="x + y")
 _entry("subtract", "x y", _Ufunc("subtract"), (lambda b: b.g, lambda b: -b.g), doc="x - y")
 _entry("multiply", "x y", _Ufunc("multiply"), (lambda b: b.g * b.y, lambda b: b.g * b.x), doc="x * y")
-_entry("divide", "x y", _Ufunc("divide"), (lambda b: b.g / b.y, lambda b: -(b.g * b.out / b.y)), _float, doc="x / y")
+_entry("divide", "x y", _Ufunc("divide"), (lambda b: b.g / b.y, lambda b: -(b.g * b.out / b.y)), float_of, doc="x / y")
 _entry(
     "power",
     "x y",
@@ -170,7 +190,7 @@ _entry(
     "x",
     _Ufunc("reciprocal"),
     (lambda b: -(b.g * F.square(b.out)),),
-    _float,
+    float_of,
     doc="1 / x",
 )
 _entry(
@@ -178,7 +198,7 @@ _entry(
     "x",
     _composed(lambda xp, attrs, x: 1 / xp.sqrt(x)),
     (lambda b: b.g * -0.5 * b.out / b.x,),
-    _float,
+    float_of,
     doc="1 / sqrt(x)",
 )
 
@@ -191,7 +211,7 @@ def _sigmoid(xp: Any, attrs: Attrs, ins: Sequence[Any], out: Any) -> None:
     out += 0.5
 
 
-_entry("sigmoid", "x", _sigmoid, (lambda b: b.g * b.out * (1 - b.out),), _float, doc="1 / (1 + exp(-x))")
+_entry("sigmoid", "x", _sigmoid, (lambda b: b.g * b.out * (1 - b.out),), float_of, doc="1 / (1 + exp(-x))")
 _entry(
     "relu",
     "x",
@@ -211,7 +231,7 @@ _entry(
     "x",
     _composed(lambda xp, attrs, x: xp.where(x > 0, x, x * attrs["slope"])),
     (lambda b: b.g * F.where(b.x > 0, F.ones_like(b.x), b.attrs["slope"]),),
-    _float,
+    float_of,
     {"slope": 0.01},
     "x, slope * x below 0",
 )
@@ -220,7 +240,7 @@ _entry(
     "x",
     _composed(lambda xp, attrs, x: xp.logaddexp(x, xp.zeros((), x.dtype))),
     (lambda b: b.g * F.sigmoid(b.x),),
-    _float,
+    float_of,
     doc="log(1 + exp(x))",
 )
 _entry(
@@ -235,8 +255,8 @@ _entry(
 
 # Comparisons and choice.
 for _name in ("equal", "not_equal", "less", "less_equal", "greater", "greater_equal", "logical_and", "logical_or"):
-    _entry(_name, "x y", _Ufunc(_name), FLAT, _bool)
-_entry("logical_not", "x", _Ufunc("logical_not"), FLAT, _bool)
+    _entry(_name, "x y", _Ufunc(_name), FLAT, truth_of)
+_entry("logical_not", "x", _Ufunc("logical_not"), FLAT, truth_of)
 _entry(
     "where",
     "condition x y",
