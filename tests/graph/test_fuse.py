@@ -126,6 +126,13 @@ def test_what_a_gradient_makes_of_an_output_is_made_where_it_is_read() -> None:
     assert ["multiply", "subtract", "multiply"] in ops
 
 
+def test_a_program_says_what_fusion_spared() -> None:
+    x = sym.Variable("x")
+    said = compiled((sym.exp(x) * 2.0 + 1.0).graph, known(x=(64, 64))).explain()
+    assert said.fusion == FusionFacts(1, 3, 2, 2 * 64 * 64 * 4)
+    assert "1 kernels for 3 elementwise ops; 2 values of 32.0 KiB are never stored" in str(said)
+
+
 def test_few_elements_are_left_alone() -> None:
     x = sym.Variable("x")
     graph = typed((sym.exp(x) + 1.0).graph, known(x=(4, 5)))

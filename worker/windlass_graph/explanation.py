@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from windlass_graph.graph import Graph
+from windlass_graph.passes.fuse import FusionFacts, facts
 
 if TYPE_CHECKING:
     from windlass_graph.program import Program
@@ -50,6 +51,7 @@ class Explanation:
         peak_step: the node at which most of the arena is in use, and the bytes then alive.
         in_place: results written over an input.
         compiled_steps, reused_steps: steps that were prepared for this program, and that were there already.
+        fusion: kernels of elementwise ops, and what they spare.
     """
 
     passes: tuple[PassRecord, ...]
@@ -61,6 +63,7 @@ class Explanation:
     in_place: int
     compiled_steps: int
     reused_steps: int
+    fusion: FusionFacts
 
     @property
     def saved(self) -> float:
@@ -78,6 +81,9 @@ class Explanation:
         lines += ["Steps", f"  {sum(self.steps.values())} ops a run, {self.views} views that cost nothing"]
         lines.append("  " + _listed([f"{name} x {count}" for name, count in ops], 10))
         lines.append(f"  {self.compiled_steps} prepared for this program, {self.reused_steps} found prepared")
+        if self.fusion.groups:
+            spared = f"{self.fusion.temporaries} values of {_size(self.fusion.bytes_avoided)} are never stored"
+            lines.append(f"  {self.fusion.groups} kernels for {self.fusion.nodes} elementwise ops; {spared}")
         lines += [
             "Memory of intermediate values",
             f"  with memory of its own for each  {_size(self.unplanned_bytes):>12}",
@@ -135,4 +141,5 @@ def explained(program: Program) -> Explanation:
         plan.in_place,
         program.compiled_steps,
         program.reused_steps,
+        facts(program.graph),
     )
