@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from typing import Protocol
 
 from windlass_graph.build import make
 from windlass_graph.node import Node, Value, topological
@@ -15,13 +16,20 @@ from windlass_proto.arguments import did_you_mean
 from windlass_proto.errors import InvariantError, UsageError
 
 
-class Graph:
-    """What `outputs` need."""
+class Valued(Protocol):
+    """A symbol, as far as a graph knows it."""
 
-    def __init__(self, outputs: Sequence[Value], leading: int | None = None) -> None:
-        if not outputs:
+    @property
+    def values(self) -> Sequence[Value]: ...
+
+
+class Graph:
+    """What `outputs` need: values, or those of a symbol."""
+
+    def __init__(self, outputs: Sequence[Value] | Valued, leading: int | None = None) -> None:
+        self.outputs = tuple(outputs if isinstance(outputs, Sequence) else outputs.values)
+        if not self.outputs:
             raise UsageError("a graph has an output", next_move="Give at least one symbol.")
-        self.outputs = tuple(outputs)
         self.leading = len(self.outputs) if leading is None else leading
         """How many of the outputs are wanted before the others may be computed: those of a forward part."""
 

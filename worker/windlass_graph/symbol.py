@@ -9,7 +9,7 @@ Prior art: MXNet's Symbol, whose vocabulary this is.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -25,6 +25,11 @@ from windlass_graph.operand import Operand
 from windlass_graph.tensor_type import TensorType, as_float, promoted
 from windlass_proto.arguments import did_you_mean
 from windlass_proto.errors import UsageError
+
+if TYPE_CHECKING:
+    from windlass_graph.array import Array
+    from windlass_graph.binding import Given, GradReq
+    from windlass_graph.executor import Executor
 
 
 class Symbol(Operand):
@@ -129,6 +134,67 @@ class Symbol(Operand):
             return [inputs[node.name].value] if node.is_variable and node.name in inputs else kept(node, now)
 
         return type(self)(graph.rewritten(rewrite).outputs)
+
+    def bind(
+        self,
+        device: Any = None,
+        args: Given = None,
+        args_grad: Given = None,
+        grad_req: GradReq = "write",
+        aux_states: Given = None,
+    ) -> Executor:
+        """An executor of this symbol with arrays that are there.
+
+        Args:
+            device: `cpu:0` unless it is said otherwise.
+            args: one array for each argument, by name or in order. `wl.nd` arrays are shared, others copied.
+            args_grad: `wl.nd` arrays into which gradients are written, of those arguments that have one.
+            grad_req: "write", "add" or "null", for all or by name or in order.
+            aux_states: one array for each auxiliary state.
+
+        Raises:
+            UsageError: an array is missing, surplus, elsewhere or of a type that the graph refuses.
+        """
+        from windlass_graph.binding import bound
+        from windlass_graph.executor import Executor
+
+        graph = self.graph
+        return Executor(graph, bound(graph, device, args, args_grad, grad_req, aux_states))
+
+    def simple_bind(
+        self,
+        device: Any = None,
+        grad_req: GradReq = "write",
+        type_dict: Mapping[str, Any] | None = None,
+        shared_exec: Executor | None = None,
+        **shapes: Sequence[int],
+    ) -> Executor:
+        """An executor of this symbol with new arrays, filled with zeros, of the shapes that follow from `shapes`.
+
+        Args:
+            type_dict: dtypes by argument; float32 where nothing tells.
+            shared_exec: an executor whose arrays are taken where name and type are the same.
+
+        Raises:
+            UsageError: shapes contradict each other or cannot be told.
+        """
+        from windlass_graph.binding import allocated, requests, type_given, types_of_variables
+        from windlass_graph.executor import Executor
+
+        dtypes, graph = type_dict or {}, self.graph
+        known = {name: type_given(shapes.get(name), dtypes.get(name)) for name in [*shapes, *dtypes]}
+        types = types_of_variables(graph, known)
+        arrays = {} if shared_exec is None else shared_exec.arg_dict | shared_exec.aux_dict
+        grads = {} if shared_exec is None else shared_exec.grad_dict
+        reqs = requests(graph, types, grad_req)
+        return Executor(graph, allocated(graph, device, types, reqs, arrays, grads))
+
+    def eval(self, device: Any = None, **arrays: Any) -> list[Array]:
+        """The outputs for these arguments, computed once."""
+        auxiliary = self.list_auxiliary_states()
+        args = {name: array for name, array in arrays.items() if name not in auxiliary}
+        states = {name: array for name, array in arrays.items() if name in auxiliary}
+        return self.bind(device, args, None, "null", states).forward()
 
     def list_arguments(self) -> list[str]:
         """Names of the variables that gradients may reach, in the order in which they are met."""
