@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from windlass.ticket import Ticket, wait
     from windlass_graph import autograd, nd, sym
     from windlass_graph.device import cpu, gpu
+    from windlass_graph.graph import Graph
     from windlass_proto.errors import (
         ClosedError,
         CorruptionError,
@@ -59,6 +60,7 @@ _WHERE = {
     "autograd": _GRAPH,
     "nd": _GRAPH,
     "sym": _GRAPH,
+    "Graph": "windlass_graph.graph",
     "cpu": "windlass_graph.device",
     "gpu": "windlass_graph.device",
     "data": _WORKER,
@@ -89,6 +91,7 @@ __all__ = [
     "Cluster",
     "CorruptionError",
     "FencedError",
+    "Graph",
     "InvariantError",
     "ProtocolError",
     "Resume",

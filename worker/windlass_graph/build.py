@@ -7,7 +7,7 @@ inference with the types then known.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -52,6 +52,15 @@ def fresh_names(prefix: str = "") -> Iterator[None]:
         _NAMES.counts, _NAMES.prefix = outer
 
 
+def reserve_names(names: Iterable[str]) -> None:
+    """Let this thread's next names be none of these, which a graph that is read or edited brings along."""
+    for name in names:
+        stem = name.rstrip("0123456789")
+        number = name[len(stem) :]
+        if number and len(number) <= 9:
+            _NAMES.counts[stem] = max(_NAMES.counts.get(stem, 0), int(number) + 1)
+
+
 def variable(
     name: str, known: TensorType, *, auxiliary: bool = False, labels: Mapping[str, str] | None = None, where: str = ""
 ) -> Node:
@@ -60,12 +69,12 @@ def variable(
     return Node(lookup("variable"), (), attrs, name, where or caller_line(), (known,), labels or NO_LABELS)
 
 
-def constant(array: Any, dtype: str | None) -> Node:
+def constant(array: Any, dtype: str | None, name: str = "") -> Node:
     """A constant. A number with `dtype=None` takes the dtype of what it meets."""
     kept = Constant(np.asarray(array, dtype))
     op = lookup("constant")
     attrs = op.filled({"value": kept, "weak": dtype is None})
-    return Node(op, (), attrs, fresh_name("constant"), "", op.infer(attrs, ()), NO_LABELS)
+    return Node(op, (), attrs, name or fresh_name("constant"), "", op.infer(attrs, ()), NO_LABELS)
 
 
 def make(

@@ -326,9 +326,9 @@ class Executor:
         after = graph.checked()
         types = self._binding.types
         known = {
-            node.name: types[node.name]
+            node.name: TensorType(None, types[node.name].dtype) if is_layer_parameter(after, node) else types[node.name]
             for node in after.variables
-            if node.name in types and not is_layer_parameter(after, node)
+            if node.name in types
         }
         known |= {name: type_given(shape, None) for name, shape in shapes.items()}
         told = infer(after, known)

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from windlass_graph.build import make
 from windlass_graph.node import Node, Value, topological
 from windlass_proto.arguments import did_you_mean
 from windlass_proto.errors import InvariantError, UsageError
+
+if TYPE_CHECKING:
+    from windlass_graph.symbol import Symbol
 
 
 class Valued(Protocol):
@@ -85,6 +88,80 @@ class Graph:
                     second=node.where or node.op.name,
                 )
         return self
+
+    @property
+    def symbol(self) -> Symbol:
+        """The outputs as a symbol."""
+        from windlass_graph.symbol import Symbol
+
+        return Symbol(self.outputs)
+
+    def add(
+        self,
+        new: Symbol | Callable[[Any], Any],
+        *,
+        after: str | None = None,
+        before: str | None = None,
+        which: int | str = 0,
+        only: Sequence[str] | None = None,
+    ) -> Graph:
+        """Another graph with more in it.
+
+        - `add(symbol)`: its values are further outputs.
+        - `add(f, after="fc1")`: whatever read fc1 reads `f(fc1)`; with `only=["fc2"]` those nodes alone.
+        - `add(f, before="fc2")`: fc2 reads `f(...)` of what it read.
+
+        Args:
+            new: a symbol, or a function of the symbol beside which it comes.
+            after: a node's name.
+            before: a node's name.
+            which: of the outputs of the one, by number, or of the inputs of the other, by number or name.
+            only: names of nodes that are led to the new one; all, and the graph's outputs, if None.
+
+        Raises:
+            UsageError: there is no such node or edge, types do not fit, or a name would come twice.
+        """
+        from windlass_graph import editing
+
+        if after is not None and before is not None:
+            raise UsageError("a node is added after one or before one", next_move="Call add twice.")
+        if after is not None:
+            return editing.inserted_after(self, after, new, which, only)
+        if before is not None:
+            return editing.inserted_before(self, before, new, which)
+        return editing.with_outputs(self, new)
+
+    def remove(self, name: str, *, keep: int | str | None = None) -> Graph:
+        """Another graph without a node, whose place one of its inputs takes. Parameters of its own go with it.
+
+        Args:
+            keep: which input, by name or number. Without it the only one that is no parameter, or else the only one
+                of the node's own type.
+
+        Raises:
+            UsageError: there is no such node, it has no such input, or what read it does not fit that input.
+        """
+        from windlass_graph import editing
+
+        return editing.removed(self, name, keep)
+
+    def replace(self, name: str, by: Symbol | Callable[[Any], Any] | str, **attrs: Any) -> Graph:
+        """Another graph with something else in a node's place.
+
+        - `replace("fc1", lambda old: wl.sym.relu(old))`: what a function makes of the node itself; a node of several
+          outputs comes as a group.
+        - `replace("fc1", symbol)`: a symbol; it may read nodes that the replaced one does not lead to, and the
+          replaced one itself.
+        - `replace("act1", "tanh")`: a node of another op with the same inputs, of the same name. Attributes and
+          parameters that both ops have are kept; `attrs` gives others.
+
+        Raises:
+            UsageError: there is no such node, types do not fit, an output is missing that is still used, or a name
+                would come twice.
+        """
+        from windlass_graph import editing
+
+        return editing.replaced(self, name, by, attrs)
 
     def rewritten(self, rewrite: Callable[[Node, tuple[Value, ...]], Sequence[Value]]) -> Graph:
         """Another graph: `rewrite(node, inputs)` gives what stands for a node's outputs, whose inputs are rewritten.

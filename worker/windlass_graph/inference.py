@@ -102,7 +102,7 @@ def typed(graph: Graph, known: Mapping[str, TensorType], dtype: str = "float32")
             auxiliary = bool(node.attrs["auxiliary"])
             made = variable(node.name, now[0], auxiliary=auxiliary, labels=node.labels, where=node.where)
         elif node.op.name == "constant":
-            made = constant(node.attrs["value"].array, now[0].dtype or dtype)
+            made = constant(node.attrs["value"].array, now[0].dtype or dtype, node.name)
         else:
             made = make(node.op, inputs, node.attrs, node.name, node.labels, node.where)
         return [Value(made, i) for i in range(len(now))]
