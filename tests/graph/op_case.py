@@ -51,12 +51,17 @@ class OpCase:
         return f"{self.op}-{shapes}" + "".join(f"-{key}={value}" for key, value in self.attrs.items())
 
 
-def every_case() -> list[OpCase]:
+def case_modules() -> list[str]:
+    """Names of the modules of `tests.graph.cases`."""
     from tests.graph import cases
 
+    return [module.name for module in pkgutil.iter_modules(cases.__path__)]
+
+
+def every_case() -> list[OpCase]:
     found: list[OpCase] = []
-    for module in pkgutil.iter_modules(cases.__path__):
-        found += importlib.import_module(f"tests.graph.cases.{module.name}").CASES
+    for module in case_modules():
+        found += importlib.import_module(f"tests.graph.cases.{module}").CASES
     return found
 
 
