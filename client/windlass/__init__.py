@@ -28,9 +28,10 @@ if TYPE_CHECKING:
     from windlass.mixture import Rows
     from windlass.store import Store
     from windlass.ticket import Ticket, wait
-    from windlass_graph import autograd, nd, sym
+    from windlass_graph import autograd, nd, profiler, sym
     from windlass_graph.device import cpu, gpu
     from windlass_graph.graph import Graph
+    from windlass_graph.monitor import Monitor
     from windlass_proto.errors import (
         ClosedError,
         CorruptionError,
@@ -59,6 +60,8 @@ _WHERE = {
     "init": "windlass.",
     "autograd": _GRAPH,
     "nd": _GRAPH,
+    "profiler": _GRAPH,
+    "Monitor": "windlass_graph.monitor",
     "sym": _GRAPH,
     "Graph": "windlass_graph.graph",
     "cpu": "windlass_graph.device",
@@ -93,6 +96,7 @@ __all__ = [
     "FencedError",
     "Graph",
     "InvariantError",
+    "Monitor",
     "ProtocolError",
     "Resume",
     "Rows",
@@ -117,6 +121,7 @@ __all__ = [
     "metric",
     "nd",
     "optim",
+    "profiler",
     "schedule",
     "split_and_load",
     "sym",

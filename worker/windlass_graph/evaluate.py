@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
 from windlass_graph.build import check_arity, fresh_name, misfit
 from windlass_graph.device import Device, stream
 from windlass_graph.node import caller_line
+from windlass_graph.observation import WATCH, Ran, settle
 from windlass_graph.op import Attrs, Op, Run
 from windlass_graph.tensor_type import ContradictionError, TensorType
 
@@ -28,8 +30,24 @@ def evaluate(
     scratch = None
     if op.scratch is not None:
         scratch = xp.empty(op.scratch(attrs, known), "uint8")
-    op.forward(xp, attrs, ins, outs, Run(stream(device), scratch))
+    run = Run(stream(device), scratch)
+    if WATCH.observers:
+        _observed(op, attrs, ins, outs, run, device)
+    else:
+        op.forward(xp, attrs, ins, outs, run)
     return outs, types
+
+
+def _observed(op: Op, attrs: Attrs, ins: Sequence[Any], outs: Sequence[Any], run: Run, device: Device) -> None:
+    observers = WATCH.observers
+    before = time.perf_counter_ns()
+    op.forward(device.xp, attrs, ins, outs, run)
+    settle(device)
+    after = time.perf_counter_ns()
+    nbytes = sum(out.nbytes for out in outs)
+    event = Ran("op", op.name, op.name, caller_line(), outs, nbytes, device, before, after)
+    for each in observers:
+        each.ran(event)
 
 
 def inferred(op: Op, attrs: Attrs, ins: Sequence[TensorType]) -> tuple[TensorType, ...]:

@@ -198,6 +198,11 @@ class Plan:
     def _bytes(self, slots: Iterable[int]) -> int:
         return sum(aligned(self.types[slot].nbytes) for slot in slots)
 
+    @cached_property
+    def written_bytes(self) -> tuple[int, ...]:
+        """By each step, scratch memory left out."""
+        return tuple(sum(self.types[slot].nbytes for slot in step.outs) for step in self.steps)
+
     def peak(self) -> tuple[str, int]:
         """The node at which most of the arena is in use, and the bytes alive then; ("", 0) if it is never used."""
         alive = [0] * len(self.steps)

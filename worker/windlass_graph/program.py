@@ -15,6 +15,7 @@ written. Steps that the leading outputs need come first, so a frame can be run i
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
@@ -24,6 +25,7 @@ from windlass_graph.arena import arena_of
 from windlass_graph.device import Device, stream
 from windlass_graph.explanation import Explanation, PassRecord, explained
 from windlass_graph.graph import Graph
+from windlass_graph.observation import WATCH, Observer, Ran, settle
 from windlass_graph.op import Attrs, Forward, Run
 from windlass_graph.plan import Plan
 from windlass_graph.step_table import STEPS
@@ -190,13 +192,50 @@ class Frame:
             self._borrow()
         xp = program.device.xp
         run = Run(stream(program.device) if rng is None else rng)
-        for at in range(begin, len(self._bound) if end is None else end):
+        last = len(self._bound) if end is None else end
+        if WATCH.observers:
+            self._run_observed(run, begin, last, complete, WATCH.observers)
+            return
+        for at in range(begin, last):
             forward, attrs, ins, outs, scratch = self._bound[at]
             run.scratch = scratch[0]
             forward(xp, attrs, ins, outs, run)
             if complete is not None and at in self.plan.made_at:
                 for number in self.plan.made_at[at]:
                     complete(number)
+
+    def _run_observed(
+        self,
+        run: Run,
+        begin: int,
+        end: int,
+        complete: Callable[[int], None] | None,
+        observers: Sequence[Observer],
+    ) -> None:
+        """The same with each step told to observers."""
+        plan, device = self.plan, self.program.device
+        for each in observers:
+            each.run_begins(begin)
+        began = time.perf_counter_ns()
+        for at in range(begin, end):
+            forward, attrs, ins, outs, scratch = self._bound[at]
+            run.scratch = scratch[0]
+            before = time.perf_counter_ns()
+            forward(device.xp, attrs, ins, outs, run)
+            settle(device)
+            after = time.perf_counter_ns()
+            node = plan.steps[at].node
+            nbytes = plan.written_bytes[at]
+            event = Ran("step", node.op.name, node.name, node.where, outs, nbytes, device, before, after)
+            for each in observers:
+                each.ran(event)
+            if complete is not None:
+                for number in plan.made_at.get(at, ()):
+                    complete(number)
+        name = self.program.graph.outputs[0].node.name
+        whole = Ran("run", "program", name, "", (), plan.arena_bytes, device, began, time.perf_counter_ns())
+        for each in observers:
+            each.ran(whole)
 
     def run_leading(self, rng: np.random.Generator | None = None) -> None:
         """Run what the leading outputs need."""
