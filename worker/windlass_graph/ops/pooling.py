@@ -141,6 +141,7 @@ enter(
         _like(2),
         in_one_precision(_spread, indices=(1,)),
         (lambda b: F.max_pool_gather(b.g, b.y), FLAT, FLAT),
+        unread=(2,),
         doc="zeros like the data, to which g is added where the largest elements were",
     ),
     Op(
@@ -169,6 +170,7 @@ enter(
         (lambda b: F.mean_pool(b.g, **b.attrs), FLAT),
         attrs=_MEAN,
         check=_check,
+        unread=(1,),
         doc="the transpose of mean_pool as a linear map",
     ),
 )
