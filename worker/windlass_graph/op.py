@@ -231,6 +231,8 @@ _FAMILIES: Final = (
     "windlass_graph.ops.pooling",
     "windlass_graph.ops.normalisation",
     "windlass_graph.ops.sequence",
+    "windlass_graph.ops.recurrent",
+    "windlass_graph.ops.attention",
 )
 _FAMILIES_LOADED: list[bool] = []
 
