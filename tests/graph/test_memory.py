@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from windlass_graph.memory import ALIGNMENT, Access, Buffer, Place, aligned, check, placed
+from windlass_graph.memory import ALIGNMENT, Access, Buffer, Place, aligned, bytes_alive, check, placed
 from windlass_proto.errors import InvariantError
 
 BUFFERS = st.lists(
@@ -40,6 +40,13 @@ def test_an_arena_is_no_larger_than_all_buffers_and_no_smaller_than_those_of_any
 
 def test_buffers_of_a_chain_take_the_room_of_two() -> None:
     assert placed([Buffer(1024, i, i + 1) for i in range(10)]).arena_bytes == 2 * 1024
+
+
+def test_buffers_are_moved_until_the_arena_is_what_is_alive_at_one_step() -> None:
+    """Here no order by bytes, time, or both gives less than 13 KiB."""
+    lives = [(3, 4, 9), (2, 5, 7), (6, 0, 4), (2, 2, 7), (5, 6, 10)]
+    buffers = [Buffer(nbytes * 1024, begin, end) for nbytes, begin, end in lives]
+    assert placed(buffers).arena_bytes == bytes_alive(buffers) == 12 * 1024
 
 
 # Slot 0 is given; 1, 2 and 3 are computed from it in a chain.

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 
 import windlass as wl
 from tests.graph.random_graphs import Sample, samples
 from windlass_graph.arena import Arena, arena_of
+from windlass_graph.compile import program_of
 from windlass_graph.device import CPU, Device
 from windlass_graph.graph import Graph
 from windlass_graph.inference import typed
@@ -87,6 +89,27 @@ def test_training_a_perceptron_takes_less_than_half_of_the_memory_of_no_plan() -
     plan = Plan(perceptron())
     plan.check()
     assert plan.arena_bytes < plan.unplanned_bytes / 2
+
+
+def lenet(activation: str) -> Graph:
+    value = wl.sym.Variable("x")
+    for layer, channels in enumerate((20, 50)):
+        value = wl.sym.convolution(value, channels=channels, kernel_size=(5, 5), name=f"conv{layer}")
+        value = getattr(wl.sym, activation)(value)
+        value = wl.sym.max_pool(value, kernel_size=(2, 2), stride=(2, 2))
+    value = getattr(wl.sym, activation)(wl.sym.fully_connected(value, units=500, name="fc"))
+    loss = wl.sym.softmax_cross_entropy(wl.sym.fully_connected(value, units=10, name="out"), wl.sym.Variable("y"))
+    known = {"x": TensorType((64, 1, 28, 28), "float32"), "y": TensorType((64,), "int64")}
+    graph = typed(loss.mean().graph, known)
+    return training_graph(graph, [node.name for node in graph.arguments if node.name not in known], heads=False).graph
+
+
+@pytest.mark.parametrize("activation", ["tanh", "relu"])
+def test_training_lenet_takes_at_least_two_fifths_less_memory_than_with_no_plan(activation: str) -> None:
+    program = program_of(lenet(activation), CPU)
+    program.plan.check()
+    assert program.explain().saved >= 0.4
+    assert program.arena_bytes <= 1.1 * program.plan.peak()[1]
 
 
 def test_memory_is_borrowed_by_the_first_run_and_not_before() -> None:

@@ -191,9 +191,10 @@ class Plan:
 
     @cached_property
     def unplanned_bytes(self) -> int:
-        """What they would need with memory of its own for each."""
+        """What they would need with memory of its own for each, and one scratch that is large enough for all steps."""
         outputs = {self.content[slot] for slot in self.output_slots}
-        return self._bytes(slot for step in self.steps for slot in step.written if slot not in outputs)
+        scratch = max((self._bytes([step.scratch]) for step in self.steps if step.scratch is not None), default=0)
+        return scratch + self._bytes(slot for step in self.steps for slot in step.outs if slot not in outputs)
 
     def _bytes(self, slots: Iterable[int]) -> int:
         return sum(aligned(self.types[slot].nbytes) for slot in slots)
