@@ -120,6 +120,27 @@ def _ctc(t: Any, a: Attrs, x: Any, labels: Any, input_lengths: Any, label_length
     return t.nn.functional.ctc_loss(*given, blank=a["blank"], reduction="none")
 
 
+def _recurrent(kind: str) -> Twin:
+    """Torch's function over one layer; the other direction is that of the steps reversed."""
+
+    def twin(t: Any, a: Attrs, x: Any, *ins: Any) -> Any:
+        name = f"rnn_{a['activation']}" if kind == "rnn" else kind
+        steps = x.flip(0) if a["reverse"] else x
+        zeros = t.zeros(x.shape[1], a["units"], dtype=x.dtype)
+        states = [each.unsqueeze(0) for each in (ins[4:] or (zeros, zeros))]
+        before = tuple(states) if kind == "lstm" else states[0]
+        out, *last = getattr(t, name)(steps, before, list(ins[:4]), True, 1, 0.0, False, False, False)
+        out = out.flip(0) if a["reverse"] else out
+        return (out, last[1][0]) if kind == "lstm" else out
+
+    return twin
+
+
+def _attention(t: Any, a: Attrs, q: Any, k: Any, v: Any, mask: Any = None) -> Any:
+    function = t.nn.functional.scaled_dot_product_attention
+    return function(q, k, v, None if mask is None else mask.bool(), is_causal=a["causal"], scale=a["scale"])
+
+
 _SAME_NAME: Final = (
     "add", "subtract", "multiply", "divide", "floor_divide", "maximum", "minimum", "hypot", "arctan2", "negative",
     "absolute", "square", "sqrt", "exp", "exp2", "log", "log2", "log10", "log1p", "expm1", "sin", "cos", "tan",
@@ -136,6 +157,14 @@ TWINS: Final[dict[str, Twin]] = {
     "mod": lambda t, a, x, y: t.remainder(x, y),
     "equal": lambda t, a, x, y: t.eq(x, y),
     "leaky_relu": lambda t, a, x: t.nn.functional.leaky_relu(x, a["slope"]),
+    "gelu": lambda t, a, x: t.nn.functional.gelu(x),
+    "gelu_tanh": lambda t, a, x: t.nn.functional.gelu(x, approximate="tanh"),
+    "silu": lambda t, a, x: t.nn.functional.silu(x),
+    "mish": lambda t, a, x: t.nn.functional.mish(x),
+    "softsign": lambda t, a, x: t.nn.functional.softsign(x),
+    "elu": lambda t, a, x: t.nn.functional.elu(x, a["alpha"]),
+    "selu": lambda t, a, x: t.nn.functional.selu(x),
+    "hard_sigmoid": lambda t, a, x: (x * a["slope"] + a["offset"]).clamp(0, 1),
     "softplus": lambda t, a, x: t.nn.functional.softplus(x),
     "clip": lambda t, a, x: t.clamp(x, a["low"], a["high"]),
     "where": lambda t, a, condition, x, y: t.where(condition.bool(), x, y),
@@ -183,6 +212,10 @@ TWINS: Final[dict[str, Twin]] = {
     "layer_norm": _layer_norm,
     "group_norm": lambda t, a, x, gamma, beta: t.nn.functional.group_norm(x, a["groups"], gamma, beta, a["epsilon"]),
     "ctc_loss": _ctc,
+    "rnn": _recurrent("rnn"),
+    "lstm": _recurrent("lstm"),
+    "gru": _recurrent("gru"),
+    "attention": _attention,
 }
 
 _OURS: Final = "part of the gradients of other ops, where it is compared"
