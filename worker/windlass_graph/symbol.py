@@ -8,12 +8,14 @@ Prior art: MXNet's Symbol, whose vocabulary this is.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from windlass_graph import modes
+from windlass_graph import modes, scope
 from windlass_graph.build import constant, fresh_name, make, variable
 from windlass_graph.functions import function
 from windlass_graph.gradient import reverse
@@ -43,13 +45,13 @@ class Symbol(Operand):
     @classmethod
     def applied(cls, op: Op, operands: tuple[Any, ...], given: dict[str, Any]) -> Any:
         """A node of `op`. Inputs that are parameters of the op may be left out and become variables of its own."""
-        name = given.pop("name", "") or fresh_name(op.name)
-        labels = given.pop("labels", None)
+        name = scope.named(given.pop("name", "") or fresh_name(op.name))
+        labels = scope.labelled(given.pop("labels", None))
         named = {key: given.pop(key) for key in list(given) if isinstance(given[key], Symbol)}
         if "training" in op.attrs and given.get("training") is None and modes.is_tracing():
             given["training"] = modes.is_training()
         attrs = op.filled(given)
-        operands = _with_parameters(op, op.input_names(attrs), operands, named, name)
+        operands = _with_parameters(op, op.input_names(attrs), operands, named, name, labels)
         node = make(op, _lifted(op, operands), attrs, name, labels)
         if op.visible == 1:
             return cls([Value(node, 0)])
@@ -206,6 +208,15 @@ class Symbol(Operand):
     def list_outputs(self) -> list[str]:
         return [_output_name(value) for value in self.values]
 
+    def list_inputs(self) -> list[str]:
+        """Names of all variables: arguments and auxiliary states."""
+        return [node.name for node in self.graph.variables]
+
+    def get_children(self) -> Self | None:
+        """What this symbol's node reads, as one group; None of a variable."""
+        inputs = self.value.node.inputs
+        return type(self)(inputs) if inputs else None
+
     def get_internals(self) -> Self:
         """All values of the graph, as one group: `s.get_internals()["fc1_output"]`."""
         values = [Value(node, i) for node in self.graph.nodes for i in range(node.op.visible)]
@@ -227,6 +238,43 @@ class Symbol(Operand):
                 found[node.name] = shown
         return found
 
+    def tojson(self) -> str:
+        """The graph as text, in the format of docs/graph-format.md.
+
+        Raises:
+            UsageError: a node is a function of your own, or a constant is too large.
+        """
+        from windlass_graph.graph_file import to_json
+
+        return to_json(self.graph)
+
+    def save(self, path: str | Path) -> None:
+        """Write the graph, without values of variables, to a file; `wl.sym.load` reads it."""
+        from windlass_graph.graph_file import save
+
+        save(self.graph, path)
+
+    def debug_str(self, **shapes: Sequence[int]) -> str:
+        """One line a node: name, op, inputs, attributes, types as far as they follow from `shapes`."""
+        from windlass_graph.drawing import listing
+
+        return listing(self.graph, _types_of(shapes))
+
+    def print(self, **shapes: Sequence[int]) -> None:
+        """Print the graph as a drawing in text."""
+        from windlass_graph.drawing import text_drawing
+
+        sys.stdout.write(text_drawing(self.graph, _types_of(shapes)) + "\n")
+
+    def draw(self, path: str | Path | None = None, **shapes: Sequence[int]) -> str:
+        """The graph in Graphviz's language, with types as far as they follow from `shapes`; also written to `path`."""
+        from windlass_graph.drawing import dot
+
+        text = dot(self.graph, _types_of(shapes))
+        if path is not None:
+            Path(path).write_text(text, encoding="utf-8")
+        return text
+
     def infer_shape(self, **shapes: Sequence[int]) -> tuple[list[Any], list[Any], list[Any]]:
         """Shapes of arguments, outputs and auxiliary states from those of some variables.
 
@@ -247,8 +295,7 @@ class Symbol(Operand):
 
     def infer_shape_partial(self, **shapes: Sequence[int]) -> tuple[list[Any], list[Any], list[Any]]:
         """As `infer_shape`, with None for what cannot be told."""
-        known = {name: TensorType(tuple(shape)) for name, shape in shapes.items()}
-        types = infer(self.graph, known)
+        types = infer(self.graph, _types_of(shapes))
         return (
             [types[Value(node, 0)].shape for node in self.graph.arguments],
             [types[value].shape for value in self.values],
@@ -301,12 +348,16 @@ def Variable(  # noqa: N802 - its name in the field
 ) -> Symbol:
     """A variable: a value that comes from outside, by its name."""
     known = TensorType(None if shape is None else tuple(shape), None if dtype is None else np.dtype(dtype).name)
-    return Symbol([Value(variable(name, known, labels=labels), 0)])
+    return Symbol([Value(variable(name, known, labels=scope.labelled(labels)), 0)])
 
 
 def Group(symbols: Sequence[Symbol]) -> Symbol:  # noqa: N802 - its name in the field
     """Several symbols as one, with all their outputs."""
     return Symbol([value for symbol in symbols for value in symbol.values])
+
+
+def _types_of(shapes: Mapping[str, Sequence[int]]) -> dict[str, TensorType]:
+    return {name: TensorType(tuple(shape)) for name, shape in shapes.items()}
 
 
 def _output_name(value: Value) -> str:
@@ -317,7 +368,12 @@ def _output_name(value: Value) -> str:
 
 
 def _with_parameters(
-    op: Op, names: tuple[str, ...], operands: tuple[Any, ...], named: dict[str, Symbol], stem: str
+    op: Op,
+    names: tuple[str, ...],
+    operands: tuple[Any, ...],
+    named: dict[str, Symbol],
+    stem: str,
+    labels: Mapping[str, str],
 ) -> tuple[Any, ...]:
     """Operands by position, then by name; parameters that are missing become variables."""
     if names and names[-1].startswith("*"):
@@ -327,7 +383,7 @@ def _with_parameters(
         if name in named:
             listed.append(named.pop(name))
         elif name in op.parameters:
-            made = variable(f"{stem}_{name}", TensorType(), auxiliary=name in op.auxiliary)
+            made = variable(f"{stem}_{name}", TensorType(), auxiliary=name in op.auxiliary, labels=labels)
             listed.append(Symbol([Value(made, 0)]))
     if named:
         wrong = next(iter(named))
