@@ -143,3 +143,35 @@ def test_a_foreign_parameter_is_refused(parameters: dict[str, Array]) -> None:
 
     with pytest.raises(UsageError, match=r"not its own.*other"):
         CachedGraph(foreign)([batch(2)], parameters)
+
+
+def test_a_traced_function_explains_each_signature(parameters: dict[str, Array]) -> None:
+    graph = traced()
+    graph([batch(2)], parameters)
+    with wl.autograd.record():
+        graph([batch(5)], parameters)
+    found = graph.explain()
+    assert list(found) == ["float32(2, 4): prediction", "float32(5, 4): training"]
+    assert found["float32(5, 4): training"].steps["fully_connected"] == 2
+
+
+def test_what_is_computed_again_changes_memory_and_not_gradients(parameters: dict[str, Array]) -> None:
+    symbols = {name: Variable(name) for name in SHAPES}
+
+    def deep(x: Any) -> Any:
+        for _ in range(12):
+            x = F.sin(F.tanh(x))
+        return x
+
+    def trained(policy: str | None) -> tuple[int, list[Any]]:
+        graph = CachedGraph(lambda inputs: [deep(F.multiply(inputs[0], symbols["b2"]))], recompute=policy)
+        _, grads = gradients(
+            lambda: graph([wl.nd.array(np.full((64, 1), 0.3, np.float32))], parameters)[0][0], parameters
+        )
+        [explanation] = graph.explain().values()
+        return explanation.arena_bytes, grads
+
+    (plain_bytes, plain), (again_bytes, again) = trained(None), trained("sqrt")
+    assert again_bytes < plain_bytes
+    for one, other in zip(plain, again, strict=True):
+        np.testing.assert_array_equal(one, other)

@@ -263,3 +263,11 @@ def test_gradients_of_outputs_have_the_outputs_shapes() -> None:
     exe.backward()
     with pytest.raises(wl.UsageError, match=r"forward\(is_train=True\)"):
         exe.backward()
+
+
+def test_an_executor_explains_what_compiling_did() -> None:
+    exe = bound_net()
+    training, prediction = exe.explain(is_train=True), exe.explain()
+    assert training.steps["matmul"] > 0 == prediction.steps.get("matmul", 0)
+    assert [each.name for each in training.passes] == ["fold", "merge", "fuse"]
+    assert f"{training.saved:.0%} less" in str(training)

@@ -66,6 +66,16 @@ def test_variables_are_never_written() -> None:
     np.testing.assert_array_equal(x, np.float32(0.5))
 
 
+def test_outputs_that_are_one_value_have_memory_of_their_own() -> None:
+    x = wl.sym.Variable("x")
+    both = wl.sym.Group([wl.sym.tanh(x), wl.sym.reshape(wl.sym.tanh(x), shape=(-1,)), x])
+    fed = np.ones((64, 64), np.float32)
+    one, other, same = program_of(typed(both.graph, X), CPU).run({"x": fed})
+    np.testing.assert_array_equal(one.reshape(-1), other)
+    assert not np.shares_memory(one, other)
+    assert not np.shares_memory(same, fed)
+
+
 def test_what_only_the_type_is_taken_of_may_be_gone() -> None:
     x = wl.sym.Variable("x")
     part = wl.sym.slice_axis_gradient(wl.sym.slice_axis(x, axis=0, end=1), wl.sym.exp(x), axis=0, end=1)

@@ -17,11 +17,13 @@ from windlass_graph.array import Array, Recorded
 from windlass_graph.build import fresh_names, variable
 from windlass_graph.compile import program_of
 from windlass_graph.device import Device, stream
+from windlass_graph.explanation import Explanation
 from windlass_graph.functions import function
 from windlass_graph.graph import Graph
 from windlass_graph.inference import typed
 from windlass_graph.node import NO_LABELS, Value
 from windlass_graph.op import Backward, Op
+from windlass_graph.passes.recompute import Policy
 from windlass_graph.program import Frame, Program
 from windlass_graph.symbol import Symbol
 from windlass_graph.tensor_type import TensorType
@@ -41,13 +43,22 @@ class GraphCall:
         graph: typed; its variables are the inputs, by name.
         names: the order in which inputs are given.
         by: inputs by which it is differentiated when it is recorded.
+        recompute: what the backward part computes again; see `passes.recompute`.
     """
 
-    def __init__(self, graph: Graph, names: Sequence[str], by: Sequence[str], device: Device) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        names: Sequence[str],
+        by: Sequence[str],
+        device: Device,
+        recompute: Policy | None = None,
+    ) -> None:
         self.graph = graph
         self.names = tuple(names)
         self.by = tuple(by)
         self.device = device
+        self._recompute = recompute
         self._lock = threading.Lock()
         self._plain: Program | None = None
         self._training: tuple[TrainingGraph, Program] | None = None
@@ -76,7 +87,7 @@ class GraphCall:
         with self._lock:
             if self._training is None:
                 joint = training_graph(self.graph, self.by, heads=True)
-                self._training = (joint, program_of(joint.graph, self.device))
+                self._training = (joint, program_of(joint.graph, self.device, recomputed=self._recompute))
             return self._training
 
     def _fed(self, frame: Frame, arrays: Sequence[Array]) -> Frame:
@@ -99,6 +110,15 @@ class GraphCall:
         node = Recorded(self._op, inputs, attrs, "", "", types, NO_LABELS, tuple(outs), self.device)
         found = [Array(each, self.device, Value(node, i)) for i, each in enumerate(outs)]
         return found, dict(zip(joint.updated, memory[joint.outputs :], strict=True))
+
+    def explain(self) -> dict[str, Explanation]:
+        """What compiling did, for the programs that have been needed: "prediction", "training"."""
+        found = {}
+        if self._plain is not None:
+            found["prediction"] = self._plain.explain()
+        if self._training is not None:
+            found["training"] = self._training[1].explain()
+        return found
 
     def slope(self) -> GraphCall:
         """The gradients as a function of the inputs and of the outputs' gradients, which can be differentiated."""
@@ -186,10 +206,12 @@ class CachedGraph:
 
     Args:
         trace: gives the outputs as symbols, from symbols of the inputs; parameters come into it as variables.
+        recompute: what backward parts compute again instead of keeping it; see `passes.recompute`.
     """
 
-    def __init__(self, trace: Trace) -> None:
+    def __init__(self, trace: Trace, recompute: Policy | None = None) -> None:
         self._trace = trace
+        self._recompute = recompute
         self._lock = threading.Lock()
         self._calls: dict[Any, GraphCall] = {}
 
@@ -197,6 +219,16 @@ class CachedGraph:
     def signatures(self) -> int:
         """How many are compiled."""
         return len(self._calls)
+
+    def explain(self) -> dict[str, Explanation]:
+        """What compiling did for each signature and mode, by these in words."""
+        with self._lock:
+            calls = list(self._calls.items())
+        return {
+            f"{', '.join(map(str, key[0]))}: {mode}": explanation
+            for key, call in calls
+            for mode, explanation in call.explain().items()
+        }
 
     def __call__(self, inputs: Sequence[Array], parameters: Mapping[str, Array]) -> tuple[list[Array], dict[str, Any]]:
         """The outputs for these inputs, and new values of auxiliary parameters (memory by name).
@@ -226,7 +258,7 @@ class CachedGraph:
             raise UsageError("a traced block uses parameters that are not its own", parameters=", ".join(missing))
         ready = typed(graph, known).checked()
         names = [node.name for node in ready.variables]
-        made = GraphCall(ready, names, [name for name in by if name in names], device)
+        made = GraphCall(ready, names, [name for name in by if name in names], device, self._recompute)
         with self._lock:
             if len(self._calls) >= SIGNATURES_MAX:
                 self._calls.pop(next(iter(self._calls)))

@@ -25,6 +25,7 @@ import numpy as np
 from windlass_graph.array import Array
 from windlass_graph.binding import Binding, allocated, is_float, is_layer_parameter, type_given, types_of_variables
 from windlass_graph.compile import compiled, in_mode
+from windlass_graph.explanation import Explanation
 from windlass_graph.graph import Graph
 from windlass_graph.inference import infer, typed
 from windlass_graph.node import Value
@@ -244,6 +245,10 @@ class Executor:
         values = [*joint.graph.outputs[:leading], *watched, *joint.graph.outputs[leading:]]
         program = compiled(Graph(values, leading + len(watched)), {}, device=device)
         return _Part(program, outputs, joint.updated, _names(watched), joint.gradients, joint.heads)
+
+    def explain(self, is_train: bool = False) -> Explanation:
+        """What compiling for a mode did: passes, steps, bytes saved; to print, or to read field by field."""
+        return self._part(is_train).program.explain()
 
     def set_monitor_callback(self, callback: Monitor | None, monitor_all: bool = False) -> None:
         """After each `forward`, call `callback(name, array)` for the values of every node, in the order of the graph.

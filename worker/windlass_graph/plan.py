@@ -159,9 +159,10 @@ class Plan:
         self._lives[keep] = (begin, end)
 
     @cached_property
-    def given_outputs(self) -> tuple[bool, ...]:
-        """For each output whether it is a variable's or a constant's own memory."""
-        return tuple(self.root(slot) in self.given_roots for slot in self.output_slots)
+    def copied_outputs(self) -> tuple[bool, ...]:
+        """For each output whether its memory is a variable's, a constant's or an earlier output's own."""
+        roots = [self.root(slot) for slot in self.output_slots]
+        return tuple(root in self.given_roots or root in roots[:number] for number, root in enumerate(roots))
 
     @cached_property
     def made_at(self) -> dict[int, tuple[int, ...]]:

@@ -250,9 +250,9 @@ class Frame:
         return [self.output(number) for number in range(len(self.plan.output_slots))]
 
     def output(self, number: int) -> Any:
-        """Memory of one output, the caller's; a copy where it is a variable's or a constant's own."""
+        """Memory of one output, the caller's; a copy where it is a variable's, a constant's or another output's."""
         memory = self._arrays[self.plan.output_slots[number]]
-        return memory.copy() if self.plan.given_outputs[number] else memory
+        return memory.copy() if self.plan.copied_outputs[number] else memory
 
     def finish(self) -> None:
         """Give the memory back and forget outputs and variables. The frame is not used again by its holder."""
