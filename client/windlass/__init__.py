@@ -21,14 +21,15 @@ from typing import TYPE_CHECKING, Any
 from windlass._version import __version__
 
 if TYPE_CHECKING:
-    from windlass import admit, codec, evict, init, optim, schedule
+    from windlass import admit, codec, evict, optim, schedule
     from windlass.checkpoints import Resume
     from windlass.cluster import Cluster, connect
     from windlass.hashing import hash64
     from windlass.mixture import Rows
     from windlass.store import Store
     from windlass.ticket import Ticket, wait
-    from windlass_graph import autograd, nd, profiler, sym
+    from windlass_graph import autograd, loss, nd, nn, profiler, sym
+    from windlass_graph import functions as F  # noqa: N812 - what the field calls it
     from windlass_graph.device import cpu, gpu
     from windlass_graph.graph import Graph
     from windlass_graph.monitor import Monitor
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
         UsageError,
         WindlassError,
     )
-    from windlass_worker import data, metric
+    from windlass_worker import data, init, metric
     from windlass_worker.devices import split_and_load
     from windlass_worker.trainer import Trainer
 
@@ -57,16 +58,19 @@ _WHERE = {
     "optim": "windlass.",
     "schedule": "windlass.",
     "datasets": "windlass.",
-    "init": "windlass.",
     "autograd": _GRAPH,
     "nd": _GRAPH,
     "profiler": _GRAPH,
     "Monitor": "windlass_graph.monitor",
     "sym": _GRAPH,
     "Graph": "windlass_graph.graph",
+    "loss": _GRAPH,
+    "nn": _GRAPH,
+    "F": "windlass_graph.nn",
     "cpu": "windlass_graph.device",
     "gpu": "windlass_graph.device",
     "data": _WORKER,
+    "init": _WORKER,
     "metric": _WORKER,
     "hash64": "windlass.hashing",
     "Trainer": "windlass_worker.trainer",
@@ -93,6 +97,7 @@ __all__ = [
     "ClosedError",
     "Cluster",
     "CorruptionError",
+    "F",
     "FencedError",
     "Graph",
     "InvariantError",
@@ -118,8 +123,10 @@ __all__ = [
     "hash64",
     "init",
     "load_tensors",
+    "loss",
     "metric",
     "nd",
+    "nn",
     "optim",
     "profiler",
     "schedule",

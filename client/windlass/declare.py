@@ -122,7 +122,12 @@ def declare_table(
     width = _counted("dim", dim, limits.ROW_ELEMENTS_MAX)
     table_specs.check_transfer(transfer, dtype=dtype, dim=width, rule=optimizer)
     if not isinstance(init, InitSpec):
-        raise UsageError("the initialiser of a table is not one of windlass.init", type=type(init).__name__, table=name)
+        raise UsageError(
+            "the initialiser of a table is not one of windlass.init that servers know",
+            next_move="Rows begin with Zeros, Constant, Uniform or Normal.",
+            type=type(init).__name__,
+            table=name,
+        )
     tensor = pb.Tensor(  # what a row is, how it begins, and how long it stays
         name=name,
         dtype=dtype,

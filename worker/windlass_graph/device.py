@@ -96,3 +96,8 @@ def stream(device: Device) -> np.random.Generator:
         words: Any = None if _STREAMS.seed_value is None else (_STREAMS.seed_value, device.index, len(device.kind))
         found = _STREAMS.by_device[device] = np.random.Generator(np.random.Philox(np.random.SeedSequence(words)))
     return found
+
+
+def seed_of_thread() -> int:
+    """What `seed` was last given in this thread; 0 if nothing."""
+    return _STREAMS.seed_value or 0

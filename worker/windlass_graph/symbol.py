@@ -21,7 +21,7 @@ from windlass_graph.functions import function
 from windlass_graph.gradient import reverse
 from windlass_graph.graph import Graph, by_name, kept
 from windlass_graph.inference import infer
-from windlass_graph.node import Node, Value, topological
+from windlass_graph.node import Node, Value, caller_line, topological
 from windlass_graph.op import Op
 from windlass_graph.operand import Operand
 from windlass_graph.tensor_type import TensorType, as_float, promoted
@@ -96,6 +96,30 @@ class Symbol(Operand):
         if self.shape is None:
             raise UsageError("nothing is known of this symbol's shape", symbol=self.name)
         return len(self.shape)
+
+    def __bool__(self) -> bool:
+        raise self._no_value("a branch")
+
+    def __float__(self) -> float:
+        raise self._no_value("a number")
+
+    def __int__(self) -> int:
+        raise self._no_value("a number")
+
+    def item(self) -> Any:
+        raise self._no_value("a number")
+
+    def numpy(self) -> Any:
+        raise self._no_value("an array")
+
+    def _no_value(self, what: str) -> UsageError:
+        """The error of Python's code that wants a value while a graph is written."""
+        return UsageError(
+            f"{what} needs a value, and a symbol has none while its graph is written",
+            next_move="Choose with F.where(...), or do not hybridize the block that branches.",
+            symbol=", ".join(map(str, self.values)),
+            line=caller_line(),
+        )
 
     def __repr__(self) -> str:
         return f"<Symbol {', '.join(map(str, self.values))}>"
