@@ -43,8 +43,9 @@ if TYPE_CHECKING:
         UsageError,
         WindlassError,
     )
-    from windlass_worker import data, init, metric
+    from windlass_worker import callback, data, init, metric
     from windlass_worker.devices import split_and_load
+    from windlass_worker.estimator import Estimator
     from windlass_worker.trainer import Trainer
 
 _ERRORS = "windlass_proto.errors"
@@ -74,6 +75,8 @@ _WHERE = {
     "metric": _WORKER,
     "hash64": "windlass.hashing",
     "Trainer": "windlass_worker.trainer",
+    "Estimator": "windlass_worker.estimator",
+    "callback": _WORKER,
     "split_and_load": "windlass_worker.devices",
     "Cluster": "windlass.cluster",
     "connect": "windlass.cluster",
@@ -97,6 +100,7 @@ __all__ = [
     "ClosedError",
     "Cluster",
     "CorruptionError",
+    "Estimator",
     "F",
     "FencedError",
     "Graph",
@@ -114,6 +118,7 @@ __all__ = [
     "__version__",
     "admit",
     "autograd",
+    "callback",
     "codec",
     "connect",
     "cpu",

@@ -89,3 +89,27 @@ def train_over(
         trainer.backward(listed)
         trainer.step()
     return curve
+
+
+class DigitsNet:
+    """The same model with the two things of a block that training needs."""
+
+    def __init__(self, devices: Sequence[str] = ("cpu:0",), units: int = 64) -> None:
+        random = np.random.default_rng(0)
+        shapes = {"w1": (units, 64), "b1": (units,), "w2": (10, units), "b2": (10,)}
+        values = {name: random.normal(0, 0.2, shape).astype(np.float32) for name, shape in shapes.items()}
+        self.units = units
+        self.copies = {name: Replicated(wl.nd.array(each), devices) for name, each in values.items()}
+
+    @property
+    def params(self) -> dict[str, Array]:
+        return {name: each.list_data()[0] for name, each in self.copies.items()}
+
+    def collect_params(self) -> dict[str, Replicated]:
+        return self.copies
+
+    def __call__(self, x: Array) -> Array:
+        own = {name: each.copies[str(x.device)] for name, each in self.copies.items()}
+        hidden = wl.nd.relu(wl.nd.fully_connected(x, own["w1"], own["b1"], units=self.units))
+        found: Array = wl.nd.fully_connected(hidden, own["w2"], own["b2"], units=10)
+        return found

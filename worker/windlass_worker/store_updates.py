@@ -117,6 +117,11 @@ class StoreUpdates:
                 ticket.result()
             for name, member in self.members.items():
                 member.first.memory[...] = self._staged[name]
+            self._arrived()
         else:
-            self.store.pull(out=self._outputs()).result()
+            self.pull()
+
+    def pull(self) -> None:
+        """Present values, into every copy."""
+        self.store.pull(out=self._outputs()).result()
         self._arrived()

@@ -81,6 +81,25 @@ class Trainer:
             )
         return self._updates
 
+    def begin(self) -> None:
+        """Take the parameters now; the first step does so otherwise.
+
+        Raises:
+            UsageError: shapes are not known yet.
+        """
+        self._begun()
+
+    def pull(self) -> None:
+        """Take the store's present values into every copy, e.g. after `store.resume`.
+
+        Raises:
+            UsageError: there is no store.
+        """
+        updates = self._begun()
+        if not isinstance(updates, StoreUpdates):
+            raise UsageError("this trainer has no store to pull from", next_move="Give it one: Trainer(store=).")
+        updates.pull()
+
     def take(self, parameters: Mapping[str, Any]) -> None:
         """Train these from now on: a model whose layers changed. What stays keeps its values and the rule's state.
 

@@ -142,6 +142,22 @@ class DataLoader:
         else:
             yield from self._made_here(orders)
 
+    @property
+    def is_shared(self) -> bool:
+        """Do the workers of a cluster share its epochs?"""
+        return self._shared is not None
+
+    def example(self) -> Any:
+        """A batch of the first row, outside of every epoch: for who needs its shapes before it trains.
+
+        Raises:
+            UsageError: the data set is empty.
+        """
+        if not len(self.dataset):
+            raise UsageError("a data set has no rows", next_move="Give it some.")
+        rows = np.zeros(1, np.int64)
+        return make_batch(self.dataset, rows, seed=self._seed, epoch=0, collate=self._collate, room=fresh)
+
     def _orders(self) -> Orders:
         if self._shared is not None:
             reading = self._shared.read()

@@ -15,7 +15,7 @@ from windlass_worker.metric.classes import F1, MCC, Accuracy, TopKAccuracy
 from windlass_worker.metric.distances import MAE, MSE, RMSE, PearsonCorrelation
 from windlass_worker.metric.likelihoods import CrossEntropy, NegativeLogLikelihood, Perplexity
 from windlass_worker.metric.ranking import AUC
-from windlass_worker.metric.sums import Composite, Custom, Loss, Metric
+from windlass_worker.metric.sums import Composite, Custom, Loss, Metric, figures_of
 
 __all__ = [
     "AUC",
@@ -34,4 +34,5 @@ __all__ = [
     "PearsonCorrelation",
     "Perplexity",
     "TopKAccuracy",
+    "figures_of",
 ]

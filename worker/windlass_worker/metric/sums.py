@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import abc
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -160,6 +160,18 @@ class Composite:
             raise UsageError(f"{self.name} cannot merge that state", shape=given.shape, expected=(sum(sizes),))
         for metric, part in zip(self.metrics, np.split(given, np.cumsum(sizes)[:-1]), strict=True):
             metric.merge(part)
+
+
+def figures_of(metrics: Iterable[Metric | Composite]) -> dict[str, float]:
+    """Names and values of metrics, of composites those within."""
+    found: dict[str, float] = {}
+    for metric in metrics:
+        if isinstance(metric, Composite):
+            found |= figures_of(metric.metrics)
+        else:
+            name, value = metric.get()
+            found[name] = value
+    return found
 
 
 def ratio(total: float, count: float) -> float:
