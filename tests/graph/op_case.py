@@ -17,7 +17,12 @@ import numpy.typing as npt
 
 from windlass_graph import autograd
 from windlass_graph.array import Array, array_of
+from windlass_graph.compile import compiled
+from windlass_graph.device import CPU, Device
 from windlass_graph.functions import function
+from windlass_graph.graph import Graph
+from windlass_graph.symbol import Variable
+from windlass_graph.tensor_type import type_of
 
 Values = npt.NDArray[Any]
 STEP = 1e-6
@@ -83,7 +88,7 @@ def weighed(case: OpCase, operands: Sequence[Any], weights: Sequence[Values]) ->
     """One number: the sum of all float outputs, each element weighed."""
     total: Any = None
     for out, weight in zip(outputs(case, operands), weights, strict=True):
-        term = (out * array_of(weight)).sum()
+        term = (out * array_of(weight, device=out.device)).sum()
         total = term if total is None else total + term
     return total
 
@@ -93,15 +98,42 @@ def weights_for(case: OpCase) -> list[Values]:
     return [drawn(*shape, seed=9 + i) if shape else np.array(0.7) for i, shape in enumerate(shapes)]
 
 
-def gradients(case: OpCase, ins: Sequence[Values], weights: Sequence[Values], *, create: bool = False) -> list[Array]:
+def gradients(
+    case: OpCase, ins: Sequence[Values], weights: Sequence[Values], device: str | Device = "cpu:0"
+) -> list[Array]:
     """By autograd, of `weighed`, by the inputs of `case.by`."""
-    operands = [array_of(each) for each in ins]
+    operands = [array_of(each, device=device) for each in ins]
     for index in case.by:
         operands[index].attach_grad()
     with autograd.record():
         total = weighed(case, operands, weights)
-        found: list[Array] = autograd.grad(total, [operands[i] for i in case.by], create_graph=create)
+        found: list[Array] = autograd.grad(total, [operands[i] for i in case.by])
     return found
+
+
+def second_gradients(case: OpCase, weights: Sequence[Values], device: str | Device = "cpu:0") -> list[Array]:
+    """By autograd, of the squares of what `gradients` gives, summed."""
+    operands = [array_of(each, device=device) for each in case.ins]
+    for index in case.by:
+        operands[index].attach_grad()
+    with autograd.record():
+        total = weighed(case, operands, weights)
+        first = autograd.grad(total, [operands[i] for i in case.by], create_graph=True)
+        squares = (first[0] * first[0]).sum()
+        for each in first[1:]:
+            squares = squares + (each * each).sum()
+    squares.backward()
+    return [grad for index in case.by if (grad := operands[index].grad) is not None]
+
+
+def planned(case: OpCase, device: Device = CPU) -> list[Any]:
+    """The visible outputs by a compiled graph: the device's own arrays."""
+    names = [f"in{i}" for i in range(len(case.ins))]
+    symbols = outputs(case, [Variable(name) for name in names])
+    known = {name: type_of(each) for name, each in zip(names, case.ins, strict=True)}
+    program = compiled(Graph([symbol.value for symbol in symbols]), known, device=device)
+    feeds = {name: device.xp.asarray(each, order="C") for name, each in zip(names, case.ins, strict=True)}
+    return program.run(feeds)
 
 
 def differences(number: Callable[[Sequence[Values]], float], ins: Sequence[Values], index: int) -> Values:

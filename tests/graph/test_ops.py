@@ -8,14 +8,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.graph.op_case import OpCase, Values, differences, every_case, gradients, outputs, weighed, weights_for
-from windlass_graph import autograd
+from tests.graph.op_case import (
+    OpCase,
+    Values,
+    differences,
+    every_case,
+    gradients,
+    outputs,
+    planned,
+    second_gradients,
+    weighed,
+    weights_for,
+)
 from windlass_graph.array import array_of
-from windlass_graph.compile import compiled
-from windlass_graph.graph import Graph
 from windlass_graph.op import FLAT, Missing, table
-from windlass_graph.symbol import Variable
-from windlass_graph.tensor_type import type_of
 
 CASES = every_case()
 WITH_GRADIENT = [case for case in CASES if case.by]
@@ -46,16 +52,6 @@ def test_arrays_and_symbols_compute_what_numpy_does(case: OpCase) -> None:
         np.testing.assert_array_equal(found, wanted)
 
 
-def planned(case: OpCase) -> list[Any]:
-    """The outputs by a compiled graph."""
-    names = [f"in{i}" for i in range(len(case.ins))]
-    symbols = outputs(case, [Variable(name) for name in names])
-    known = {name: type_of(each) for name, each in zip(names, case.ins, strict=True)}
-    program = compiled(Graph([symbol.value for symbol in symbols]), known)
-    feeds = {name: np.ascontiguousarray(each) for name, each in zip(names, case.ins, strict=True)}
-    return program.run(feeds)
-
-
 @pytest.mark.parametrize("case", WITH_GRADIENT, ids=str)
 def test_the_gradient_is_that_of_finite_differences(case: OpCase) -> None:
     weights = weights_for(case)
@@ -74,19 +70,6 @@ def test_the_gradient_of_the_gradient_is_that_of_finite_differences(case: OpCase
     def slope(ins: Sequence[Values]) -> float:
         return float(sum(np.sum(np.square(np.asarray(each))) for each in gradients(case, ins, weights)))
 
-    operands = [array_of(each) for each in case.ins]
-    for index in case.by:
-        operands[index].attach_grad()
-    with autograd.record():
-        total = weighed(case, operands, weights)
-        first = autograd.grad(total, [operands[i] for i in case.by], create_graph=True)
-        squares = None
-        for each in first:
-            term = (each * each).sum()
-            squares = term if squares is None else squares + term
-    assert squares is not None
-    squares.backward()
-    for index in case.by:
+    for gradient, index in zip(second_gradients(case, weights), case.by, strict=True):
         wanted = differences(slope, case.ins, index)
-        gradient = operands[index].grad
         np.testing.assert_allclose(np.asarray(gradient), wanted, rtol=2e-4, atol=2e-5)
