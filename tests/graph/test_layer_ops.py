@@ -119,3 +119,16 @@ def test_operands_of_every_dtype_are_computed_in_float32_at_least(dtype: str) ->
     np.testing.assert_array_equal(np.asarray(out)[:, 0], expected)
     pooled = nd.max_pool(array_of(x), kernel_size=(2,))
     np.testing.assert_array_equal(np.asarray(pooled), x.reshape(2, 3, 3, 2).max(axis=-1))
+
+
+def test_what_compiled_loops_would_write_outside_their_arrays_is_refused() -> None:
+    scores, wrong = array_of(np.zeros((2, 3))), array_of(np.array([0, 3]))
+    with pytest.raises(UsageError, match="labels"):
+        nd.softmax_cross_entropy(scores, wrong)
+    with pytest.raises(UsageError, match="labels"):
+        nd.cross_entropy_gradient(array_of(np.ones(2)), scores, wrong)
+    at = array_of(np.array([[[4]]], "int32"))
+    with pytest.raises(UsageError, match="within the points"):
+        nd.max_pool_gradient(array_of(np.ones((1, 1, 1))), at, array_of(np.ones((1, 1, 4))))
+    with pytest.raises(UsageError, match="within the points"):
+        nd.max_pool_gather(array_of(np.ones((1, 1, 4))), at)

@@ -1,4 +1,4 @@
-"""exp, sigmoid and tanh in loops, each for the dtype of its argument.
+"""exp, log, sigmoid and tanh in loops, each for the dtype of its argument.
 
 A loop is one function, compiled for float32 and for float64; `elementary` has a function for each. What is called here
 is chosen by the compiler, from the argument's type.
@@ -16,6 +16,14 @@ from numba import types
 from numba.extending import overload
 
 from windlass_graph.kernels import elementary
+
+
+def exp(x: Any) -> Any:
+    return np.exp(x)
+
+
+def log(x: Any) -> Any:
+    return np.log(x)
 
 
 def sigmoid(x: Any) -> Any:
@@ -40,5 +48,7 @@ def _chosen(function: Callable[[Any], Any], single: Any, double: Any) -> None:
     overload(function, jit_options={"forceinline": True, "error_model": "numpy"})(choose)
 
 
+_chosen(exp, elementary.exp_float32, elementary.exp_float64)
+_chosen(log, elementary.log_float32, elementary.log_float64)
 _chosen(sigmoid, elementary.sigmoid_float32, elementary.sigmoid_float64)
 _chosen(tanh, elementary.tanh_float32, elementary.tanh_float64)

@@ -15,7 +15,7 @@ from typing import Any
 
 from windlass_graph import functions as F
 from windlass_graph.kernels.precision import in_one_precision
-from windlass_graph.op import FLAT, Attrs, Backward, Op, Run, enter
+from windlass_graph.op import FLAT, Attrs, Backward, Op, Run, enter, lookup
 from windlass_graph.tensor_type import ContradictionError, TensorType, as_float, broadcast, promoted
 from windlass_proto.errors import UsageError
 
@@ -62,11 +62,10 @@ def _attend(xp: Any, attrs: Attrs, ins: Sequence[Any], outs: Sequence[Any], run:
         xp.copyto(p, -xp.inf, where=ins[3] == 0)
     if attrs["causal"]:
         xp.copyto(p, -xp.inf, where=xp.arange(p.shape[-1]) > xp.arange(p.shape[-2])[:, None])
-    largest = p.max(axis=-1, keepdims=True)
-    p -= xp.where(xp.isfinite(largest), largest, 0)
-    xp.exp(p, out=p)
-    total = p.sum(axis=-1, keepdims=True)
-    p /= xp.where(total == 0, 1, total)
+    unseen = p.max(axis=-1, keepdims=True) == -xp.inf if attrs["use_mask"] or attrs["causal"] else None
+    lookup("softmax").forward(xp, {"axis": -1}, [p], [p], run)
+    if unseen is not None:
+        xp.copyto(p, 0, where=unseen)
     xp.matmul(p, v, out=out)
 
 

@@ -20,7 +20,7 @@ def _taken(attrs: Attrs, ins: Sequence[TensorType]) -> tuple[TensorType, ...]:
     return (TensorType((*shape[:axis], *indices, *shape[axis + 1 :]), ins[0].dtype),)
 
 
-def _checked(xp: Any, indices: Any, size: int, what: str) -> Any:
+def checked_indices(xp: Any, indices: Any, size: int, what: str) -> Any:
     """Indices as int64, none beyond the axis. On a GPU they are not looked at: that would wait for it."""
     wide = indices.astype("int64", copy=False)
     if xp.__name__ == "numpy" and wide.size and not (wide.min() >= 0 and wide.max() < size):
@@ -36,14 +36,14 @@ def _checked(xp: Any, indices: Any, size: int, what: str) -> Any:
 
 def _take(xp: Any, attrs: Attrs, ins: Sequence[Any], outs: Sequence[Any], run: Run) -> None:
     [axis] = axes_of(attrs["axis"], ins[0].ndim)
-    xp.take(ins[0], _checked(xp, ins[1], ins[0].shape[axis], "take"), axis=axis, out=outs[0])
+    xp.take(ins[0], checked_indices(xp, ins[1], ins[0].shape[axis], "take"), axis=axis, out=outs[0])
 
 
 def _scatter(xp: Any, attrs: Attrs, ins: Sequence[Any], outs: Sequence[Any], run: Run) -> None:
     g, indices, out = ins[0], ins[1], outs[0]
     [axis] = axes_of(attrs["axis"], out.ndim)
     out.fill(0)
-    where = (*[slice(None)] * axis, _checked(xp, indices, out.shape[axis], "take"))
+    where = (*[slice(None)] * axis, checked_indices(xp, indices, out.shape[axis], "take"))
     if xp.__name__ == "numpy":
         xp.add.at(out, where, g)
     else:
@@ -64,7 +64,7 @@ def _embedding_complete(attrs: Attrs, ins: Sequence[TensorType]) -> Sequence[Ten
 
 
 def _embedding(xp: Any, attrs: Attrs, ins: Sequence[Any], outs: Sequence[Any], run: Run) -> None:
-    xp.take(ins[1], _checked(xp, ins[0], attrs["input_size"], "embedding"), axis=0, out=outs[0])
+    xp.take(ins[1], checked_indices(xp, ins[0], attrs["input_size"], "embedding"), axis=0, out=outs[0])
 
 
 def _picked(attrs: Attrs, ins: Sequence[TensorType]) -> tuple[TensorType, ...]:
@@ -78,7 +78,7 @@ def _picked(attrs: Attrs, ins: Sequence[TensorType]) -> tuple[TensorType, ...]:
 
 def _pick(xp: Any, attrs: Attrs, ins: Sequence[Any], outs: Sequence[Any], run: Run) -> None:
     rows = ins[0].reshape(-1, ins[0].shape[-1])
-    columns = _checked(xp, ins[1].reshape(-1), rows.shape[1], "pick")
+    columns = checked_indices(xp, ins[1].reshape(-1), rows.shape[1], "pick")
     outs[0].reshape(-1)[...] = rows[xp.arange(len(rows)), columns]
 
 
@@ -89,7 +89,7 @@ def _hot_types(attrs: Attrs, ins: Sequence[TensorType]) -> tuple[TensorType, ...
 def _hot(xp: Any, attrs: Attrs, ins: Sequence[Any], outs: Sequence[Any], run: Run) -> None:
     outs[0].fill(0)
     rows = outs[0].reshape(-1, attrs["depth"])
-    rows[xp.arange(len(rows)), _checked(xp, ins[0].reshape(-1), attrs["depth"], "one_hot")] = 1
+    rows[xp.arange(len(rows)), checked_indices(xp, ins[0].reshape(-1), attrs["depth"], "one_hot")] = 1
 
 
 def _embedding_rule(b: Backward) -> Any:

@@ -9,8 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from windlass_graph import functions as F
 from windlass_graph.op import FLAT, Attrs, Backward, Missing, Op, Run, enter
+from windlass_graph.ops.indexing import checked_indices
 from windlass_graph.tensor_type import ContradictionError, TensorType, as_float
 from windlass_proto.errors import UsageError
 
@@ -21,8 +24,20 @@ def _float_types(attrs: Attrs, ins: Sequence[TensorType]) -> tuple[TensorType, .
     return (TensorType(ins[0].shape, as_float(ins[0].dtype)),)
 
 
+def _has_loops(xp: Any, axis: int, *arrays: Any) -> bool:
+    """Whether the compiled loops over rows take them: on the host, by the last axis, in one precision."""
+    dtype, rank = arrays[0].dtype, arrays[0].ndim
+    alike = xp is np and axis in (-1, rank - 1) and rank > 0 and arrays[0].size > 0
+    return alike and dtype.name in ("float32", "float64") and all(each.dtype == dtype for each in arrays)
+
+
 def _softmax(xp: Any, attrs: Attrs, ins: Sequence[Any], outs: Sequence[Any], run: Run) -> None:
     axis, out = attrs["axis"], outs[0]
+    if _has_loops(xp, axis, ins[0], out):
+        from windlass_graph.kernels.softmax import softmax
+
+        softmax(ins[0].reshape(-1, out.shape[-1]), out.reshape(-1, out.shape[-1]), run.threads)
+        return
     xp.subtract(ins[0], ins[0].max(axis=axis, keepdims=True), out=out)
     xp.exp(out, out=out)
     out /= out.sum(axis=axis, keepdims=True)
@@ -30,6 +45,11 @@ def _softmax(xp: Any, attrs: Attrs, ins: Sequence[Any], outs: Sequence[Any], run
 
 def _log_softmax(xp: Any, attrs: Attrs, ins: Sequence[Any], outs: Sequence[Any], run: Run) -> None:
     axis, out = attrs["axis"], outs[0]
+    if _has_loops(xp, axis, ins[0], out):
+        from windlass_graph.kernels.softmax import log_softmax
+
+        log_softmax(ins[0].reshape(-1, out.shape[-1]), out.reshape(-1, out.shape[-1]), run.threads)
+        return
     xp.subtract(ins[0], ins[0].max(axis=axis, keepdims=True), out=out)
     out -= xp.log(xp.exp(out).sum(axis=axis, keepdims=True))
 
@@ -71,7 +91,7 @@ def _cross_entropy(xp: Any, attrs: Attrs, ins: Sequence[Any], outs: Sequence[Any
     loss, log_p = outs
     _log_softmax(xp, {"axis": -1}, ins, [log_p], run)
     rows = log_p.reshape(-1, log_p.shape[-1])
-    labels = ins[1].reshape(-1).astype("int64")
+    labels = checked_indices(xp, ins[1].reshape(-1), rows.shape[1], "labels")
     loss.reshape(-1)[...] = -rows[xp.arange(len(rows)), labels]
 
 
@@ -86,9 +106,15 @@ def _cross_entropy_rule(b: Backward) -> Any:
 def _entropy_gradient(xp: Any, attrs: Attrs, ins: Sequence[Any], outs: Sequence[Any], run: Run) -> None:
     g, log_p, labels = ins
     out = outs[0]
-    xp.exp(log_p, out=out)
     rows = out.reshape(-1, out.shape[-1])
-    rows[xp.arange(len(rows)), labels.reshape(-1).astype("int64")] -= 1
+    wide = checked_indices(xp, labels.reshape(-1), rows.shape[1], "labels")
+    if _has_loops(xp, -1, log_p, g, out):
+        from windlass_graph.kernels.softmax import cross_entropy_gradient
+
+        cross_entropy_gradient(g.reshape(-1), log_p.reshape(rows.shape), wide, rows, run.threads)
+        return
+    xp.exp(log_p, out=out)
+    rows[xp.arange(len(rows)), wide] -= 1
     rows *= g.reshape(-1, 1)
 
 

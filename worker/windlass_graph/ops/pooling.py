@@ -88,6 +88,17 @@ def _by_channel(array: Any) -> Any:
     return array.reshape(array.shape[0] * array.shape[1], -1)
 
 
+def _check_places(at: Any, points: Any) -> None:
+    """Compiled loops write where they are told."""
+    if at.size and (at.max() >= points.shape[1] or len(at) != len(points) or at.dtype != "int32"):
+        raise UsageError(
+            "places of largest elements are int32 within the points of a channel",
+            next_move="Take them from max_pool.",
+            largest=int(at.max()),
+            points=points.shape[1],
+        )
+
+
 def _largest(xp: Any, attrs: Attrs, ins: Sequence[Any], outs: Sequence[Any], run: Run) -> None:
     from windlass_graph.kernels import pooling
 
@@ -100,6 +111,7 @@ def _spread(xp: Any, attrs: Attrs, ins: Sequence[Any], outs: Sequence[Any], run:
     from windlass_graph.kernels import pooling
 
     g, at, out = map(_by_channel, (*ins[:2], *outs))
+    _check_places(at, out)
     pooling.spread(g, at, out, run.threads)
 
 
@@ -107,6 +119,7 @@ def _gather(xp: Any, attrs: Attrs, ins: Sequence[Any], outs: Sequence[Any], run:
     from windlass_graph.kernels import pooling
 
     x, at, out = map(_by_channel, (*ins, *outs))
+    _check_places(at, x)
     pooling.gather(x, at, out, run.threads)
 
 
