@@ -103,7 +103,7 @@ def _listed(names: Sequence[str], shown: int = _NAMES_SHOWN) -> str:
 def _size(nbytes: int) -> str:
     if nbytes < 10_000:
         return f"{nbytes} B"
-    return f"{nbytes / 1024:.1f} KiB" if nbytes < 10 * 1024 * 1024 else f"{nbytes / 1024**2:.1f} MiB"
+    return f"{nbytes / 1024:.1f} KiB" if nbytes < 1024 * 1024 else f"{nbytes / 1024**2:.1f} MiB"
 
 
 def recorded(name: str, before: Graph, after: Graph) -> PassRecord:
