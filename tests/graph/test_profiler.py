@@ -164,7 +164,7 @@ def test_a_monitor_finds_the_first_node_that_is_not_finite() -> None:
 def test_a_statistic_may_be_a_function() -> None:
     with wl.Monitor(stat=lambda x: float(x.shape[0]), pattern="total") as monitor:
         run(program())
-    assert list(monitor.rows) == [(0, "total", 5.0)]
+    assert monitor.rows == [(0, "total", 5.0)]
 
 
 def test_a_monitor_refuses_what_it_cannot_do() -> None:

@@ -116,3 +116,15 @@ def test_a_prepared_function_computes_what_the_op_does() -> None:
         {"x": np.array([0, 1, 4, 9])}
     )
     np.testing.assert_array_equal(found, np.array([0, 1, 2, 3], np.float32))
+
+
+def test_a_net_edited_between_training_steps_prepares_only_the_touched_nodes() -> None:
+    graph = wl.Graph(wl.sym.softmax_output(Symbol(net(59, ["relu", "relu", "sigmoid"]).outputs), name="softmax"))
+    before = graph.symbol.simple_bind(x=(4, 59), type_dict={"softmax_label": "int64"})
+    first = before.explain(is_train=True)
+    assert first.compiled_steps + first.reused_steps == sum(first.steps.values())
+    after = before.edited(graph.replace("act1", "tanh")).explain(is_train=True)
+    new = {name for name in after.steps if name not in first.steps}
+    assert new == {"tanh", "square"}  # the rest of its gradient is what sigmoid's is made of
+    assert after.compiled_steps == 2
+    assert after.reused_steps == sum(after.steps.values()) - 2

@@ -65,10 +65,14 @@ class Monitor:
         self._runs = 0
         self._seen: set[str] = set()
         self._matched = False
-        self.rows: deque[tuple[int, str, float]] = deque(maxlen=ROWS_MAX)
+        self._rows: deque[tuple[int, str, float]] = deque(maxlen=ROWS_MAX)
+        self._watching: AbstractContextManager[None] | None = None
+
+    @property
+    def rows(self) -> list[tuple[int, str, float]]:
         """(number of the run, counted from 0; name of the node, with the output's number if it has several; value),
         the last 100,000 of them."""
-        self._watching: AbstractContextManager[None] | None = None
+        return list(self._rows)
 
     def __enter__(self) -> Self:
         self._watching = observed_by(self)
@@ -105,4 +109,4 @@ class Monitor:
         for number, out in enumerate(event.outs):
             name = event.name if len(event.outs) == 1 else f"{event.name}[{number}]"
             host = out if event.device.kind == "cpu" else out.get()
-            self.rows.append((run, name, self._stat(host)))
+            self._rows.append((run, name, self._stat(host)))

@@ -107,10 +107,11 @@ class Profile:
         rows = self.rows()
         total = sum(row.total_us for row in rows) or 1.0
         width = max((len(row.name) for row in rows), default=4)
+        ops = max((len(row.op) for row in rows), default=2)
         numbers = f"{'calls':>7} {'total us':>11} {'share':>6} {'mean us':>9} {'p95 us':>9} {'MiB':>9}"
-        lines = [f"{'op':<24} {'name':<{width}} {numbers}"]
+        lines = [f"{'op':<{ops}} {'name':<{width}} {numbers}"]
         lines += [
-            f"{row.op:<24} {row.name:<{width}} {row.calls:>7} {row.total_us:>11.1f} {row.total_us / total:>6.1%}"
+            f"{row.op:<{ops}} {row.name:<{width}} {row.calls:>7} {row.total_us:>11.1f} {row.total_us / total:>6.1%}"
             f" {row.mean_us:>9.1f} {row.p95_us:>9.1f} {row.nbytes / 2**20:>9.2f}"
             for row in rows
         ]
