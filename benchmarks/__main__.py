@@ -22,9 +22,22 @@ RESULTS = REPOSITORY / "build" / "bench"
 
 def cases() -> tuple[Case, ...]:
     """All cases, in the order in which they run. Imported late: `peers` and `--help` need none of it."""
-    from benchmarks.cases import codecs, curves, dense, digits, floors, gpu, kernels, overlap, pauses, sparse, start
+    from benchmarks.cases import (
+        codecs,
+        curves,
+        dense,
+        digits,
+        engine,
+        floors,
+        gpu,
+        kernels,
+        overlap,
+        pauses,
+        sparse,
+        start,
+    )
 
-    parts = (floors, dense, sparse, pauses, overlap, curves, digits, kernels, gpu, codecs, start)
+    parts = (floors, dense, sparse, pauses, overlap, curves, digits, engine, kernels, gpu, codecs, start)
     return tuple(case for part in parts for case in part.CASES)
 
 

@@ -169,13 +169,13 @@ class Fleet:
 
 
 class View:
-    """A fleet measured under another name with other arrays: one set of processes, two rows."""
+    """A fleet measured under another name with loads of its own: one set of processes, several rows."""
 
-    def __init__(self, name: str, fleet: Contender, *, arena: bool) -> None:
+    def __init__(self, name: str, fleet: Contender, own: Callable[[Load], Load]) -> None:
         self.name = name
         self.workers = fleet.workers
         self._fleet = fleet
-        self._arena = arena
+        self._own = own
 
     def prepare(self, load: Load) -> None:
         self._fleet.prepare(self._own(load))
@@ -191,9 +191,6 @@ class View:
 
     def close(self) -> None:
         """The fleet is closed by its opener."""
-
-    def _own(self, load: Load) -> Load:
-        return Load(f"{load.key}{'+arena' if self._arena else ''}", load.shapes, self._arena)
 
 
 class Field:

@@ -99,7 +99,7 @@ def described(row: Row) -> str:
 
 def _figure(name: str, value: float) -> str:
     if name in UNITS:
-        return f"{value:.3g} {UNITS[name]}"
+        return f"{value:,.0f} {UNITS[name]}" if value >= 1000 else f"{value:.3g} {UNITS[name]}"
     assert name.endswith("_s"), f"a figure without a unit: {name}"
     return f"{name.removesuffix('_s').replace('_', ' ')} {_duration(value)}".strip()
 
@@ -116,6 +116,9 @@ UNITS = {
     "accuracy": "accuracy",
     "epochs": "epochs",
     "hidden_percent": "% hidden",
+    "planned_mib": "MiB planned",
+    "unplanned_mib": "MiB unplanned",
+    "saved_percent": "% saved",
 }
 
 

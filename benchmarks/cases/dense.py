@@ -29,8 +29,13 @@ def enter_windlass(field: Field, link: str, consistency: str = "asp", workers: i
     name = f"windlass {link}"
     fleet = field.enter(name, partial(open_windlass, link, consistency, workers, servers))
     if fleet is not None:
-        views = [View(f"{fleet.name} {kind}", fleet, arena=kind == "arena") for kind in ("own", "arena")]
+        views = [View(f"{fleet.name} own", fleet, lambda load: load), View(f"{fleet.name} arena", fleet, in_arena)]
         field.replace(fleet, views)
+
+
+def in_arena(load: Load) -> Load:
+    """The same load in arrays that the library allocated."""
+    return Load(f"{load.key}+arena", load.shapes, arena=True)
 
 
 def one_to_one(field: Field, *, grpc: bool = True) -> None:

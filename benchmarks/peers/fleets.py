@@ -61,3 +61,31 @@ def open_torch_adam() -> Fleet:
         worker = Child("torch", [python, "-m", "benchmarks.peers.torch_adam"], LOGS / "torch.log")
         opened.callback(worker.close)
         return Fleet("torch fused adam", [worker]).take_over(opened)
+
+
+def threads_environment(threads: int) -> dict[str, str]:
+    """What tells a process, before it begins, how many threads its loops and its BLAS use."""
+    names = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+    return dict.fromkeys(names, str(threads))
+
+
+def open_torch_models(threads: int) -> Fleet:
+    """PyTorch on the engine's models."""
+    python = python_of("torch")
+    argv = [python, "-m", "benchmarks.peers.torch_models", str(threads)]
+    with ExitStack() as opened:
+        worker = Child("torch", argv, LOGS / "torch-models.log", threads_environment(threads))
+        opened.callback(worker.close)
+        return Fleet("torch eager", [worker]).take_over(opened)
+
+
+def open_mxnet_models(threads: int) -> Fleet:
+    """MXNet's gluon on the engine's models."""
+    python = python_of("mxnet")
+    env = {**threads_environment(threads), "MXNET_CPU_WORKER_NTHREADS": str(threads)}
+    with ExitStack() as opened:
+        worker = Child(
+            "mxnet", [python, "-W", "ignore", "-m", "benchmarks.peers.mxnet_models"], LOGS / "mxnet-models.log", env
+        )
+        opened.callback(worker.close)
+        return Fleet("mxnet gluon hybridized", [worker]).take_over(opened)

@@ -37,7 +37,7 @@ def test_list_names_every_case_with_a_sentence() -> None:
     assert done.returncode == 0, done.stderr
     named = dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
     assert {"floors", "roundtrip", "pushpull", "model", "aggregate", "kernels"} <= set(named)
-    assert {"codecs", "sparse", "overlap", "start", "digits"} <= set(named)
+    assert {"codecs", "sparse", "overlap", "start", "digits", "engine", "engine-memory"} <= set(named)
     assert {"curve-workers", "curve-servers", "curve-bytes", "curve-tensors"} <= set(named)
 
 
