@@ -94,8 +94,8 @@ def train_over(
 class DigitsNet:
     """The same model with the two things of a block that training needs."""
 
-    def __init__(self, devices: Sequence[str] = ("cpu:0",), units: int = 64) -> None:
-        random = np.random.default_rng(0)
+    def __init__(self, devices: Sequence[str] = ("cpu:0",), units: int = 64, seed: int = 0) -> None:
+        random = np.random.default_rng(seed)
         shapes = {"w1": (units, 64), "b1": (units,), "w2": (10, units), "b2": (10,)}
         values = {name: random.normal(0, 0.2, shape).astype(np.float32) for name, shape in shapes.items()}
         self.units = units
