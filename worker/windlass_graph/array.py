@@ -18,7 +18,7 @@ from windlass_graph import modes
 from windlass_graph.device import CPU, Device, device_of
 from windlass_graph.evaluate import evaluate
 from windlass_graph.node import NO_LABELS, Node, Value
-from windlass_graph.op import Op, lookup
+from windlass_graph.op import Attrs, Backward, Op, lookup
 from windlass_graph.operand import Operand
 from windlass_graph.tensor_type import TensorType, as_float, promoted, type_of
 from windlass_proto.errors import UsageError
@@ -67,6 +67,8 @@ class Array(Operand):
             node = Recorded(op, inputs, attrs, "", "", types, NO_LABELS, tuple(outs), device)
             for index, result in enumerate(results):
                 result.value = Value(node, index)
+        if op.updates is not None and attrs.get("training", True):
+            _update(op, attrs, arrays, results)
         return results[0] if op.visible == 1 else tuple(results[: op.visible])
 
     def as_constant(self) -> Value:
@@ -252,6 +254,16 @@ def array_of(source: Any, dtype: Any = None, device: str | Device | None = None)
         dtype = "float32" if source.dtype.kind == "f" else source.dtype
     host = source.get() if place.kind == "cpu" and hasattr(source, "get") else source
     return Array(place.xp.array(host, dtype=dtype, order="C", copy=True), place)
+
+
+def _update(op: Op, attrs: Attrs, ins: list[Array], outs: list[Array]) -> None:
+    """Write new values of auxiliary inputs where they lie: moving averages."""
+    with modes.modes(recording=False):
+        assert op.updates is not None, "the caller has looked"
+        seen = [each.detach() for each in ins], [each.detach() for each in outs], [None] * len(outs)
+        found = op.updates(Backward(attrs, *seen))
+    for index, new in found.items():
+        ins[index]._memory[...] = new._memory
 
 
 def _common_device(op: Op, operands: tuple[Any, ...]) -> Device:

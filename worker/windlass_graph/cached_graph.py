@@ -27,7 +27,7 @@ from windlass_graph.passes.recompute import Policy
 from windlass_graph.program import Frame, Program
 from windlass_graph.symbol import Symbol
 from windlass_graph.tensor_type import TensorType
-from windlass_graph.training_graph import TrainingGraph, training_graph
+from windlass_graph.training_graph import TrainingGraph, training_graph, updates_of
 from windlass_proto.errors import UsageError
 
 SIGNATURES_MAX: Final = 256
@@ -63,6 +63,7 @@ class GraphCall:
         self._plain: Program | None = None
         self._training: tuple[TrainingGraph, Program] | None = None
         self._slope: GraphCall | None = None
+        self._updates = updates_of(graph)
         self._random = any(node.op.random for node in graph.nodes)
         self._op = Op("cached_graph", ("*data",), _never, _never, _gradient, visible=len(graph.outputs))
 
@@ -73,14 +74,19 @@ class GraphCall:
         program = self._plain_program()
         frame = self._fed(program.start(), arrays)
         frame.run()
-        found = [Array(memory, self.device) for memory in frame.outputs()]
+        memory = frame.outputs()
         frame.finish()
-        return found, {}
+        count = len(self.graph.outputs)
+        found = [Array(each, self.device) for each in memory[:count]]
+        return found, dict(zip(self._updates, memory[count:], strict=True))
 
     def _plain_program(self) -> Program:
         with self._lock:
             if self._plain is None:
-                self._plain = program_of(self.graph, self.device)
+                graph = self.graph
+                if self._updates:
+                    graph = Graph([*graph.outputs, *self._updates.values()])
+                self._plain = program_of(graph, self.device)
             return self._plain
 
     def _training_program(self) -> tuple[TrainingGraph, Program]:

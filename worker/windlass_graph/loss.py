@@ -21,6 +21,7 @@ from windlass_proto.arguments import did_you_mean, unknown_name
 from windlass_proto.errors import UsageError
 
 __all__ = [
+    "CTC",
     "L1",
     "L2",
     "CosineEmbedding",
@@ -332,6 +333,46 @@ class PoissonNLL(Paired):
         above = F.maximum(F.cast_like(label, prediction), 1.0)
         stirling = above * F.log(above) - above + F.log(above * (2 * math.pi)) * 0.5
         return losses + F.where(label > 1, stirling, 0.0)
+
+
+class CTC(Loss):
+    """-log of the probability that softmax(prediction) spells the labels, summed over all alignments.
+
+    Source: Graves et al., Connectionist temporal classification, ICML 2006.
+
+    Args:
+        layout: of the predictions, "NTC" (batch, steps, classes) or "TNC".
+        blank: the class that is no label; -1, the last, as MXNet's.
+        weight: factor of every loss.
+
+    Labels are (batch, labels). What is below 0 pads them, unless `label_lengths` are given.
+    """
+
+    def __init__(self, layout: str = "NTC", blank: int = -1, *, weight: float = 1.0) -> None:
+        super().__init__(weight)
+        if layout not in ("NTC", "TNC"):
+            raise UsageError("this is no layout", next_move=did_you_mean(str(layout), ("NTC", "TNC")), got=layout)
+        self.layout = layout
+        self.blank = blank
+
+    def forward(
+        self,
+        prediction: Any,
+        label: Any,
+        input_lengths: Any = None,
+        label_lengths: Any = None,
+        sample_weight: Any = None,
+    ) -> Any:
+        """One number a sequence."""
+        if self.layout == "NTC":
+            prediction = F.transpose(prediction, axes=(1, 0, 2))
+        steps, _, classes = prediction.shape
+        lengths = F.sum(F.cast(label >= 0, dtype="int32"), axis=1) if label_lengths is None else label_lengths
+        if input_lengths is None:
+            input_lengths = F.zeros_like(lengths) + steps
+        blank = self.blank % classes if -classes <= self.blank < 0 else self.blank
+        losses = F.ctc_loss(prediction, label, input_lengths, lengths, blank=blank)
+        return self.reduced(losses, sample_weight)
 
 
 if not TYPE_CHECKING:  # type checkers say it by themselves

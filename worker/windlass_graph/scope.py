@@ -41,6 +41,16 @@ def Prefix(prefix: str) -> Iterator[None]:  # noqa: N802 - its name in the field
 
 
 @contextmanager
+def only_prefix(prefix: str) -> Iterator[None]:
+    """Inside, names begin with `prefix` alone, whatever the scopes around say."""
+    outer, _SCOPE.prefix = _SCOPE.prefix, prefix
+    try:
+        yield
+    finally:
+        _SCOPE.prefix = outer
+
+
+@contextmanager
 def Labels(**labels: str) -> Iterator[None]:  # noqa: N802 - in the manner of Prefix
     """Inside, symbols and variables carry these labels."""
     outer = _SCOPE.labels

@@ -49,7 +49,7 @@ def training_graph(graph: Graph, by: Sequence[str], *, heads: bool) -> TrainingG
 
 
 def _joint(graph: Graph, by: Sequence[str], heads: bool) -> TrainingGraph:
-    updates = _updates(graph)
+    updates = updates_of(graph)
     arguments = {node.name: Value(node, 0) for node in graph.arguments}
     seeds: dict[Value, Symbol] = {}
     names: list[str] = []
@@ -79,7 +79,7 @@ def _joint(graph: Graph, by: Sequence[str], heads: bool) -> TrainingGraph:
     )
 
 
-def _updates(graph: Graph) -> dict[str, Value]:
+def updates_of(graph: Graph) -> dict[str, Value]:
     """New values of auxiliary variables, by name."""
     found: dict[str, Value] = {}
     for node in graph.nodes:

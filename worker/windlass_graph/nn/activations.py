@@ -1,6 +1,6 @@
 """Activations as blocks.
 
-Those that are one op are that op; the others are compositions, which the fusing pass makes one kernel of.
+Most are one op; PReLU and a Swish with a factor are compositions, which the fusing pass makes one kernel of.
 """
 
 from __future__ import annotations
@@ -15,50 +15,18 @@ from windlass_graph.nn.parameter import Parameter
 from windlass_proto.arguments import did_you_mean
 from windlass_proto.errors import UsageError
 
-_SELU_ALPHA: Final = 1.6732632423543772
-_SELU_SCALE: Final = 1.0507009873554805
-
-
-def _elu(x: Any, alpha: float = 1.0) -> Any:
-    below = function("expm1")(function("minimum")(x, 0.0)) * alpha
-    return function("where")(x > 0, x, below)
-
-
-def _selu(x: Any) -> Any:
-    return _elu(x, _SELU_ALPHA) * _SELU_SCALE
-
-
-def _silu(x: Any) -> Any:
-    return x * function("sigmoid")(x)
-
-
-def _softsign(x: Any) -> Any:
-    return x / (abs(x) + 1)
-
-
-def _mish(x: Any) -> Any:
-    return x * function("tanh")(function("softplus")(x))
-
-
-def _op(name: str) -> Callable[[Any], Any]:
-    def call(x: Any) -> Any:
-        return function(name)(x)
-
-    return call
-
-
-_ACTIVATIONS: Final[Mapping[str, Callable[[Any], Any]]] = {
-    "relu": _op("relu"),
-    "sigmoid": _op("sigmoid"),
-    "tanh": _op("tanh"),
-    "softplus": _op("softplus"),
-    "softsign": _softsign,
-    "selu": _selu,
-    "elu": _elu,
-    "silu": _silu,
-    "swish": _silu,
-    "mish": _mish,
-}
+_ACTIVATIONS: Final[Mapping[str, str]] = {
+    **{
+        name: name
+        for name in (
+            "elu", "gelu", "gelu_tanh", "hard_sigmoid", "leaky_relu", "mish", "relu", "selu", "sigmoid", "silu",
+            "softplus", "softsign", "tanh",
+        )
+    },
+    "softrelu": "softplus",
+    "swish": "silu",
+}  # fmt: skip
+"""The op of each name; softrelu is MXNet's name."""
 
 
 def activation(name: str) -> Callable[[Any], Any]:
@@ -67,10 +35,9 @@ def activation(name: str) -> Callable[[Any], Any]:
     Raises:
         UsageError: there is none.
     """
-    found = _ACTIVATIONS.get(name)
-    if found is None:
+    if name not in _ACTIVATIONS:
         raise UsageError(f"there is no activation {name!r}", next_move=did_you_mean(str(name), _ACTIVATIONS))
-    return found
+    return function(_ACTIVATIONS[name])
 
 
 class Activation(HybridBlock):
@@ -138,7 +105,7 @@ class ELU(HybridBlock):
         self.alpha = alpha
 
     def forward(self, x: Any) -> Any:
-        return _elu(x, self.alpha)
+        return function("elu")(x, alpha=self.alpha)
 
     def settings(self) -> str:
         return f"{self.alpha}"
@@ -151,7 +118,7 @@ class SELU(HybridBlock):
     """
 
     def forward(self, x: Any) -> Any:
-        return _selu(x)
+        return function("selu")(x)
 
 
 class Swish(HybridBlock):
@@ -162,11 +129,32 @@ class Swish(HybridBlock):
         self.beta = beta
 
     def forward(self, x: Any) -> Any:
-        return _silu(x) if self.beta == 1 else x * function("sigmoid")(x * self.beta)
+        return function("silu")(x) if self.beta == 1 else x * function("sigmoid")(x * self.beta)
 
 
 class SiLU(HybridBlock):
     """x * sigmoid(x)."""
 
     def forward(self, x: Any) -> Any:
-        return _silu(x)
+        return function("silu")(x)
+
+
+class GELU(HybridBlock):
+    """x times the normal distribution's share below x. Source: Hendrycks and Gimpel, Gaussian error linear units, 2016.
+
+    Args:
+        approximation: "erf" is exact; "tanh" is the paper's approximation.
+    """
+
+    def __init__(self, approximation: str = "erf") -> None:
+        super().__init__()
+        if approximation not in ("erf", "tanh"):
+            move = did_you_mean(str(approximation), ("erf", "tanh"))
+            raise UsageError("this is no approximation of GELU", next_move=move, got=approximation)
+        self.approximation = approximation
+
+    def forward(self, x: Any) -> Any:
+        return function("gelu" if self.approximation == "erf" else "gelu_tanh")(x)
+
+    def settings(self) -> str:
+        return self.approximation

@@ -313,11 +313,12 @@ class Block:
 
     def _compute(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """One forward, after what its own parameters waited for is told."""
-        if current_trace() is None:
-            for parameter in self._own.values():
-                if parameter.is_deferred:
-                    self._tell_shapes(args, kwargs)
-                    break
+        trace = current_trace()
+        if trace is not None:
+            with trace.within(self):
+                return self.forward(*args, **kwargs)
+        if any(parameter.is_deferred for parameter in self._own.values()):
+            self._tell_shapes(args, kwargs)
         return self.forward(*args, **kwargs)
 
     def _tell_shapes(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

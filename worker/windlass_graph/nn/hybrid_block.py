@@ -44,7 +44,8 @@ class Compiled:
         block = self._block()
         assert block is not None, "a block is alive while it is called"
         args, kwargs = rebuilt(self._structure, symbols)
-        with tracing_into(Trace(self.parameters, self._class)):
+        paths = {id(each): path for path, each in block.blocks()}
+        with tracing_into(Trace(self.parameters, paths, self._class)):
             result = block.forward(*args, **kwargs)
         leaves, self._results[is_training()] = flattened(result)
         wrong = [leaf for leaf in leaves if not isinstance(leaf, Symbol)]

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from windlass_graph.build import variable
 from windlass_graph.device import Device
 from windlass_graph.node import Value
+from windlass_graph.scope import only_prefix
 from windlass_graph.symbol import Symbol
 from windlass_graph.tensor_type import TensorType
 from windlass_proto.errors import UsageError
@@ -27,13 +28,20 @@ class Trace:
 
     Args:
         parameters: of the traced block, by structural name.
+        paths: of the blocks below it, by identity; nodes are named by the path of the block that makes them.
         block: its class, for errors.
     """
 
-    def __init__(self, parameters: Mapping[str, Parameter], block: str) -> None:
+    def __init__(self, parameters: Mapping[str, Parameter], paths: Mapping[int, str], block: str) -> None:
         self._names = {id(parameter): name for name, parameter in parameters.items()}
+        self._paths = paths
         self._block = block
         self._symbols: dict[str, Symbol] = {}
+
+    def within(self, block: object) -> AbstractContextManager[None]:
+        """Inside, nodes carry the path of this block before their names."""
+        path = self._paths.get(id(block))
+        return only_prefix(f"{path}." if path else "")
 
     def symbol(self, parameter: Parameter) -> Symbol:
         """The variable of a parameter.
