@@ -14,6 +14,7 @@ from weakref import ref
 
 from windlass_graph.array import Array
 from windlass_graph.cached_graph import CachedGraph
+from windlass_graph.explanation import Explanation
 from windlass_graph.graph import Graph
 from windlass_graph.inference import infer
 from windlass_graph.modes import is_training
@@ -23,6 +24,7 @@ from windlass_graph.nn.structure import Structure, flattened, rebuilt
 from windlass_graph.nn.trace import Trace, current_trace, tracing_into
 from windlass_graph.node import Value
 from windlass_graph.operand import Operand
+from windlass_graph.passes.recompute import Policy
 from windlass_graph.symbol import Symbol
 from windlass_graph.tensor_type import TensorType, type_of
 from windlass_proto.errors import UsageError
@@ -37,7 +39,7 @@ class Compiled:
         self._structure = structure
         self._results: dict[bool, Structure] = {}
         self.parameters = block.collect_params()
-        self.graph = CachedGraph(self._traced)
+        self.graph = CachedGraph(self._traced, block._recompute)
 
     def _traced(self, symbols: Sequence[Symbol]) -> Sequence[Symbol]:
         """The outputs of `forward`, and in `_results` how it arranges them."""
@@ -89,8 +91,10 @@ class HybridBlock(Block):
         super().__init__()
         object.__setattr__(self, "_active", False)
         object.__setattr__(self, "_compiled", {})
+        object.__setattr__(self, "_recompute", None)
 
     _active: bool
+    _recompute: Policy | None
     _compiled: dict[Structure, Compiled]
 
     def _check_child(self, name: str, value: Block | Parameter) -> None:
@@ -102,11 +106,34 @@ class HybridBlock(Block):
                 child=f"{name}: {type(value).__name__}",
             )
 
-    def hybridize(self, active: bool = True) -> None:
-        """Compile this block, and run what was compiled from now on; with False compute at once again."""
+    def hybridize(self, active: bool = True, *, recompute: Policy | None = None) -> None:
+        """Compile this block, and run what was compiled from now on; with False compute at once again.
+
+        Args:
+            recompute: which values the backward part computes again instead of keeping them: "sqrt", a number of
+                segments, or names of nodes; see `windlass_graph.passes.recompute`.
+        """
         self._active = active
+        self._recompute = recompute
         self.clear_cache()
         super().hybridize(active)
+
+    def explain(self) -> dict[str, Explanation]:
+        """What compiling did, by signature and mode in words: passes, steps, bytes saved; to print, or to read.
+
+        Raises:
+            UsageError: nothing has been compiled.
+        """
+        found: dict[str, Explanation] = {}
+        for compiled in self._compiled.values():
+            found.update(compiled.graph.explain())
+        if not found:
+            raise UsageError(
+                "nothing of this block has been compiled",
+                next_move="Call hybridize(), then the block.",
+                block=type(self).__name__,
+            )
+        return found
 
     @property
     def is_hybridized(self) -> bool:

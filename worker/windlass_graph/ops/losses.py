@@ -174,6 +174,7 @@ enter(
         _softmax,
         (_softmax_rule,),
         attrs=_AXIS,
+        inplace=(0,),
         doc="exp(x) / sum(exp(x)) over an axis",
     ),
     Op(
@@ -183,6 +184,7 @@ enter(
         _log_softmax,
         (_log_softmax_rule,),
         attrs=_AXIS,
+        inplace=(0,),
         doc="log(softmax(x)) over an axis",
     ),
     Op(
@@ -192,6 +194,7 @@ enter(
         _cross_entropy,
         (_cross_entropy_rule, FLAT),
         complete=_labelled_complete,
+        inplace=(0,),
         doc="-log(softmax(scores)[label]) for each row; labels are class indices",
     ),
     Op(
@@ -200,6 +203,7 @@ enter(
         lambda attrs, ins: (ins[1],),
         _entropy_gradient,
         (lambda b: _entropy_gradient_rule(b, 0), lambda b: _entropy_gradient_rule(b, 1), FLAT),
+        inplace=(1,),
         doc="g * (exp(log_p) - one_hot(labels))",
     ),
     Op(
@@ -221,6 +225,7 @@ enter(
         complete=_labelled_complete,
         parameters=frozenset({"label"}),
         check=_refuse_normalization,
+        inplace=(0,),
         doc="softmax(scores); its gradient is that of the cross entropy with `label`, whatever comes from outside",
     ),
     Op(
@@ -231,6 +236,7 @@ enter(
         Missing("it stands for the gradient of a loss that is never computed; use softmax_cross_entropy"),
         attrs=_SCALES,
         check=_refuse_normalization,
+        inplace=(0,),
         doc="(p - one_hot(labels)) * grad_scale, over the number of rows if normalization is batch",
     ),
     Op(
