@@ -189,7 +189,7 @@ def test_values_of_every_node_are_shown_by_name() -> None:
 
 def test_parameters_are_copied_by_name() -> None:
     exe, other = bound_net(), net().simple_bind(data=(6, 4))
-    with pytest.raises(wl.UsageError, match=r"no argument 'fc1_wait'.*Did you mean fc1_weight"):
+    with pytest.raises(wl.UsageError, match=r"no parameter 'fc1_wait'.*Did you mean fc1_weight"):
         other.copy_params_from({"fc1_wait": 1})
     values = {name: array.numpy() for name, array in exe.arg_dict.items()}
     other.copy_params_from(values | {"surplus": np.zeros(3)}, allow_extra_params=True)

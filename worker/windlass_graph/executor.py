@@ -265,24 +265,21 @@ class Executor:
         aux_params: Mapping[str, Any] | None = None,
         allow_extra_params: bool = False,
     ) -> None:
-        """Copy values into arguments and auxiliary states, by name.
+        """Copy values into arguments and auxiliary states, by name; without `aux_params` both are in `arg_params`.
 
         Raises:
             UsageError: a name is unknown and `allow_extra_params` is not set, or a shape differs.
         """
-        for given, arrays, what in (
-            (arg_params, self.arg_dict, "argument"),
-            (aux_params or {}, self.aux_dict, "auxiliary state"),
-        ):
+        both = self.arg_dict | self.aux_dict if aux_params is None else self.arg_dict
+        for given, arrays in ((arg_params, both), (aux_params or {}, self.aux_dict)):
             for name, value in given.items():
                 if name not in arrays:
                     if allow_extra_params:
                         continue
-                    raise UsageError(f"there is no {what} {name!r}", next_move=did_you_mean(name, arrays))
+                    raise UsageError(f"there is no parameter {name!r}", next_move=did_you_mean(name, arrays))
                 if np.shape(value) != arrays[name].shape:
-                    raise UsageError(
-                        f"{what} {name!r} has another shape", bound=arrays[name].shape, got=np.shape(value)
-                    )
+                    shapes = {"bound": arrays[name].shape, "got": np.shape(value)}
+                    raise UsageError(f"parameter {name!r} has another shape", **shapes)
                 arrays[name].memory[...] = _memory_of(value)
 
     def reshape(self, partial_shaping: bool = False, **shapes: Sequence[int]) -> Self:

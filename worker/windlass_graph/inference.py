@@ -53,6 +53,9 @@ def _step(types: Types, node: Node) -> bool:
             for value, found in zip(node.inputs, completed, strict=True):
                 new |= _learn(types, value, found, node)
             ins = [types[value] for value in node.inputs]
+        if node.op.same_shape or (node.op.elementwise and len(ins) == 1):
+            new |= _learn(types, node.inputs[0], TensorType(types[Value(node, 0)].shape), node)
+            ins = [types[value] for value in node.inputs]
         for i, found in enumerate(node.op.infer(node.attrs, ins)):
             new |= _learn(types, Value(node, i), found, node)
     except ContradictionError as cause:

@@ -8,10 +8,23 @@ from windlass_graph import device as devices
 from windlass_graph.array import Array, array_of
 from windlass_graph.device import Device, device_of
 from windlass_graph.functions import function
+from windlass_graph.mxnet_arrays import load_mxnet
 from windlass_graph.op import table
 from windlass_proto.arguments import unknown_name
 
-__all__ = ["Array", "arange", "array", "full", "ones", "random_normal", "random_uniform", "seed", "waitall", "zeros"]
+__all__ = [
+    "Array",
+    "arange",
+    "array",
+    "full",
+    "load_mxnet",
+    "ones",
+    "random_normal",
+    "random_uniform",
+    "seed",
+    "waitall",
+    "zeros",
+]
 
 
 def array(source: Any, dtype: Any = None, device: str | Device | None = None) -> Array:

@@ -141,6 +141,8 @@ class Op:
         updates: for training, the new values of auxiliary inputs by index, from what a gradient rule would see.
         visible: how many outputs users see; those behind it are for the gradient.
         elementwise: each element of the outputs depends on the same element of the (broadcast) inputs alone.
+        same_shape: the output has the shape of the first input, which therefore is told by the output's; elementwise
+            ops of one input have it unsaid.
         scalar: of an elementwise op, its entry in `scalar_code.SCALARS`, by which it is fused. The entry reads the
             leading inputs; attributes in their order are its constants.
         view: the output is the first input's memory in another shape; `forward` is not called.
@@ -166,6 +168,7 @@ class Op:
     updates: Callable[[Backward], dict[int, Any]] | None = None
     visible: int = 1
     elementwise: bool = False
+    same_shape: bool = False
     scalar: str = ""
     view: bool = False
     inplace: tuple[int, ...] = ()

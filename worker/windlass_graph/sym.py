@@ -7,12 +7,13 @@ from typing import Any
 
 from windlass_graph import graph_file
 from windlass_graph.functions import function
+from windlass_graph.mxnet_symbols import load_mxnet
 from windlass_graph.op import table
 from windlass_graph.scope import Labels, Prefix
 from windlass_graph.symbol import Group, Symbol, Variable
 from windlass_proto.arguments import unknown_name
 
-__all__ = ["Group", "Labels", "Prefix", "Symbol", "Variable", "fromjson", "load", "var"]
+__all__ = ["Group", "Labels", "Prefix", "Symbol", "Variable", "fromjson", "load", "load_mxnet", "var"]
 
 var = Variable
 

@@ -305,6 +305,7 @@ enter(
         _cast,
         FLAT,
         view=True,
+        same_shape=True,
         doc="x, through which no gradient flows",
     ),
     Op(
@@ -314,6 +315,7 @@ enter(
         _cast,
         (lambda b: b.g,),
         view=True,
+        same_shape=True,
         doc="x",
     ),
 )

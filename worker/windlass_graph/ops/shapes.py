@@ -153,6 +153,7 @@ for _name, _value in (("zeros_like", 0), ("ones_like", 1)):
             _fill(_value),
             FLAT,
             unread=(0,),
+            same_shape=True,
             doc=f"{_value}s in the shape of x",
         )
     )
