@@ -58,17 +58,18 @@ GEOMETRIES: list[tuple[Values, dict[str, Any]]] = [
     (VOLUME, {"kernel_size": (2, 2, 3), "stride": (1, 1, 1), "padding": (1, 0, 1)}),
     (IMAGE, {"kernel_size": None, "global_pool": True}),
 ]
-AT = np.array([[[[0, 2], [7, -1]]], [[[23, 5], [5, 5]]]], np.int32)
+AT = np.array([[[[0, 9], [20, -1]]], [[[7, 5], [12, 23]]]], np.int32)
+BY = {"kernel_size": (2, 3)}
 G = drawn(2, 1, 2, 2, seed=4)
 
 
-def _gathered(x: Values, at: Values) -> Values:
+def _gathered(x: Values, at: Values, **_: Any) -> Values:
     flat, places = x.reshape(2, -1), at.reshape(2, -1)
     found = np.where(places < 0, 0, np.take_along_axis(flat, np.maximum(places, 0), 1))
     return found.reshape(at.shape)
 
 
-def _scattered(g: Values, at: Values, like: Values) -> Values:
+def _scattered(g: Values, at: Values, like: Values, **_: Any) -> Values:
     found = np.zeros((2, 24))
     for image, place, value in zip(np.repeat([0, 1], 4), at.reshape(-1), g.reshape(-1), strict=True):
         found[image, place] += value if place >= 0 else 0
@@ -80,6 +81,6 @@ CASES = [
     *(OpCase("mean_pool", (x,), _mean, given, by=(0,)) for x, given in GEOMETRIES),
     OpCase("mean_pool", (LINE,), _mean, {**GEOMETRIES[0][1], "count_include_pad": False}, by=(0,)),
     OpCase("mean_pool_gradient", (drawn(2, 1, 4, 3), IMAGE), _mean_gradient, GEOMETRIES[2][1], by=(0,)),
-    OpCase("max_pool_gradient", (G, AT, IMAGE), _scattered, by=(0,)),
-    OpCase("max_pool_gather", (IMAGE, AT), _gathered, by=(0,)),
+    OpCase("max_pool_gradient", (G, AT, IMAGE), _scattered, BY, by=(0,)),
+    OpCase("max_pool_gather", (IMAGE, AT), _gathered, BY, by=(0,)),
 ]

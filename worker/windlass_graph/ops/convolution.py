@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
+import numpy as np
+
 from windlass_graph import functions as F
 from windlass_graph.kernels.precision import in_one_precision
 from windlass_graph.kernels.windows import AXES_MAX, Window
@@ -208,24 +210,36 @@ def _transposed_scratch(attrs: Attrs, ins: Sequence[TensorType]) -> int:
 
 
 def _forward(xp: Any, attrs: Attrs, ins: Sequence[Any], outs: Sequence[Any], run: Run) -> None:
+    from windlass_graph.kernels import device_convolution
     from windlass_graph.kernels.convolution import convolve
 
     kind = _kind(attrs, ins[0].shape, len(ins[1]))
     bias = ins[2] if len(ins) > 2 else None
+    if xp is not np:
+        device_convolution.convolve(xp, ins[0], ins[1], bias, outs[0], kind.window, kind.groups)
+        return
     convolve(ins[0], ins[1], bias, outs[0], kind, run.scratch, run.threads)
 
 
 def _data_gradient(xp: Any, attrs: Attrs, ins: Sequence[Any], outs: Sequence[Any], run: Run) -> None:
+    from windlass_graph.kernels import device_convolution
     from windlass_graph.kernels.convolution import data_gradient
 
     kind = _kind(attrs, outs[0].shape, len(ins[1]))
+    if xp is not np:
+        device_convolution.data_gradient(xp, ins[0], ins[1], outs[0], kind.window, kind.groups)
+        return
     data_gradient(ins[0], ins[1], outs[0], kind, run.scratch, run.threads)
 
 
 def _weight_gradient(xp: Any, attrs: Attrs, ins: Sequence[Any], outs: Sequence[Any], run: Run) -> None:
+    from windlass_graph.kernels import device_convolution
     from windlass_graph.kernels.convolution import weight_gradient
 
     kind = _kind(attrs, ins[0].shape, ins[1].shape[1])
+    if xp is not np:
+        device_convolution.weight_gradient(xp, ins[0], ins[1], outs[0], kind.window, kind.groups)
+        return
     weight_gradient(ins[0], ins[1], outs[0], kind, run.scratch, run.threads)
 
 
@@ -267,7 +281,7 @@ enter(
         "convolution",
         _inputs,
         _types,
-        in_one_precision(_forward),
+        in_one_precision(_forward, device=True),
         _rule,
         attrs={**_WINDOW, **_LAYER},
         complete=_complete,
@@ -280,7 +294,7 @@ enter(
         "transposed_convolution",
         _inputs,
         _transposed_types,
-        in_one_precision(_transposed),
+        in_one_precision(_transposed, device=True),
         _transposed_rule,
         attrs={**_WINDOW, **_LAYER, "output_padding": None},
         complete=_transposed_complete,
@@ -293,7 +307,9 @@ enter(
         "convolution_like",
         ("x", "weight", "like"),
         _types_of_third,
-        in_one_precision(lambda xp, attrs, ins, outs, run: _forward(xp, attrs, ins[:2], outs, run)),
+        in_one_precision(
+            lambda xp, attrs, ins, outs, run: _forward(xp, attrs, ins[:2], outs, run), indices=(2,), device=True
+        ),
         (
             lambda b: F.convolution_data_gradient(b.g, b.y, b.x, **_geometry(b.attrs)),
             lambda b: F.convolution_weight_gradient(b.x, b.g, b.y, **_geometry(b.attrs)),
@@ -309,7 +325,7 @@ enter(
         "convolution_data_gradient",
         ("g", "weight", "like"),
         _types_of_third,
-        in_one_precision(_data_gradient),
+        in_one_precision(_data_gradient, device=True),
         (
             lambda b: F.convolution_like(b.g, b.y, b.x, **_geometry(b.attrs)),
             lambda b: F.convolution_weight_gradient(b.g, b.x, b.y, **_geometry(b.attrs)),
@@ -325,7 +341,7 @@ enter(
         "convolution_weight_gradient",
         ("x", "g", "like"),
         _types_of_third,
-        in_one_precision(_weight_gradient),
+        in_one_precision(_weight_gradient, device=True),
         (
             lambda b: F.convolution_data_gradient(b.y, b.g, b.x, **_geometry(b.attrs)),
             lambda b: F.convolution_like(b.x, b.g, b.y, **_geometry(b.attrs)),

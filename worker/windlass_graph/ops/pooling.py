@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
+import numpy as np
+
 from windlass_graph import functions as F
 from windlass_graph.kernels.precision import in_one_precision
 from windlass_graph.kernels.windows import AXES_MAX, Window
@@ -100,41 +102,58 @@ def _check_places(at: Any, points: Any) -> None:
 
 
 def _largest(xp: Any, attrs: Attrs, ins: Sequence[Any], outs: Sequence[Any], run: Run) -> None:
-    from windlass_graph.kernels import pooling
+    from windlass_graph.kernels import device_windows, pooling
 
     window = _window(attrs, ins[0].shape[2:])
     x, out, at = map(_by_channel, (*ins, *outs))
-    pooling.largest(x, out, at, window, run.threads)
+    if xp is np:
+        pooling.largest(x, out, at, window, run.threads)
+    else:
+        device_windows.largest(xp, x, out, at, window)
 
 
 def _spread(xp: Any, attrs: Attrs, ins: Sequence[Any], outs: Sequence[Any], run: Run) -> None:
-    from windlass_graph.kernels import pooling
+    from windlass_graph.kernels import device_windows, pooling
 
     g, at, out = map(_by_channel, (*ins[:2], *outs))
-    _check_places(at, out)
-    pooling.spread(g, at, out, run.threads)
+    if xp is np:
+        _check_places(at, out)
+        pooling.spread(g, at, out, run.threads)
+    else:
+        device_windows.spread(xp, g, at, out, _window(attrs, outs[0].shape[2:]))
 
 
 def _gather(xp: Any, attrs: Attrs, ins: Sequence[Any], outs: Sequence[Any], run: Run) -> None:
     from windlass_graph.kernels import pooling
 
     x, at, out = map(_by_channel, (*ins, *outs))
-    _check_places(at, x)
-    pooling.gather(x, at, out, run.threads)
+    if xp is np:
+        _check_places(at, x)
+        pooling.gather(x, at, out, run.threads)
+    else:
+        out[...] = xp.where(at < 0, 0, xp.take_along_axis(x, xp.maximum(at, 0), axis=1))
 
 
 def _mean(xp: Any, attrs: Attrs, ins: Sequence[Any], outs: Sequence[Any], run: Run) -> None:
-    from windlass_graph.kernels import pooling
+    from windlass_graph.kernels import device_windows, pooling
 
     window, counts = _window(attrs, ins[0].shape[2:]), attrs["count_include_pad"]
-    pooling.mean(_by_channel(ins[0]), _by_channel(outs[0]), window, count_padding=counts, threads=run.threads)
+    x, out = _by_channel(ins[0]), _by_channel(outs[0])
+    if xp is np:
+        pooling.mean(x, out, window, count_padding=counts, threads=run.threads)
+    else:
+        device_windows.mean(xp, x, out, window, count_padding=counts)
 
 
 def _mean_gradient(xp: Any, attrs: Attrs, ins: Sequence[Any], outs: Sequence[Any], run: Run) -> None:
-    from windlass_graph.kernels import pooling
+    from windlass_graph.kernels import device_windows, pooling
 
     window, counts = _window(attrs, outs[0].shape[2:]), attrs["count_include_pad"]
-    pooling.mean_gradient(_by_channel(ins[0]), _by_channel(outs[0]), window, count_padding=counts, threads=run.threads)
+    g, out = _by_channel(ins[0]), _by_channel(outs[0])
+    if xp is np:
+        pooling.mean_gradient(g, out, window, count_padding=counts, threads=run.threads)
+    else:
+        device_windows.mean_gradient(xp, g, out, window, count_padding=counts)
 
 
 enter(
@@ -142,8 +161,8 @@ enter(
         "max_pool",
         ("x",),
         _max_types,
-        in_one_precision(_largest),
-        (lambda b: F.max_pool_gradient(b.g, b.outs[1], b.x),),
+        in_one_precision(_largest, device=True),
+        (lambda b: F.max_pool_gradient(b.g, b.outs[1], b.x, **b.attrs),),
         attrs=_WINDOW,
         check=_check,
         doc="the largest element of each window, or of each channel",
@@ -152,24 +171,28 @@ enter(
         "max_pool_gradient",
         ("g", "at", "like"),
         _like(2),
-        in_one_precision(_spread, indices=(1,)),
-        (lambda b: F.max_pool_gather(b.g, b.y), FLAT, FLAT),
+        in_one_precision(_spread, indices=(1, 2), device=True),
+        (lambda b: F.max_pool_gather(b.g, b.y, **b.attrs), FLAT, FLAT),
         unread=(2,),
+        attrs=_WINDOW,
+        check=_check,
         doc="zeros like the data, to which g is added where the largest elements were",
     ),
     Op(
         "max_pool_gather",
         ("x", "at"),
         _like(1),
-        in_one_precision(_gather, indices=(1,)),
-        (lambda b: F.max_pool_gradient(b.g, b.y, b.x), FLAT),
+        in_one_precision(_gather, indices=(1,), device=True),
+        (lambda b: F.max_pool_gradient(b.g, b.y, b.x, **b.attrs), FLAT),
+        attrs=_WINDOW,
+        check=_check,
         doc="of each channel the elements at given places",
     ),
     Op(
         "mean_pool",
         ("x",),
         _mean_types,
-        in_one_precision(_mean),
+        in_one_precision(_mean, device=True),
         (lambda b: F.mean_pool_gradient(b.g, b.x, **b.attrs),),
         attrs=_MEAN,
         check=_check,
@@ -179,7 +202,7 @@ enter(
         "mean_pool_gradient",
         ("g", "like"),
         _like(1),
-        in_one_precision(_mean_gradient),
+        in_one_precision(_mean_gradient, indices=(1,), device=True),
         (lambda b: F.mean_pool(b.g, **b.attrs), FLAT),
         attrs=_MEAN,
         check=_check,
