@@ -41,6 +41,7 @@ from windlass_graph.nn.pools import (
 )
 from windlass_graph.nn.recurrent_cells import GRUCell, LSTMCell, RNNCell
 from windlass_graph.nn.recurrent_layers import GRU, LSTM, RNN
+from windlass_graph.nn.symbol_block import SymbolBlock
 from windlass_graph.nn.transformer import (
     MultiHeadAttention,
     PositionalEncoding,
@@ -101,6 +102,7 @@ __all__ = [
     "Sequential",
     "SiLU",
     "Swish",
+    "SymbolBlock",
     "TransformerDecoderBlock",
     "TransformerEncoderBlock",
 ]

@@ -22,8 +22,9 @@ from windlass_graph.initializers import Initializer, resolved
 from windlass_graph.nn import parameter_file
 from windlass_graph.nn.parameter import Parameter
 from windlass_graph.nn.structure import flattened, rebuilt
-from windlass_graph.nn.trace import current_device, current_trace, on_device
+from windlass_graph.nn.trace import Trace, current_device, current_trace, on_device, tracing_into
 from windlass_graph.operand import Operand
+from windlass_graph.passes.recompute import Policy
 from windlass_proto.arguments import did_you_mean
 from windlass_proto.errors import UsageError
 
@@ -276,10 +277,10 @@ class Block:
         self._pre_hooks.append(hook)
         return Attached(self._pre_hooks, hook)
 
-    def hybridize(self, active: bool = True) -> None:
+    def hybridize(self, active: bool = True, *, recompute: Policy | None = None) -> None:
         """Compile the hybrid blocks below this one for each signature they are called with."""
         for child in self._children.values():
-            child.hybridize(active)
+            child.hybridize(active, recompute=recompute)
 
     def summary(self, *inputs: Any) -> None:
         """Print a table of the blocks with output shapes and parameters, for these inputs."""
@@ -288,6 +289,7 @@ class Block:
         print(summarised(self, inputs))  # noqa: T201 - printing is its effect
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """`forward`, between the hooks: of arrays (NumPy's are lifted), or of symbols, as symbols."""
         for before in list(self._pre_hooks):
             before(self, args)
         if current_device() is not None or current_trace() is not None:
@@ -309,7 +311,15 @@ class Block:
         for leaf in leaves:
             if isinstance(leaf, Array):
                 return on_device(leaf.device, self._compute, args, kwargs)
+        if leaves:
+            with tracing_into(self.trace()):
+                return self._compute(args, kwargs)
         return self._compute(args, kwargs)
+
+    def trace(self) -> Trace:
+        """A trace of this block: inside it parameters are variables named by their paths."""
+        paths = {id(block): path for path, block in self.blocks()}
+        return Trace(self.collect_params(), paths, type(self).__name__)
 
     def _compute(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """One forward, after what its own parameters waited for is told."""

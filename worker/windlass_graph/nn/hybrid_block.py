@@ -9,10 +9,12 @@ shapes, attributes and None is resolved while tracing, a branch on a value is an
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 from weakref import ref
 
 from windlass_graph.array import Array
+from windlass_graph.build import fresh_names
 from windlass_graph.cached_graph import CachedGraph
 from windlass_graph.explanation import Explanation
 from windlass_graph.graph import Graph
@@ -21,11 +23,11 @@ from windlass_graph.modes import is_training
 from windlass_graph.nn.block import Block
 from windlass_graph.nn.parameter import Parameter
 from windlass_graph.nn.structure import Structure, flattened, rebuilt
-from windlass_graph.nn.trace import Trace, current_trace, tracing_into
+from windlass_graph.nn.trace import current_trace, tracing_into
 from windlass_graph.node import Value
 from windlass_graph.operand import Operand
 from windlass_graph.passes.recompute import Policy
-from windlass_graph.symbol import Symbol
+from windlass_graph.symbol import Group, Symbol, Variable
 from windlass_graph.tensor_type import TensorType, type_of
 from windlass_proto.errors import UsageError
 
@@ -46,8 +48,7 @@ class Compiled:
         block = self._block()
         assert block is not None, "a block is alive while it is called"
         args, kwargs = rebuilt(self._structure, symbols)
-        paths = {id(each): path for path, each in block.blocks()}
-        with tracing_into(Trace(self.parameters, paths, self._class)):
+        with tracing_into(block.trace()):
             result = block.forward(*args, **kwargs)
         leaves, self._results[is_training()] = flattened(result)
         wrong = [leaf for leaf in leaves if not isinstance(leaf, Symbol)]
@@ -90,8 +91,8 @@ class HybridBlock(Block):
     def __init__(self) -> None:
         super().__init__()
         object.__setattr__(self, "_active", False)
-        object.__setattr__(self, "_compiled", {})
         object.__setattr__(self, "_recompute", None)
+        object.__setattr__(self, "_compiled", {})
 
     _active: bool
     _recompute: Policy | None
@@ -116,7 +117,7 @@ class HybridBlock(Block):
         self._active = active
         self._recompute = recompute
         self.clear_cache()
-        super().hybridize(active)
+        super().hybridize(active, recompute=recompute)
 
     def explain(self) -> dict[str, Explanation]:
         """What compiling did, by signature and mode in words: passes, steps, bytes saved; to print, or to read.
@@ -190,6 +191,33 @@ class HybridBlock(Block):
         leaves, structure = flattened((inputs, {}))
         self.infer_shape(*inputs)
         return Compiled(self, structure).traced(types_of(leaves), training=training)
+
+    def export(self, path: str | Path, *inputs: Any) -> tuple[Path, Path]:
+        """Write the block as a graph and its parameters: `path-symbol.json` and `path.safetensors`.
+
+        `SymbolBlock.imports` reads both. The length of the inputs' first axis is left open.
+
+        Args:
+            path: what both names begin with.
+            inputs: examples (arrays, or symbols with shapes); the graph's inputs are "data", or "data0", "data1", ....
+
+        Raises:
+            UsageError: a parameter has no values; the block holds a function of your own.
+            UnavailableError: a file could not be written.
+        """
+        self.infer_shape(*inputs)
+        leaves, structure = flattened(inputs)
+        names = ["data"] if len(leaves) == 1 else [f"data{i}" for i in range(len(leaves))]
+        symbols = [
+            Variable(name, (None, *(each.shape or ())[1:]), each.dtype)
+            for name, each in zip(names, types_of(leaves), strict=True)
+        ]
+        with fresh_names():
+            found, _ = flattened(self(*rebuilt(structure, symbols)))
+        place, values = Path(f"{path}-symbol.json"), Path(f"{path}.safetensors")
+        Group(found).save(place)
+        self.save_parameters(values)
+        return place, values
 
 
 def types_of(leaves: Sequence[Any]) -> list[TensorType]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from windlass_graph.build import variable
 from windlass_graph.device import Device
 from windlass_graph.node import Value
-from windlass_graph.scope import only_prefix
+from windlass_graph.scope import named, only_prefix
 from windlass_graph.symbol import Symbol
 from windlass_graph.tensor_type import TensorType
 from windlass_proto.errors import UsageError
@@ -36,12 +36,13 @@ class Trace:
         self._names = {id(parameter): name for name, parameter in parameters.items()}
         self._paths = paths
         self._block = block
+        self._before = named("")
         self._symbols: dict[str, Symbol] = {}
 
     def within(self, block: object) -> AbstractContextManager[None]:
         """Inside, nodes carry the path of this block before their names."""
         path = self._paths.get(id(block))
-        return only_prefix(f"{path}." if path else "")
+        return only_prefix(self._before + (f"{path}." if path else ""))
 
     def symbol(self, parameter: Parameter) -> Symbol:
         """The variable of a parameter.
