@@ -73,7 +73,7 @@ def main():
         trainer = wl.Trainer(net.collect_params(), wl.optim.Adam(lr=options.lr), store=cluster.store("mnist"))
         for epoch in range(options.epochs):
             for x, y in batches:
-                xs, ys = wl.split_and_load(x, devices), wl.split_and_load(y, devices)
+                xs, ys = (wl.split_and_load(part, devices, even_split=False) for part in (x, y))
                 with wl.autograd.record():
                     losses = [loss(net(x), y) for x, y in zip(xs, ys, strict=True)]
                 trainer.backward(losses)  # each gradient leaves as soon as it is complete
