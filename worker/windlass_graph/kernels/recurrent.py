@@ -15,11 +15,15 @@ stacked) keeps them for the gradients; `cells` (steps, batch, units) keeps c, or
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from windlass_graph.kernels.loops import Array, loop
+from windlass_graph.kernels import device_recurrent
+from windlass_graph.kernels.loops import Array, Loop, loop
 from windlass_graph.kernels.real_functions import sigmoid, tanh
 
 
@@ -32,32 +36,40 @@ class Layer:
     u: Array
     reverse: bool
     activation: str = "tanh"
+    xp: Any = np
+    """NumPy, or CuPy where the arrays are a GPU's."""
 
     def steps(self, count: int) -> range:
         """In the order in which they are taken."""
         return range(count - 1, -1, -1) if self.reverse else range(count)
+
+    def gates(self, loop_here: Loop, twin: Callable[..., None]) -> Callable[..., None]:
+        """The loop of the host, or its twin on a GPU."""
+        return loop_here if self.xp is np else functools.partial(twin, self.xp)
 
 
 def run(
     layer: Layer, x: Array, w_bias: Array, u_bias: Array, h: Array, c: Array, out: Array, gates: Array, cells: Array
 ) -> None:
     """Write `out` (steps, batch, units), `gates` and `cells`, from the states `h` and `c` (batch, units) before."""
-    steps, batch, _ = x.shape
+    xp, (steps, batch, _) = layer.xp, x.shape
+    lstm_step = layer.gates(_lstm_step, device_recurrent.lstm_step)
+    gru_step = layer.gates(_gru_step, device_recurrent.gru_step)
     flat = gates.reshape(steps * batch, -1)
-    np.matmul(x.reshape(steps * batch, -1), layer.w.T, out=flat)
+    xp.matmul(x.reshape(steps * batch, -1), layer.w.T, out=flat)
     flat += w_bias if layer.kind == "gru" else w_bias + u_bias
-    hidden = np.empty(gates.shape[1:], x.dtype)
+    hidden = xp.empty(gates.shape[1:], x.dtype)
     for t in layer.steps(steps):
-        np.matmul(h, layer.u.T, out=hidden)
+        xp.matmul(h, layer.u.T, out=hidden)
         if layer.kind == "lstm":
-            _lstm_step(gates[t], hidden, c, cells[t], out[t])
+            lstm_step(gates[t], hidden, c, cells[t], out[t])
             c = cells[t]
         elif layer.kind == "gru":
             hidden += u_bias
-            _gru_step(gates[t], hidden, h, cells[t], out[t])
+            gru_step(gates[t], hidden, h, cells[t], out[t])
         else:
-            np.add(gates[t], hidden, out=out[t])
-            np.tanh(out[t], out=out[t]) if layer.activation == "tanh" else np.maximum(out[t], 0, out=out[t])
+            xp.add(gates[t], hidden, out=out[t])
+            xp.tanh(out[t], out=out[t]) if layer.activation == "tanh" else xp.maximum(out[t], 0, out=out[t])
         h = out[t]
 
 
@@ -87,43 +99,45 @@ def gradient(
     to: Gradients,
 ) -> None:
     """Write `to` from the gradients by `out` and by the last c, with what `run` took and wrote."""
-    steps = len(x)
-    by_gates, by_hidden = np.empty(gates.shape, x.dtype), np.empty(gates.shape if layer.kind == "gru" else 0, x.dtype)
+    xp, steps = layer.xp, len(x)
+    lstm_gradient = layer.gates(_lstm_gradient, device_recurrent.lstm_gradient)
+    gru_gradient = layer.gates(_gru_gradient, device_recurrent.gru_gradient)
+    by_gates, by_hidden = xp.empty(gates.shape, x.dtype), xp.empty(gates.shape if layer.kind == "gru" else 0, x.dtype)
     order = layer.steps(steps)
     to.h[...], to.c[...] = 0, to_c
-    total = np.empty(h.shape, x.dtype)
+    total = xp.empty(h.shape, x.dtype)
     for at in range(steps - 1, -1, -1):
         t = order[at]
         h_before, c_before = (out[order[at - 1]], cells[order[at - 1]] if layer.kind == "lstm" else c) if at else (h, c)
-        np.add(to_out[t], to.h, out=total)
+        xp.add(to_out[t], to.h, out=total)
         into = by_gates[t]
         if layer.kind == "lstm":
-            _lstm_gradient(gates[t], c_before, cells[t], total, to.c, into)
+            lstm_gradient(gates[t], c_before, cells[t], total, to.c, into)
         elif layer.kind == "gru":
             into = by_hidden[t]
-            _gru_gradient(gates[t], cells[t], h_before, total, by_gates[t], into)
+            gru_gradient(gates[t], cells[t], h_before, total, by_gates[t], into)
         elif layer.activation == "tanh":
-            np.multiply(total, 1 - out[t] * out[t], out=into)
+            xp.multiply(total, 1 - out[t] * out[t], out=into)
         else:
-            np.multiply(total, out[t] > 0, out=into)
-        np.matmul(into, layer.u, out=to.h)
+            xp.multiply(total, out[t] > 0, out=into)
+        xp.matmul(into, layer.u, out=to.h)
         if layer.kind == "gru":
-            np.add(to.h, total, out=to.h)
+            xp.add(to.h, total, out=to.h)
     _weights(layer, by_gates, by_hidden if layer.kind == "gru" else by_gates, x, h, out, to)
 
 
 def _weights(layer: Layer, by_gates: Array, by_hidden: Array, x: Array, h: Array, out: Array, to: Gradients) -> None:
     """What all steps have in common: one product for each weight."""
-    steps, batch, stacked = by_gates.shape
+    xp, (steps, batch, stacked) = layer.xp, by_gates.shape
     flat, features = by_gates.reshape(-1, stacked), x.reshape(steps * batch, -1)
-    np.matmul(flat, layer.w, out=to.x.reshape(steps * batch, -1))
-    np.matmul(flat.T, features, out=to.w)
-    np.sum(flat, axis=0, out=to.w_bias)
-    np.sum(by_hidden.reshape(-1, stacked), axis=0, out=to.u_bias)
+    xp.matmul(flat, layer.w, out=to.x.reshape(steps * batch, -1))
+    xp.matmul(flat.T, features, out=to.w)
+    xp.sum(flat, axis=0, out=to.w_bias)
+    xp.sum(by_hidden.reshape(-1, stacked), axis=0, out=to.u_bias)
     first = steps - 1 if layer.reverse else 0
-    np.matmul(by_hidden[first].T, h, out=to.u)
+    xp.matmul(by_hidden[first].T, h, out=to.u)
     later, before = (by_hidden[:-1], out[1:]) if layer.reverse else (by_hidden[1:], out[:-1])
-    np.add(to.u, later.reshape(-1, stacked).T @ before.reshape(-1, out.shape[2]), out=to.u)
+    xp.add(to.u, later.reshape(-1, stacked).T @ before.reshape(-1, out.shape[2]), out=to.u)
 
 
 @loop("R2 r2 r2 R2 R2")

@@ -14,6 +14,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
+import numpy as np
+
 from windlass_graph import functions as F
 from windlass_graph.kernels.precision import in_one_precision
 from windlass_graph.op import FLAT, REQUIRED, Attrs, Backward, Missing, Op, Rule, Run, enter
@@ -102,28 +104,38 @@ def _images(array: Any) -> Any:
 
 
 def _batch(xp: Any, attrs: Attrs, ins: Sequence[Any], outs: Sequence[Any], run: Run) -> None:
-    from windlass_graph.kernels import normalisation
+    from windlass_graph.kernels import device_normalisation, normalisation
 
     x, gamma, beta, moving_mean, moving_variance = ins
     out, mean, variance, inverse = outs
     if attrs["training"]:
-        normalisation.batch_statistics(_images(x), mean, variance, run.threads)
+        if xp is np:
+            normalisation.batch_statistics(_images(x), mean, variance, run.threads)
+        else:
+            device_normalisation.batch_statistics(xp, _images(x), mean, variance)
     else:
         mean[...], variance[...] = moving_mean, moving_variance
     xp.sqrt(variance + variance.dtype.type(attrs["epsilon"]), out=inverse)
     xp.divide(1, inverse, out=inverse)
     scale = gamma * inverse
-    normalisation.scale_channels(_images(x), scale, beta - mean * scale, _images(out), run.threads)
+    shift = beta - mean * scale
+    if xp is np:
+        normalisation.scale_channels(_images(x), scale, shift, _images(out), run.threads)
+    else:
+        device_normalisation.scale_channels(xp, _images(x), scale, shift, _images(out))
 
 
 def _batch_gradient(xp: Any, attrs: Attrs, ins: Sequence[Any], outs: Sequence[Any], run: Run) -> None:
-    from windlass_graph.kernels import normalisation
+    from windlass_graph.kernels import device_normalisation, normalisation
 
     g, x, gamma, mean, inverse = ins
     if attrs["training"]:
         to_x, to_gamma, to_beta = _images(outs[0]), outs[1], outs[2]
         g, x = _images(g), _images(x)
-        normalisation.batch_gradient(g, x, gamma, mean, inverse, to_x, to_gamma, to_beta, run.threads)
+        if xp is np:
+            normalisation.batch_gradient(g, x, gamma, mean, inverse, to_x, to_gamma, to_beta, run.threads)
+        else:
+            device_normalisation.batch_gradient(g, x, gamma, mean, inverse, to_x, to_gamma, to_beta)
         return
     axes = (0, *range(2, g.ndim))
     wide = (1, -1, *(1,) * (g.ndim - 2))
@@ -134,38 +146,51 @@ def _batch_gradient(xp: Any, attrs: Attrs, ins: Sequence[Any], outs: Sequence[An
 
 
 def _layer(xp: Any, attrs: Attrs, ins: Sequence[Any], outs: Sequence[Any], run: Run) -> None:
-    from windlass_graph.kernels import normalisation
+    from windlass_graph.kernels import device_normalisation, normalisation
 
     x, gamma, beta = ins
     rows = (-1, x.shape[-1])
-    flat = (outs[0].reshape(rows), outs[1].reshape(-1), outs[2].reshape(-1))
-    normalisation.layer(x.reshape(rows), gamma, beta, *flat, attrs["epsilon"], run.threads)
+    x, out, mean, inverse = x.reshape(rows), outs[0].reshape(rows), outs[1].reshape(-1), outs[2].reshape(-1)
+    if xp is np:
+        normalisation.layer(x, gamma, beta, out, mean, inverse, attrs["epsilon"], run.threads)
+    else:
+        device_normalisation.layer(xp, x, gamma, beta, out, mean, inverse, attrs["epsilon"])
 
 
 def _layer_gradient(xp: Any, attrs: Attrs, ins: Sequence[Any], outs: Sequence[Any], run: Run) -> None:
-    from windlass_graph.kernels import normalisation
+    from windlass_graph.kernels import device_normalisation, normalisation
 
     g, x, gamma, mean, inverse = ins
     rows = (-1, x.shape[-1])
     to_x, to_gamma, to_beta = outs[0].reshape(rows), outs[1], outs[2]
     g, x, mean, inverse = g.reshape(rows), x.reshape(rows), mean.reshape(-1), inverse.reshape(-1)
-    normalisation.layer_gradient(g, x, gamma, mean, inverse, to_x, to_gamma, to_beta, run.threads)
+    if xp is np:
+        normalisation.layer_gradient(g, x, gamma, mean, inverse, to_x, to_gamma, to_beta, run.threads)
+    else:
+        device_normalisation.layer_gradient(g, x, gamma, mean, inverse, to_x, to_gamma, to_beta)
 
 
 def _group(xp: Any, attrs: Attrs, ins: Sequence[Any], outs: Sequence[Any], run: Run) -> None:
-    from windlass_graph.kernels import normalisation
+    from windlass_graph.kernels import device_normalisation, normalisation
 
     x, gamma, beta = ins
     out, mean, inverse = _images(outs[0]), outs[1], outs[2]
-    normalisation.group(_images(x), gamma, beta, out, mean, inverse, attrs["epsilon"], run.threads)
+    if xp is np:
+        normalisation.group(_images(x), gamma, beta, out, mean, inverse, attrs["epsilon"], run.threads)
+    else:
+        device_normalisation.group(xp, _images(x), gamma, beta, out, mean, inverse, attrs["epsilon"])
 
 
 def _group_gradient(xp: Any, attrs: Attrs, ins: Sequence[Any], outs: Sequence[Any], run: Run) -> None:
-    from windlass_graph.kernels import normalisation
+    from windlass_graph.kernels import device_normalisation, normalisation
 
     g, x, gamma, mean, inverse = ins
     to_x, to_gamma, to_beta = _images(outs[0]), outs[1], outs[2]
-    normalisation.group_gradient(_images(g), _images(x), gamma, mean, inverse, to_x, to_gamma, to_beta, run.threads)
+    g, x = _images(g), _images(x)
+    if xp is np:
+        normalisation.group_gradient(g, x, gamma, mean, inverse, to_x, to_gamma, to_beta, run.threads)
+    else:
+        device_normalisation.group_gradient(g, x, gamma, mean, inverse, to_x, to_gamma, to_beta)
 
 
 def _rules(name: str, inverse: int, *attrs: str) -> tuple[Rule, Rule, Rule]:
@@ -194,7 +219,7 @@ enter(
         "batch_norm",
         ("x", "gamma", "beta", "moving_mean", "moving_variance"),
         _batch_types,
-        in_one_precision(_batch),
+        in_one_precision(_batch, device=True),
         (*_rules("batch_norm_gradient", 3, "training"), FLAT, FLAT),
         attrs={**_EPSILON, "momentum": 0.9, "training": None},
         complete=_completed(1, 2),
@@ -208,7 +233,7 @@ enter(
         "batch_norm_gradient",
         _GRADIENT_INPUTS,
         _gradient_types,
-        in_one_precision(_batch_gradient),
+        in_one_precision(_batch_gradient, device=True),
         _ONCE,
         attrs={"training": None},
         visible=3,
@@ -218,7 +243,7 @@ enter(
         "layer_norm",
         ("x", "gamma", "beta"),
         _layer_types,
-        in_one_precision(_layer),
+        in_one_precision(_layer, device=True),
         _rules("layer_norm_gradient", 2),
         attrs=_EPSILON,
         complete=_completed(-1, 1),
@@ -230,7 +255,7 @@ enter(
         "layer_norm_gradient",
         _GRADIENT_INPUTS,
         _gradient_types,
-        in_one_precision(_layer_gradient),
+        in_one_precision(_layer_gradient, device=True),
         _ONCE,
         visible=3,
         doc="the gradients of layer_norm by data, gamma and beta",
@@ -239,7 +264,7 @@ enter(
         "group_norm",
         ("x", "gamma", "beta"),
         _group_types,
-        in_one_precision(_group),
+        in_one_precision(_group, device=True),
         _rules("group_norm_gradient", 2),
         attrs={"groups": REQUIRED, **_EPSILON},
         complete=_completed(1, 2),
@@ -251,7 +276,7 @@ enter(
         "group_norm_gradient",
         _GRADIENT_INPUTS,
         _gradient_types,
-        in_one_precision(_group_gradient),
+        in_one_precision(_group_gradient, device=True),
         _ONCE,
         visible=3,
         doc="the gradients of group_norm by data, gamma and beta",

@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-import numpy as np
-
 from windlass_graph import functions as F
 from windlass_graph.kernels.precision import in_one_precision
 from windlass_graph.op import REQUIRED, Attrs, Backward, Missing, Op, Run, enter
@@ -90,16 +88,16 @@ def _gradient_types(attrs: Attrs, ins: Sequence[TensorType]) -> tuple[TensorType
     return (*shaped, bias, bias, state, state)
 
 
-def _begin(attrs: Attrs, kind: str, like: Any, given: Sequence[Any]) -> tuple[Any, Any]:
+def _begin(xp: Any, attrs: Attrs, like: Any, given: Sequence[Any]) -> tuple[Any, Any]:
     """The states before the first step; zeros where none are given, and where a kind has no c."""
-    zeros = np.zeros((like.shape[1], attrs["units"]), like.dtype)
+    zeros = xp.zeros((like.shape[1], attrs["units"]), like.dtype)
     return (given[0] if given else zeros), (given[1] if len(given) > 1 else zeros)
 
 
-def _layer(attrs: Attrs, kind: str, w: Any, u: Any) -> Any:
+def _layer(xp: Any, attrs: Attrs, kind: str, w: Any, u: Any) -> Any:
     from windlass_graph.kernels.recurrent import Layer
 
-    return Layer(kind, w, u, attrs["reverse"], attrs.get("activation", "tanh"))
+    return Layer(kind, w, u, attrs["reverse"], attrs.get("activation", "tanh"), xp)
 
 
 def _forward(kind: str) -> Any:
@@ -107,14 +105,14 @@ def _forward(kind: str) -> Any:
         from windlass_graph.kernels import recurrent
 
         x, w, u, w_bias, u_bias = ins[:5]
-        h, c = _begin(attrs, kind, x, ins[5:])
+        h, c = _begin(xp, attrs, x, ins[5:])
         out, gates, cells = outs[0], outs[-2], outs[-1]
-        layer = _layer(attrs, kind, w, u)
+        layer = _layer(xp, attrs, kind, w, u)
         recurrent.run(layer, x, w_bias, u_bias, h, c, out, gates, cells)
         if kind == "lstm":
             outs[1][...] = cells[layer.steps(len(x))[-1]]
 
-    return in_one_precision(forward)
+    return in_one_precision(forward, device=True)
 
 
 def _backward(kind: str) -> Any:
@@ -122,12 +120,12 @@ def _backward(kind: str) -> Any:
         from windlass_graph.kernels import recurrent
 
         to_out, to_c, x, w, u, out, gates, cells = ins[:8]
-        h, c = _begin(attrs, kind, x, ins[8:])
+        h, c = _begin(xp, attrs, x, ins[8:])
         last = to_c if kind == "lstm" else 0
         given = (to_out, last, x, h, c, out, gates, cells)
-        recurrent.gradient(_layer(attrs, kind, w, u), *given, recurrent.Gradients(*outs))
+        recurrent.gradient(_layer(xp, attrs, kind, w, u), *given, recurrent.Gradients(*outs))
 
-    return in_one_precision(backward)
+    return in_one_precision(backward, device=True)
 
 
 def _gradient(kind: str) -> Callable[[Backward, int], Any]:

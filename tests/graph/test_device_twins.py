@@ -1,4 +1,4 @@
-"""The CUDA C of windows gives what the host's loops give: compiled for the host, and NVRTC takes it."""
+"""What runs on a GPU gives what the host gives: CUDA C compiled for the host, CuPy by NumPy; and NVRTC takes it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import pytest
 
 from tests.graph import host_raw_kernel
 from tests.graph.cases import convolution as convolution_cases
+from tests.graph.cases import normalisation as normalisation_cases
 from tests.graph.cases import pooling as pooling_cases
+from tests.graph.cases import recurrent as recurrent_cases
 from tests.graph.op_case import OpCase
 from tests.graph.test_convolution_kernels import CASES, drawn, kind_of, scratch_for, untouched
 from tests.graph.test_pooling_kernels import CHANNELS, WINDOWS
@@ -75,7 +77,7 @@ def test_pooling_and_its_gradients_are_those_of_the_host(xp: Any, name: str, dty
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
 
 
-FAMILIES = [*convolution_cases.CASES, *pooling_cases.CASES]
+FAMILIES = [*convolution_cases.CASES, *pooling_cases.CASES, *normalisation_cases.CASES, *recurrent_cases.CASES]
 
 
 @pytest.mark.parametrize("case", FAMILIES, ids=str)
