@@ -160,6 +160,42 @@ def test_a_net_that_gains_and_loses_layers_keeps_its_parameters_and_goes_on_lear
     assert shrunk < before
 
 
+def test_a_trainer_goes_on_with_what_an_edited_net_kept() -> None:
+    """The momentum of what stays is kept: two steps around an edit that changes nothing are two steps without it."""
+    x, y = data()
+
+    def begun() -> tuple[Any, Any]:
+        exe = net().symbol.simple_bind(data=x.shape, type_dict={"softmax_label": "int64"})
+        random = np.random.default_rng(3)
+        for name, array in exe.arg_dict.items():
+            array[:] = random.normal(size=array.shape) * 0.3 if name.endswith("weight") else 0
+        return exe, wl.Trainer(parameters(exe), wl.optim.SGD(lr=0.01, momentum=0.9))
+
+    def parameters(exe: Any) -> Any:
+        return {name: array for name, array in exe.arg_dict.items() if name.startswith(("fc", "new"))}
+
+    def train(exe: Any, trainer: Any) -> None:
+        exe.forward(is_train=True, data=x, softmax_label=y)
+        exe.backward()
+        trainer.step(1)
+
+    plain, trainer = begun()
+    for _ in range(4):
+        train(plain, trainer)
+
+    exe, trainer = begun()
+    train(exe, trainer)
+    train(exe, trainer)
+    exe = exe.edited(exe.graph.add(lambda v: v + wl.sym.fully_connected(v, units=8, name="new"), after="act1"))
+    trainer.take(parameters(exe))  # the new layer begins with zeros, so it adds nothing
+    exe = exe.edited(net())
+    trainer.take(parameters(exe))
+    train(exe, trainer)
+    train(exe, trainer)
+    for name, array in parameters(plain).items():
+        np.testing.assert_allclose(exe.arg_dict[name], array, rtol=1e-5, atol=1e-7)
+
+
 def test_a_layer_that_must_change_its_shape_begins_anew() -> None:
     exe = net().symbol.simple_bind(data=(5, 4))
     wider = exe.edited(exe.graph.replace("fc2", "fully_connected", units=16))
@@ -184,7 +220,7 @@ def test_new_variables_get_the_shapes_that_are_given() -> None:
     ("wrong", "says"),
     [
         (lambda g: g.replace("fc11", "tanh"), r"no node 'fc11'. Did you mean fc1\?"),
-        (lambda g: g.replace("act1", "tahn"), r"no op 'tahn'. Did you mean tanh\?"),
+        (lambda g: g.replace("act1", "sigmiod"), r"no op 'sigmiod'. Did you mean sigmoid\?"),
         (lambda g: g.replace("act1", "softmax", axes=1), r"no attribute 'axes'"),
         (lambda g: g.replace("act1", "add"), r"add takes 2 inputs, got 1"),
         (lambda g: g.replace("act1", lambda _: 3), r"no symbol was given for the place of 'act1'"),

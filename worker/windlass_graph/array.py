@@ -184,10 +184,13 @@ class Array(Operand):
         host = np.asarray(self) if self.device.kind == "gpu" and place.kind == "cpu" else self._memory
         return type(self)(place.xp.array(host), place)
 
-    def attach_grad(self, grad_req: str = "write") -> None:
+    def attach_grad(self, grad_req: str = "write", grad: Array | None = None) -> None:
         """Give it a gradient: `backward()` writes it to `grad` ("write"), adds it ("add") or leaves it ("null").
 
         It begins a tape: what it was computed from is forgotten.
+
+        Args:
+            grad: where the gradient goes; an array of its own, filled with zeros, if None.
 
         Raises:
             UsageError: the request is none of these, or the dtype is not a float's.
@@ -196,7 +199,9 @@ class Array(Operand):
         if as_float(self.dtype.name) != self.dtype.name and grad_req != "null":
             raise UsageError("only floats have gradients", next_move="Cast it with astype.", dtype=self.dtype.name)
         self._grad_req = grad_req
-        self._grad = None if grad_req == "null" else type(self)(self.device.xp.zeros_like(self._memory), self.device)
+        if grad is None and grad_req != "null":
+            grad = type(self)(self.device.xp.zeros_like(self._memory), self.device)
+        self._grad = grad
         op = lookup("variable")
         node = Recorded(op, (), op.filled({}), "", "", (self.type,), NO_LABELS, (self._memory,), self.device, self)
         self.value = None if grad_req == "null" else Value(node, 0)
@@ -217,11 +222,8 @@ class Array(Operand):
         """
         assert self._grad is not None, "only arrays with a gradient are moved"
         memory[...], grad_memory[...] = self._memory, self._grad._memory
-        fresh = self.grad_is_fresh
-        self._memory = memory
-        self.attach_grad(self._grad_req)
-        self._grad = type(self)(grad_memory, self.device)
-        self.grad_is_fresh = fresh
+        self._memory, self._grad._memory = memory, grad_memory
+        self.attach_grad(self._grad_req, self._grad)
 
     def take_gradient(self, gradient: Array) -> None:
         """Keep a gradient as `grad_req` says."""

@@ -11,6 +11,9 @@ new values of auxiliary states. A training pass holds a frame (a block of the ar
 `forward` or the end of the executor. An executor belongs to one thread at a time. Programs are compiled when they are
 first needed, and shared by executors that came from one another.
 
+An argument's gradient is its array's `grad` too, unless the array had one of its own, so a `wl.Trainer` steps an
+executor's arguments as it steps a model's parameters.
+
 Prior art: MXNet's Executor, whose words these are.
 """
 
@@ -63,6 +66,9 @@ class Executor:
     def __init__(self, graph: Graph, binding: Binding, programs: dict[Any, _Part] | None = None) -> None:
         self.graph = graph.checked()
         self._binding = binding
+        for name, grad in binding.grads.items():
+            if binding.args[name].grad is None:
+                binding.args[name].attach_grad(binding.reqs[name], grad)
         self._programs: dict[Any, _Part] = {} if programs is None else programs
         self._monitor: Monitor | None = None
         self._watches_variables = False
@@ -191,6 +197,7 @@ class Executor:
                     grad.memory[...] += found[name]
             else:
                 grad.memory[...] = found.get(name, 0)
+            self.arg_dict[name].grad_is_fresh |= self.arg_dict[name].grad is grad
 
     def _fill(self, heads: Sequence[Any], out_grads: Array | Sequence[Any] | None) -> None:
         given = [None] * len(heads) if out_grads is None else [out_grads] if isinstance(out_grads, Array) else out_grads
