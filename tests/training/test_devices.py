@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import time
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -113,36 +114,27 @@ def test_devices_complete_a_layer_before_any_begins_the_one_below() -> None:
 
 
 @pytest.mark.cluster
-def test_each_gradient_is_pushed_once_and_long_before_the_backward_pass_ends(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """The pushes of a step in their order, with their times against the end of the backward pass."""
+def test_a_trace_shows_each_gradient_leave_once_and_long_before_the_backward_pass_ends(tmp_path: Path) -> None:
     with wl.connect() as cluster:
         copies = deep(8, 192, PAIR)
-        store = cluster.store("deep")
-        trainer = wl.Trainer(copies, wl.optim.SGD(lr=0.01), store=store)
-        pushed: list[tuple[str, float]] = []
-        push_pull = store.push_pull
-
-        def noted(grads: Any, *given: Any, **options: Any) -> Any:
-            pushed.extend((name, time.perf_counter()) for name in grads)
-            return push_pull(grads, *given, **options)
-
-        monkeypatch.setattr(store, "push_pull", noted)
+        trainer = wl.Trainer(copies, wl.optim.SGD(lr=0.01), store=cluster.store("deep"))
         batch = np.random.default_rng(1).normal(0, 1, (256, 192)).astype(np.float32)
         early: list[int] = []
         for _ in range(6):
-            pushed.clear()
             with wl.autograd.record():
                 heads = deep_losses(copies, batch, PAIR)
-            began = time.perf_counter()
-            trainer.backward(heads)
-            ended = time.perf_counter()
-            trainer.step()
-            assert [name for name, _ in pushed] == sorted(copies, reverse=True), "once each, the last layer first"
-            left = [(moment - began) / (ended - began) for _, moment in pushed]
-            early.append(sum(share < 0.75 for share in left))
-        assert max(early) >= 4, f"half of them leave in three quarters of the time: {early}"
+            with wl.profiler.profile() as profile:
+                trainer.backward(heads)
+                trainer.step()
+            profile.save(tmp_path / "trace.json")
+            events = json.loads((tmp_path / "trace.json").read_text(encoding="utf-8"))["traceEvents"]
+            pushes = [event for event in events if event["name"].startswith("push ")]
+            assert [event["name"] for event in pushes] == [f"push {name}" for name in sorted(copies, reverse=True)]
+            assert [event["name"] for event in events if event.get("cat") == "store"][-1] == "wait for values"
+            ops = [event for event in events if event.get("cat") == "op"]
+            began, ended = ops[0]["ts"], ops[-1]["ts"] + ops[-1]["dur"]
+            early.append(sum(event["ts"] + event["dur"] < began + 0.75 * (ended - began) for event in pushes))
+        assert max(early) >= 4, f"half of eight leave in three quarters of the backward pass: {early}"
 
 
 @pytest.mark.cluster

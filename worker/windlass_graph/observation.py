@@ -8,6 +8,7 @@ keeps the observers with which it began.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, NamedTuple, Protocol
@@ -19,7 +20,8 @@ class Ran(NamedTuple):
     """One op that has run, or one run of a program.
 
     Args:
-        kind: "step" of a program, "op" on arrays, or "run", which encloses its steps.
+        kind: "step" of a program, "op" on arrays, "run", which encloses its steps, or "store": a trainer sent a
+            gradient to the cluster or waited for values.
         op: its name in the op table; of a run "program".
         name: the node's; of an op on arrays the op's; of a run its first output's.
         where: the line that made it, "" if unknown.
@@ -71,6 +73,15 @@ def observed_by(observer: Observer) -> Iterator[None]:
     finally:
         with WATCH.lock:
             WATCH.observers = tuple(each for each in WATCH.observers if each is not observer)
+
+
+@contextmanager
+def observed(kind: str, op: str, name: str, nbytes: int, device: Device) -> Iterator[None]:
+    """Tell who watches of what is done inside, which is no op: how long it took, and of how many bytes it was."""
+    begin_ns = time.perf_counter_ns()
+    yield
+    for observer in WATCH.observers:
+        observer.ran(Ran(kind, op, name, "", (), nbytes, device, begin_ns, time.perf_counter_ns()))
 
 
 def settle(device: Device) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from windlass_graph.observation import observed
 from windlass_proto.errors import UsageError
 from windlass_proto.rule_specs import RuleSpec
 from windlass_worker.trainable import Trainable
@@ -101,10 +102,11 @@ class StoreUpdates:
                 overtake what still waits.
         """
         member = self.members[name]
-        grads = {name: member.use_gradient()}
-        if self.is_synchronous:
-            return self.store.push_pull(grads, out={name: self._staged[name]}, weight=weight, priority=order)
-        return self.store.push(grads, weight=weight, priority=order)
+        with observed("store", "push", f"push {name}", member.first.memory.nbytes, member.first.device):
+            grads = {name: member.use_gradient()}
+            if self.is_synchronous:
+                return self.store.push_pull(grads, out={name: self._staged[name]}, weight=weight, priority=order)
+            return self.store.push(grads, weight=weight, priority=order)
 
     @property
     def is_synchronous(self) -> bool:
@@ -113,8 +115,10 @@ class StoreUpdates:
     def finish(self, tickets: list[Ticket]) -> None:
         """After the step's block: wait for the new values and let them be the parameters'."""
         if self.is_synchronous:
-            for ticket in tickets:
-                ticket.result()
+            place = next(iter(self.members.values())).first.device
+            with observed("store", "wait", "wait for values", 0, place):
+                for ticket in tickets:
+                    ticket.result()
             for name, member in self.members.items():
                 member.first.memory[...] = self._staged[name]
             self._arrived()
