@@ -7,7 +7,7 @@ for x, y in wl.data.DataLoader(train, 64, shuffle=True, num_workers=4):
 
 from __future__ import annotations
 
-from windlass_worker.data import transforms
+from windlass_worker.data import readers, transforms
 from windlass_worker.data.dataset import ArrayDataset, Dataset
 from windlass_worker.data.loader import DataLoader
 from windlass_worker.data.samplers import (
@@ -29,5 +29,6 @@ __all__ = [
     "SequentialSampler",
     "SplitSampler",
     "WeightedSampler",
+    "readers",
     "transforms",
 ]
