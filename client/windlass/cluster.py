@@ -52,6 +52,7 @@ def connect(
         UnavailableError: nobody answers there.
         UsageError: refused in words (another token, another protocol version, a rank that is taken).
     """
+    _refuse_a_second_import()
     sys.setswitchinterval(0.0005)
     where, patient = place(job, workers), patience(wait_s)
     found = find(address, servers, where.run_dir)
@@ -61,6 +62,16 @@ def connect(
         if found.private is not None:
             found.private.stop()
         raise
+
+
+def _refuse_a_second_import() -> None:
+    """A process that multiprocessing spawned runs the whole script again, unless its main part is guarded."""
+    processes = sys.modules.get("multiprocessing.process")
+    if processes is not None and getattr(processes.current_process(), "_inheriting", False):
+        raise UsageError(
+            "a spawned process that imports its script would join the cluster as one worker more",
+            next_move='Keep what the script does below `if __name__ == "__main__":`.',
+        )
 
 
 def _join(found: Found, where: Place, patient: Patience, *, observe: bool) -> Cluster:

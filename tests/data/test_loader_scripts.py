@@ -40,6 +40,15 @@ def test_a_script_without_its_guard_is_told_so(tmp_path: Path) -> None:
     assert 'if __name__ == "__main__":' in done.stderr
 
 
+def test_a_process_that_imports_its_script_joins_no_cluster(tmp_path: Path) -> None:
+    connects = "\nif __name__ == '__mp_main__':\n    wl.connect('127.0.0.1:9')\nmain()\n"
+    done = subprocess.run(
+        script(tmp_path, START + connects), cwd=tmp_path, capture_output=True, text=True, timeout=WAIT_S
+    )
+    assert done.returncode == 1
+    assert "would join the cluster as one worker more" in done.stderr
+
+
 def test_processes_end_with_the_script_that_is_killed(tmp_path: Path) -> None:
     with subprocess.Popen(
         script(tmp_path, START + '\nif __name__ == "__main__":\n    main()\n'),

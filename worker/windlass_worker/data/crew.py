@@ -202,6 +202,8 @@ def _started(number: int, task: Task) -> _Hand:
         process.start()
     except Exception as cause:
         ours.close()
+        if isinstance(cause, RuntimeError):
+            raise  # this process was spawned itself and imports its script: Python says so, and how to guard it
         raise UsageError(
             "a data set cannot be sent to worker processes",
             reason=f"{type(cause).__name__}: {cause}",

@@ -13,7 +13,7 @@ from typing import Final
 
 from windlass_proto.errors import CorruptionError, UsageError
 
-_BLOCK_BYTES: Final = 32 << 20
+_BLOCK_BYTES: Final = 1 << 20  # what is made of a block stays in the cache
 _GZIP: Final = b"\x1f\x8b"
 
 
@@ -49,7 +49,7 @@ def read_whole(path: str | Path) -> bytes:
 
 
 def line_blocks(path: str | Path) -> Iterator[tuple[int, bytes]]:
-    """Whole lines, some 32 MiB at a time, with the number of the first one (from 1)."""
+    """Whole lines, a MiB at a time, with the number of the first one (from 1)."""
     first, left = 1, b""
     for part in _parts(Path(path)):
         block = left + part
