@@ -43,13 +43,19 @@ def _scatter(xp: Any, attrs: Attrs, ins: Sequence[Any], outs: Sequence[Any], run
     g, indices, out = ins[0], ins[1], outs[0]
     [axis] = axes_of(attrs["axis"], out.ndim)
     out.fill(0)
-    where = (*[slice(None)] * axis, checked_indices(xp, indices, out.shape[axis], "take"))
-    if xp.__name__ == "numpy":
-        xp.add.at(out, where, g)
-    else:
+    found = checked_indices(xp, indices, out.shape[axis], "take")
+    where = (*[slice(None)] * axis, found)
+    if xp.__name__ != "numpy":
         import cupyx
 
         cupyx.scatter_add(out, where, g)
+    elif axis == 0 and out.dtype == g.dtype and out.dtype.name in ("float32", "float64") and out.size:
+        from windlass_graph.kernels.rows import add_rows
+
+        length = out.size // len(out)
+        add_rows(g.reshape(found.size, length), found.reshape(-1), out.reshape(len(out), length))
+    else:
+        xp.add.at(out, where, g)
 
 
 def _embedding_types(attrs: Attrs, ins: Sequence[TensorType]) -> tuple[TensorType, ...]:
