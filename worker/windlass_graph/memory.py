@@ -73,19 +73,12 @@ def placed(buffers: Sequence[Buffer]) -> Placement:
     if not buffers:
         return Placement((), 0)
     beside = _neighbours(buffers)
-    weights = [[key(each) for each in buffers] for key in _ORDERS]
+    tries = _ORDERS if sum(map(len, beside)) <= _PAIRS_MAX else _ORDERS[:1]
+    weights = [[key(each) for each in buffers] for key in tries]
     orders = [sorted(range(len(buffers)), key=weight.__getitem__) for weight in weights]
     tried = [(order, _in_order(buffers, order, beside)) for order in orders]
     order, best = min(tried, key=lambda each: each[1].arena_bytes)
-    floor = bytes_alive(buffers)
-    for _ in range(min(_MOVES_MAX, _MOVES_MAX * 64 // len(buffers))):
-        if best.arena_bytes == floor:
-            break
-        order, found = _moved(buffers, order, beside, best)
-        if found is best:
-            break
-        best = found
-    return best
+    return _mended(buffers, order, beside, best) if len(buffers) <= _MOVED_MAX else best
 
 
 _ORDERS: Final[tuple[Callable[[Buffer], Any], ...]] = (
@@ -95,7 +88,12 @@ _ORDERS: Final[tuple[Callable[[Buffer], Any], ...]] = (
 )
 """Orders in which buffers are placed: by bytes times steps, by bytes, by time."""
 
-_MOVES_MAX: Final = 64
+_TRIES_MAX: Final = 64
+_MOVED_MAX: Final = 256
+"""Buffers of the largest plan that is mended: a try takes some milliseconds there."""
+
+_PAIRS_MAX: Final = 1_000_000
+"""Pairs of buffers alive at one time beyond which one order is tried: a second's work."""
 
 
 def _neighbours(buffers: Sequence[Buffer]) -> list[list[int]]:
@@ -134,19 +132,23 @@ def _in_order(buffers: Sequence[Buffer], order: Sequence[int], beside: Sequence[
     return Placement(tuple(offsets), top)
 
 
-def _moved(
-    buffers: Sequence[Buffer], order: list[int], beside: Sequence[Sequence[int]], best: Placement
-) -> tuple[list[int], Placement]:
-    """A better order, in which a buffer at the top is placed before one that it lay on; the same if there is none."""
-    top = next(i for i in order if best.offsets[i] + aligned(buffers[i].nbytes) == best.arena_bytes)
-    at = order.index(top)
-    earlier = [place for place in range(at) if order[place] in beside[top]]
-    for place in earlier[:_MOVES_MAX]:
-        tried = [*order[:place], top, *order[place:at], *order[at + 1 :]]
-        found = _in_order(buffers, tried, beside)
-        if found.arena_bytes < best.arena_bytes:
-            return tried, found
-    return order, best
+def _mended(buffers: Sequence[Buffer], order: list[int], beside: Sequence[Sequence[int]], best: Placement) -> Placement:
+    """A better placement, if one is found by placing buffers at the top before those that they lay on."""
+    floor = bytes_alive(buffers)
+    tries = _TRIES_MAX
+    while best.arena_bytes > floor and tries:
+        top = next(i for i in order if best.offsets[i] + aligned(buffers[i].nbytes) == best.arena_bytes)
+        at = order.index(top)
+        for place in [place for place in range(at) if order[place] in beside[top]][:tries]:
+            tries -= 1
+            moved = [*order[:place], top, *order[place:at], *order[at + 1 :]]
+            found = _in_order(buffers, moved, beside)
+            if found.arena_bytes < best.arena_bytes:
+                order, best = moved, found
+                break
+        else:
+            break
+    return best
 
 
 def _lowest_gap(nbytes: int, taken: Sequence[tuple[int, int]]) -> int:
