@@ -132,6 +132,27 @@ def test_a_worker_that_dies_is_not_waited_for(team: MakeTeam) -> None:
     assert dead is not None
 
 
+def test_an_interrupt_leaves_the_trainer_of_a_store_usable(team: MakeTeam) -> None:
+    cluster = team(1)[0]
+    rows = [(X[i : i + 32], Y[i : i + 32]) for i in range(0, 256, 32)]
+    whole = estimator(None)
+    whole.fit(rows, 1)
+    made = estimator(cluster)
+    calls = iter(range(100))
+
+    def interrupted(scores: Any, labels: Any) -> Any:
+        if next(calls) == 3:
+            raise KeyboardInterrupt
+        return cross_entropy(scores, labels)
+
+    made.loss = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        made.fit(rows, 1)
+    made.fit(rows[3:], 1)
+    for name, array in whole.net.params.items():
+        np.testing.assert_array_equal(array, made.net.params[name])
+
+
 def test_shares_of_different_lengths_are_refused_on_every_worker(team: MakeTeam) -> None:
     pair = team(2)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -113,3 +115,13 @@ class DigitsNet:
         hidden = wl.nd.relu(wl.nd.fully_connected(x, own["w1"], own["b1"], units=self.units))
         found: Array = wl.nd.fully_connected(hidden, own["w2"], own["b2"], units=10)
         return found
+
+
+class MakersRows(wl.data.Dataset):
+    """Rows of the number of the process that made them."""
+
+    def __len__(self) -> int:
+        return 16
+
+    def __getitem__(self, index: int) -> Any:
+        return np.full(64, os.getpid(), np.float32), 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 import windlass as wl
-from tests.training.digits_model import DigitsNet, X, Y
+from tests.training.digits_model import DigitsNet, MakersRows, X, Y
 from windlass_proto.errors import CorruptionError, UsageError
 
 SPEC: Any = wl.optim.Adam(lr=1e-2)
@@ -131,6 +132,20 @@ def test_an_epoch_of_so_many_batches_goes_on_where_the_last_one_ended() -> None:
     rows = wl.data.ArrayDataset(np.zeros(5), np.arange(5))
     estimator().fit(wl.data.DataLoader(rows, 1, collate=collate), 4, batches_per_epoch=3)
     assert seen[1:] == [0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 0, 1], "behind the example"
+
+
+@pytest.mark.usefixtures("tracker_of_multiprocessing")
+def test_a_loaders_processes_last_as_long_as_the_fit() -> None:
+    made_by: set[float] = set()
+
+    class Seeing(DigitsNet):
+        def __call__(self, x: Any) -> Any:
+            made_by.update(np.asarray(x)[:, 0].tolist())
+            return super().__call__(x * 0.0)
+
+    estimator(Seeing()).fit(wl.data.DataLoader(MakersRows(), 4, num_workers=1), 3)
+    assert len(made_by) == 1
+    assert float(os.getpid()) not in made_by
 
 
 def batches(count: int) -> Iterator[Any]:

@@ -16,6 +16,7 @@ from windlass_proto import storage
 from windlass_proto.errors import UsageError
 from windlass_worker import saved_fit
 from windlass_worker.callback.event import Callback, Event
+from windlass_worker.data import DataLoader
 from windlass_worker.passes import Passes
 
 if TYPE_CHECKING:
@@ -49,6 +50,9 @@ class Course:
         self._check_alike()
         event = self._event
         with contextlib.ExitStack() as ending:
+            for loader in (self._passes.source, self._validation):
+                if isinstance(loader, DataLoader) and not loader.is_lasting:
+                    ending.enter_context(loader)  # its processes last as long as the fit
             ending.callback(self._passes.close)
             try:
                 for callback in self._callbacks:

@@ -28,7 +28,7 @@ class Passes:
             raise UsageError("an epoch has no such number of batches", batches_per_epoch=batches)
         if not hasattr(source, "__iter__"):
             raise UsageError("this gives no batches", got=type(source).__name__, next_move=_NEXT_MOVE)
-        self._source = source
+        self.source = source
         self._batches = batches
         self._under_way: Iterator[Any] | None = None
         self._number = self._loaders_epoch()
@@ -38,14 +38,14 @@ class Passes:
     @property
     def is_shared(self) -> bool:
         """Do other workers read the same passes, with positions that the cluster keeps?"""
-        return isinstance(self._source, DataLoader) and self._source.is_shared
+        return isinstance(self.source, DataLoader) and self.source.is_shared
 
     @property
     def length(self) -> int | None:
         """Batches of the next epoch; None if nobody knows."""
         if self._batches is not None:
             return self._batches
-        return len(self._source) if isinstance(self._source, Sized) else None
+        return len(self.source) if isinstance(self.source, Sized) else None
 
     def example(self) -> Any:
         """A batch like those to come, of which none is used up.
@@ -53,14 +53,14 @@ class Passes:
         Raises:
             UsageError: there is none.
         """
-        if isinstance(self._source, DataLoader):
-            return self._source.example()
-        once = iter(self._source)
+        if isinstance(self.source, DataLoader):
+            return self.source.example()
+        once = iter(self.source)
         try:
             found = next(once)
         except StopIteration:
             raise UsageError("there are no batches", next_move=_NEXT_MOVE) from None
-        if once is self._source:
+        if once is self.source:
             self._put_back.append(found)
         return found
 
@@ -84,7 +84,7 @@ class Passes:
 
     def _begin(self) -> None:
         self._number, self._taken = self._loaders_epoch(), 0
-        self._under_way = itertools.chain(self._put_back, self._source)
+        self._under_way = itertools.chain(self._put_back, self.source)
         self._put_back = []
 
     def _rest(self) -> Iterator[Any]:
@@ -95,7 +95,7 @@ class Passes:
         self._under_way = None
 
     def _loaders_epoch(self) -> int:
-        return self._source.epoch if isinstance(self._source, DataLoader) else 0
+        return self.source.epoch if isinstance(self.source, DataLoader) else 0
 
     def state(self) -> dict[str, int]:
         """Where the next epoch begins: the pass, and how many of its batches were taken."""
@@ -109,8 +109,8 @@ class Passes:
         """Go on where `state` was. A cluster keeps the positions of what it shares, and needs none."""
         if self.is_shared:
             return
-        if isinstance(self._source, DataLoader):
-            self._source.epoch = state["pass"]
+        if isinstance(self.source, DataLoader):
+            self.source.epoch = state["pass"]
         if state["taken"]:
             self._begin()
             for _ in itertools.islice(self._rest(), state["taken"]):

@@ -14,6 +14,7 @@ from typing import IO, Any, Final, TextIO
 
 from windlass_proto.errors import UsageError
 from windlass_worker.callback.event import Callback, Event
+from windlass_worker.metric import figures_of
 
 _REWRITTEN_EVERY_S: Final = 0.1
 _BAR_CELLS: Final = 20
@@ -38,10 +39,10 @@ class Progress(Callback):
 
     def batch_end(self, event: Event) -> None:
         cluster = event.estimator.cluster
-        if cluster is not None and event.batches:
-            done = (event.epoch + event.batch / event.batches) / event.epochs
-            loss = event.figures["loss"]
-            cluster.log(event.step, loss=loss, progress=min(done, 1.0))
+        if cluster is not None:
+            done = event.batch / event.batches if event.batches else 0.0
+            loss = figures_of(event.metrics[:1])["loss"]  # the others may cost more
+            cluster.log(event.step, loss=loss, progress=min((event.epoch + done) / event.epochs, 1.0))
         now = time.monotonic()
         if self._on_terminal(event) and now - self._written_s >= _REWRITTEN_EVERY_S:
             self._written_s = now

@@ -143,6 +143,11 @@ class DataLoader:
             yield from self._made_here(orders)
 
     @property
+    def is_lasting(self) -> bool:
+        """Is it inside `with loader:`, where its processes last from pass to pass?"""
+        return self._lasting
+
+    @property
     def is_shared(self) -> bool:
         """Do the workers of a cluster share its epochs?"""
         return self._shared is not None
