@@ -204,6 +204,40 @@ def test_values_are_set_on_every_device() -> None:
         parameter.set_data(np.zeros(3))
 
 
+def test_values_drawn_again_are_written_where_the_old_ones_lay() -> None:
+    parameter = nn.Parameter((2, 3))
+    parameter.initialize("ones")
+    kept = parameter.data()
+    parameter.initialize("zeros")
+    assert kept.numpy().all()
+    parameter.initialize("zeros", force=True)
+    assert parameter.data() is kept
+    assert not kept.numpy().any()
+    parameter.initialize("ones", device="cpu:1", force=True)
+    assert [str(device) for device in parameter.list_devices()] == ["cpu:1"]
+
+
+def test_moving_averages_of_several_devices_are_saved_as_their_mean(tmp_path: Path) -> None:
+    net = nn.BatchNorm(momentum=0.0)
+    net.initialize(device=["cpu:0", "cpu:1"])
+    with wl.autograd.train_mode():
+        for device, value in (("cpu:0", 1.0), ("cpu:1", 4.0)):
+            net(wl.nd.full((3, 2), value, device=device))
+    net.save_parameters(tmp_path / "net.safetensors")
+    assert tensor_file.load(tmp_path / "net.safetensors")["running_mean"].tolist() == [2.5, 2.5]
+
+
+def test_a_list_hides_no_blocks() -> None:
+    class Hiding(nn.Block):
+        def __init__(self) -> None:
+            super().__init__()
+            self.sizes = [3, 4]
+            self.layers = [nn.Dense(size) for size in self.sizes]
+
+    with pytest.raises(UsageError, match=r"hides blocks .*block=Hiding, attribute=layers"):
+        Hiding()
+
+
 def test_a_constant_is_saved_and_never_learned() -> None:
     class Shifted(nn.HybridBlock):
         def __init__(self) -> None:

@@ -11,7 +11,7 @@ Prior art: MXNet's Gluon, whose vocabulary this is.
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 from weakref import WeakSet
@@ -62,8 +62,8 @@ class Block:
     """
 
     def __init__(self) -> None:
-        self._children = {}
-        self._own = {}
+        object.__setattr__(self, "_children", {})
+        object.__setattr__(self, "_own", {})
         self._hooks = []
         self._pre_hooks = []
         self._compiled_by = WeakSet()
@@ -83,7 +83,20 @@ class Block:
             self._register(name, value)
         elif name in self.__dict__.get("_children", ()) or name in self.__dict__.get("_own", ()):
             self._unregister(name)
+        elif isinstance(value, list | tuple | dict):
+            self._refuse_hidden(name, value.values() if isinstance(value, dict) else value)
         object.__setattr__(self, name, value)
+
+    def _refuse_hidden(self, name: str, values: Iterable[Any]) -> None:
+        """Refuse blocks and parameters in a list or dict, where nothing would find them."""
+        known = {id(each) for each in (*self._children.values(), *self._own.values())}
+        if any(isinstance(each, Block | Parameter) and id(each) not in known for each in values):
+            raise UsageError(
+                "a list or dict hides blocks or parameters from the block that holds it",
+                next_move="Use a Sequential, give each an attribute, or register_child(block) before.",
+                block=type(self).__name__,
+                attribute=name,
+            )
 
     def __delattr__(self, name: str) -> None:
         self._unregister(name)

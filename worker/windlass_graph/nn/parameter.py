@@ -109,12 +109,11 @@ class Parameter:
             init: unless the parameter has one of its own.
             device: where it shall lie; every device gets the same values.
             seed: with the parameter's name and its initializer it determines the values.
-            force: draw again.
+            force: draw again, into the same arrays if the devices are the same.
         """
         if self._arrays and not force:
             return
         self._deferred = Deferred(self.init or resolved(init), seed, devices_of(device))
-        self._arrays = {}
         if self.has_shape:
             self.finish_initialization()
 
@@ -135,7 +134,10 @@ class Parameter:
             )
         waiting, self._deferred = self._deferred, None
         values = drawn(waiting.init, self.name, self._known_shape, self.dtype, waiting.seed)
-        self._place(values, waiting.devices)
+        if list(self._arrays) == list(waiting.devices):
+            self.set_data(values)
+        else:
+            self._place(values, waiting.devices)
 
     def _place(self, values: npt.NDArray[Any], devices: Sequence[Device]) -> None:
         self._arrays = {device: array_of(values, self.dtype, device) for device in devices}
@@ -198,6 +200,13 @@ class Parameter:
         if found is None:
             raise UsageError("a parameter has no gradient", parameter=self.name or "unnamed", grad_req=self._grad_req)
         return found
+
+    def host_values(self) -> npt.NDArray[Any]:
+        """The values in host memory: of moving averages, which each device moves by what it sees, their mean."""
+        copies = self.list_data()
+        if self.differentiable or len(copies) == 1:
+            return np.asarray(copies[0])
+        return np.mean([np.asarray(copy) for copy in copies], axis=0, dtype=np.float64).astype(self.dtype)
 
     def list_devices(self) -> list[Device]:
         return list(self._arrays)

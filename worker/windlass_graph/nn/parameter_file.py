@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from windlass_graph.device import Device
@@ -33,15 +32,13 @@ class Tolerance:
 
 
 def save(path: str | Path, parameters: Mapping[str, Parameter]) -> None:
-    """Write the first device's copies.
+    """Write the parameters' values.
 
     Raises:
         UsageError: a parameter has no values.
         UnavailableError: the file could not be written.
     """
-    tensor_file.write(
-        storage.place_of(path), {name: np.asarray(each.list_data()[0]) for name, each in parameters.items()}
-    )
+    tensor_file.write(storage.place_of(path), {name: each.host_values() for name, each in parameters.items()})
 
 
 def load(
