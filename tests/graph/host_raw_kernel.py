@@ -64,7 +64,8 @@ class RawKernel:
         for kind, given in zip(self._types, arguments, strict=True):
             if kind.endswith("*"):
                 assert given.flags.c_contiguous
-                assert given.dtype == (np.int32 if "int" in kind else self.real)
+                element = kind.removeprefix("const ").rstrip("* ")
+                assert given.dtype == {"int": np.int32, "double": np.float64, "real": self.real}[element]
                 places.append(given.ctypes.data)
             else:
                 assert type(given) is SCALARS[kind]

@@ -17,7 +17,8 @@ from tests.graph.op_case import OpCase
 from tests.graph.test_convolution_kernels import CASES, drawn, kind_of, scratch_for, untouched
 from tests.graph.test_pooling_kernels import CHANNELS, WINDOWS
 from tests.rules import nvrtc
-from windlass_graph.kernels import convolution, device_convolution, device_windows, pooling
+from windlass_graph.kernels import convolution, device_convolution, device_ctc, device_windows, pooling
+from windlass_graph.kernels.ctc import ctc
 from windlass_graph.op import Run, lookup
 from windlass_graph.tensor_type import type_of
 from windlass_graph.threads import Threads
@@ -101,10 +102,26 @@ def test_nothing_is_launched_for_no_element(xp: Any) -> None:
     device_windows.mean(xp, np.empty((0, window.points)), empty, window, count_padding=True)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_loss_of_sequences_is_that_of_the_host(xp: Any, dtype: str) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((12, 300, 7)).astype(dtype)
+    labels = rng.integers(1, 7, (300, 5)).astype("int32")
+    steps, spelled = rng.integers(0, 13, 300).astype("int32"), rng.integers(0, 6, 300).astype("int32")
+    here, there = ([np.full(300, np.nan, dtype), np.full_like(x, np.nan)] for _ in range(2))
+    ctc(x, labels, steps, spelled, here[0], here[1], 0, ALONE)
+    device_ctc.ctc(xp, x, labels, steps, spelled, there[0], there[1], 0)
+    assert np.isinf(here[0]).any()
+    assert np.isfinite(here[0]).any()
+    for one, other in zip(there, here, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
 def test_nvrtc_takes_every_program() -> None:
     if nvrtc.library() is None:
         pytest.skip("needs NVRTC: `pip install nvidia-cuda-nvrtc-cu12`, which `make test-all` does")
     architecture = min(each for each in nvrtc.architectures() if each >= 70)
-    for name in device_windows.NAMES:
-        for dtype in ("float32", "float64"):
+    for dtype in ("float32", "float64"):
+        assert device_ctc.NAME in nvrtc.compiled(device_ctc.program(dtype), architecture)
+        for name in device_windows.NAMES:
             assert name in nvrtc.compiled(device_windows.program(name, dtype), architecture)

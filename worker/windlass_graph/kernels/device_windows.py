@@ -20,7 +20,7 @@ THREADS: Final = 256
 BLOCKS_MAX: Final = 1 << 16
 OPTIONS: Final = ("--std=c++17", "--fmad=false")
 
-_REALS: Final = {"float32": "float", "float64": "double"}
+REALS: Final = {"float32": "float", "float64": "double"}
 _SPACE: Final = ("d, h, w", "kd, kh, kw", "sd, sh, sw", "pd, ph, pw", "dd, dh, dw", "od, oh, ow")
 _WINDOW: Final = ", ".join(f"i64 {name}" for names in _SPACE for name in names.split(", "))
 
@@ -187,7 +187,7 @@ def program(name: str, dtype: str) -> str:
     """The CUDA C of one kernel for a dtype."""
     parameters, body = _BODIES[name]
     kernel = _KERNEL.format(name=name, parameters=parameters, window=_WINDOW, body=body)
-    return _PRELUDE.format(real=_REALS[dtype]) + kernel
+    return _PRELUDE.format(real=REALS[dtype]) + kernel
 
 
 @functools.cache

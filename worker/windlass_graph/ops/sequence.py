@@ -28,14 +28,14 @@ def _loss_types(attrs: Attrs, ins: Sequence[TensorType]) -> tuple[TensorType, ..
     return (TensorType((batch,), dtype), TensorType(x.shape, dtype))
 
 
-def _checked(attrs: Attrs, ins: Sequence[Any]) -> list[Any]:
-    """Labels and lengths as int32.
+def _checked(xp: Any, attrs: Attrs, ins: Sequence[Any]) -> list[Any]:
+    """Labels and lengths as int32. Those of a GPU are looked at too, and waited for: kernels write where they say.
 
     Raises:
         UsageError: a length is longer than its axis, or a label is no class or the blank.
     """
-    x, labels, input_lengths, label_lengths = (np.ascontiguousarray(array) for array in ins)
-    steps, _, classes = x.shape
+    steps, _, classes = ins[0].shape
+    labels, input_lengths, label_lengths = (np.asarray(array if xp is np else array.get()) for array in ins[1:])
     for name, lengths, longest in (
         ("input_lengths", input_lengths, steps), ("label_lengths", label_lengths, labels.shape[1])
     ):  # fmt: skip
@@ -53,16 +53,20 @@ def _checked(attrs: Attrs, ins: Sequence[Any]) -> list[Any]:
             classes=classes,
             blank=attrs["blank"],
         )
-    return [array.astype(np.int32) for array in (labels, input_lengths, label_lengths)]
+    return [array.astype("int32") for array in ins[1:]]
 
 
 def _loss(xp: Any, attrs: Attrs, ins: Sequence[Any], outs: Sequence[Any], run: Run) -> None:
+    from windlass_graph.kernels import device_ctc
     from windlass_graph.kernels.ctc import ctc
 
     if not 0 <= attrs["blank"] < ins[0].shape[2]:
         raise UsageError("the blank is a class", next_move="Give 0 to classes - 1.", blank=attrs["blank"])
-    labels, input_lengths, label_lengths = _checked(attrs, ins)
-    ctc(ins[0], labels, input_lengths, label_lengths, outs[0], outs[1], attrs["blank"], run.threads)
+    labels, input_lengths, label_lengths = _checked(xp, attrs, ins)
+    if xp is np:
+        ctc(ins[0], labels, input_lengths, label_lengths, outs[0], outs[1], attrs["blank"], run.threads)
+    else:
+        device_ctc.ctc(xp, ins[0], labels, input_lengths, label_lengths, outs[0], outs[1], attrs["blank"])
 
 
 def _loss_rule(b: Backward) -> Any:
@@ -78,7 +82,7 @@ enter(
         "ctc_loss",
         ("x", "labels", "input_lengths", "label_lengths"),
         _loss_types,
-        in_one_precision(_loss, indices=(1, 2, 3)),
+        in_one_precision(_loss, indices=(1, 2, 3), device=True),
         (_loss_rule, FLAT, FLAT, FLAT),
         attrs={"blank": 0},
         doc="-log of the probability that softmax(x) spells the labels, x of (steps, batch, classes)",
