@@ -89,7 +89,7 @@ enter(
         "attention",
         _inputs,
         _types,
-        in_one_precision(_attend, indices=(3,), device=True),
+        in_one_precision(_attend, indices=(3,)),
         (
             lambda b: F.matmul(b.shared(_by_scores), b.y),
             lambda b: F.matmul(b.shared(_by_scores), b.x, transpose_x=True),

@@ -281,7 +281,7 @@ enter(
         "convolution",
         _inputs,
         _types,
-        in_one_precision(_forward, device=True),
+        in_one_precision(_forward),
         _rule,
         attrs={**_WINDOW, **_LAYER},
         complete=_complete,
@@ -294,7 +294,7 @@ enter(
         "transposed_convolution",
         _inputs,
         _transposed_types,
-        in_one_precision(_transposed, device=True),
+        in_one_precision(_transposed),
         _transposed_rule,
         attrs={**_WINDOW, **_LAYER, "output_padding": None},
         complete=_transposed_complete,
@@ -307,9 +307,7 @@ enter(
         "convolution_like",
         ("x", "weight", "like"),
         _types_of_third,
-        in_one_precision(
-            lambda xp, attrs, ins, outs, run: _forward(xp, attrs, ins[:2], outs, run), indices=(2,), device=True
-        ),
+        in_one_precision(lambda xp, attrs, ins, outs, run: _forward(xp, attrs, ins[:2], outs, run), indices=(2,)),
         (
             lambda b: F.convolution_data_gradient(b.g, b.y, b.x, **_geometry(b.attrs)),
             lambda b: F.convolution_weight_gradient(b.x, b.g, b.y, **_geometry(b.attrs)),
@@ -325,7 +323,7 @@ enter(
         "convolution_data_gradient",
         ("g", "weight", "like"),
         _types_of_third,
-        in_one_precision(_data_gradient, device=True),
+        in_one_precision(_data_gradient),
         (
             lambda b: F.convolution_like(b.g, b.y, b.x, **_geometry(b.attrs)),
             lambda b: F.convolution_weight_gradient(b.g, b.x, b.y, **_geometry(b.attrs)),
@@ -341,7 +339,7 @@ enter(
         "convolution_weight_gradient",
         ("x", "g", "like"),
         _types_of_third,
-        in_one_precision(_weight_gradient, device=True),
+        in_one_precision(_weight_gradient),
         (
             lambda b: F.convolution_data_gradient(b.y, b.g, b.x, **_geometry(b.attrs)),
             lambda b: F.convolution_like(b.x, b.g, b.y, **_geometry(b.attrs)),

@@ -112,7 +112,7 @@ def _forward(kind: str) -> Any:
         if kind == "lstm":
             outs[1][...] = cells[layer.steps(len(x))[-1]]
 
-    return in_one_precision(forward, device=True)
+    return in_one_precision(forward)
 
 
 def _backward(kind: str) -> Any:
@@ -125,7 +125,7 @@ def _backward(kind: str) -> Any:
         given = (to_out, last, x, h, c, out, gates, cells)
         recurrent.gradient(_layer(xp, attrs, kind, w, u), *given, recurrent.Gradients(*outs))
 
-    return in_one_precision(backward, device=True)
+    return in_one_precision(backward)
 
 
 def _gradient(kind: str) -> Callable[[Backward, int], Any]:

@@ -82,7 +82,7 @@ enter(
         "ctc_loss",
         ("x", "labels", "input_lengths", "label_lengths"),
         _loss_types,
-        in_one_precision(_loss, indices=(1, 2, 3), device=True),
+        in_one_precision(_loss, indices=(1, 2, 3)),
         (_loss_rule, FLAT, FLAT, FLAT),
         attrs={"blank": 0},
         doc="-log of the probability that softmax(x) spells the labels, x of (steps, batch, classes)",
