@@ -247,6 +247,21 @@ def test_wrong_changes_are_said_in_words(wrong: Any, says: str) -> None:
         wrong(net())
 
 
+def test_outputs_that_are_read_must_be_given_again() -> None:
+    x = wl.sym.Variable("x")
+    every, last = wl.sym.lstm(x, units=3, name="rnn")
+    graph = wl.Graph(wl.sym.Group([every.sum(), wl.sym.tanh(last, name="t")]))
+    with pytest.raises(wl.UsageError, match=r"output 1 of 'rnn' is still used.*outputs_given=1"):
+        graph.replace("rnn", lambda old: wl.sym.relu(old[0]))
+    with pytest.raises(wl.UsageError, match=r"several outputs of 'rnn' are used"):
+        graph.remove("rnn")
+    after = graph.replace("rnn", lambda old: (wl.sym.relu(old[0], name="r"), old[1]))
+    assert after.node("rnn") is graph.node("rnn")
+    assert reads(after, "t") == ["rnn[1]"]
+    squashed = graph.add(wl.sym.tanh, after="rnn", which=1)
+    assert squashed.node("t").inputs[0].node.op.name == "tanh"
+
+
 def test_which_input_stays_must_be_said_where_it_cannot_be_told() -> None:
     x = wl.sym.Variable("x", shape=(2,))
     graph = wl.Graph(wl.sym.relu(wl.sym.add(x, wl.sym.Variable("y", shape=(2,)), name="sum")))

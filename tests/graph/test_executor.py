@@ -96,6 +96,24 @@ def test_bind_shares_the_arrays_it_is_given_and_writes_into_the_gradients() -> N
     assert exe.grad_dict["x"] is dx
 
 
+def test_binding_leaves_tapes_and_gradients_of_arrays_alone() -> None:
+    x = wl.nd.array([1.0, 2.0])
+    x.attach_grad()
+    with wl.autograd.record():
+        y = x * 3
+    exe = wl.sym.square(wl.sym.Variable("v")).bind(args=[y], args_grad=[wl.nd.zeros((2,))])
+    exe.forward(is_train=True)
+    exe.backward()
+    y.backward()
+    np.testing.assert_array_equal(exe.grad_dict["v"], [6, 12])
+    np.testing.assert_array_equal(x.grad, [3, 3])
+    other = wl.sym.square(wl.sym.Variable("v")).bind(args=[x], args_grad=[wl.nd.zeros((2,))])
+    other.forward(is_train=True)
+    other.backward()
+    np.testing.assert_array_equal(other.grad_dict["v"], [2, 4])
+    np.testing.assert_array_equal(x.grad, [3, 3])
+
+
 def test_lists_follow_the_order_of_the_arguments() -> None:
     z = wl.sym.Variable("x") - wl.sym.Variable("y")
     grads = [None, wl.nd.zeros((1,))]

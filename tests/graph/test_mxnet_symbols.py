@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import json
+import random
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +134,26 @@ DEEP = "[" * 100_000
 def test_wrong_symbols_are_refused_in_words(record: Any, error: type[Exception], says: str, tmp_path: Path) -> None:
     with pytest.raises(error, match=says):
         read(record, tmp_path)
+
+
+def places(part: Any) -> Iterator[tuple[Any, Any]]:
+    """Every place of a JSON record: what holds it, and its key there."""
+    listed = part.items() if isinstance(part, dict) else enumerate(part) if isinstance(part, list) else ()
+    for key, value in listed:
+        yield part, key
+        yield from places(value)
+
+
+def test_a_symbol_with_any_part_replaced_is_read_or_refused_in_words(tmp_path: Path) -> None:
+    chance = random.Random(0)
+    parts = [None, True, -1, 5, 10**30, 1.5, "", "x", "(1, 2)", "(-1,)", "nan", [], [0, 0], [1, 0, 0], {"a": "b"}]
+    for _ in range(400):
+        record = copy.deepcopy(chance.choice(CASES)["symbol"])
+        for _ in range(2):
+            holder, key = chance.choice(list(places(record)))
+            holder[key] = copy.deepcopy(chance.choice(parts))
+        with contextlib.suppress(wl.CorruptionError, wl.UsageError):  # anything else is a bug
+            read(record, tmp_path).list_arguments()
 
 
 def test_files_that_are_no_symbols_are_refused_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

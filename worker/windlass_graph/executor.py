@@ -11,8 +11,8 @@ new values of auxiliary states. A training pass holds a frame (a block of the ar
 `forward` or the end of the executor. An executor belongs to one thread at a time. Programs are compiled when they are
 first needed, and shared by executors that came from one another.
 
-An argument's gradient is its array's `grad` too, unless the array had one of its own, so a `wl.Trainer` steps an
-executor's arguments as it steps a model's parameters.
+An argument's gradient is its array's `grad` too, unless the array had one of its own or is on a tape. So a `wl.Trainer`
+steps an executor's arguments as it steps a model's parameters.
 
 Prior art: MXNet's Executor, whose words these are.
 """
@@ -67,8 +67,9 @@ class Executor:
         self.graph = graph.checked()
         self._binding = binding
         for name, grad in binding.grads.items():
-            if binding.args[name].grad is None:
-                binding.args[name].attach_grad(binding.reqs[name], grad)
+            array = binding.args[name]
+            if array.grad is None and array.value is None:  # one on a tape stays there
+                array.attach_grad(binding.reqs[name], grad)
         self._programs: dict[Any, _Part] = {} if programs is None else programs
         self._monitor: Monitor | None = None
         self._watches_variables = False
