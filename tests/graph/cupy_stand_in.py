@@ -3,7 +3,7 @@
 What differs between CuPy and NumPy is refused or done as CuPy does it: functions and keywords are those of `FUNCTIONS`
 and `METHODS`, which `test_ops_on_devices` holds against CuPy where it is installed; NumPy's arrays are taken by `array`
 and `asarray` alone; nothing is read as a NumPy array but by `get`; reductions and elements are arrays without axes, and
-an index beyond its axis goes unnoticed. Kernels written in CUDA C are not run here (see `test_fused_cuda`).
+nobody is warned of what is not finite. Kernels in CUDA C are compiled for the host by `host_raw_kernel`.
 """
 
 from __future__ import annotations
@@ -11,10 +11,13 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any, Final
 
 import numpy as np
+
+from tests.graph.host_raw_kernel import RawKernel
 
 _UFUNC = "out dtype casting"
 _UFUNCS: Final = (
@@ -90,7 +93,7 @@ METHODS: Final = (
     "transpose", "var", "view",
 )  # fmt: skip
 _PROPERTIES: Final = ("T", "dtype", "flags", "itemsize", "nbytes", "ndim", "shape", "size", "strides")
-_ARITHMETIC: Final = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor")
+_ARITHMETIC: Final = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor")
 _COMPARISONS: Final = ("eq", "ne", "lt", "le", "gt", "ge")
 
 
@@ -170,14 +173,16 @@ class ndarray:  # noqa: N801 - CuPy's name
 def _operated(symbol: Callable[[Any, Any], Any], *, swapped: bool = False) -> Callable[[Any, Any], Any]:
     def operate(self: Any, other: Any) -> Any:
         pair = (_opened(other), self._values) if swapped else (self._values, _opened(other))
-        return _closed(symbol(*pair))
+        with np.errstate(all="ignore"):
+            return _closed(symbol(*pair))
 
     return operate
 
 
 def _in_place(symbol: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
     def operate(self: Any, other: Any) -> Any:
-        symbol(self._values, _opened(other))
+        with np.errstate(all="ignore"):
+            symbol(self._values, _opened(other))
         return self
 
     return operate
@@ -223,7 +228,8 @@ def _function(name: str) -> Callable[..., Any]:
         out = named.get("out")
         if out is not None and not isinstance(out, ndarray):
             raise TypeError(f"cupy.{name}() wrote to {type(out)}")
-        found = numpys(*map(_opened, given), **{key: _opened(value) for key, value in named.items()})
+        with np.errstate(all="ignore"):
+            found = numpys(*map(_opened, given), **{key: _opened(value) for key, value in named.items()})
         return _closed(found) if out is None else out
 
     call.__name__ = name
@@ -241,8 +247,8 @@ class _Device:
     def synchronize(self) -> None: ...
 
 
-def modules() -> dict[str, ModuleType]:
-    """What `import cupy`, `import cupyx` and `import cupyx.scipy.special` give."""
+def modules(folder: Path) -> dict[str, ModuleType]:
+    """What `import cupy`, `import cupyx` and `import cupyx.scipy.special` give; kernels are compiled into `folder`."""
     cupy: Any = ModuleType("cupy")
     cupy.ndarray = ndarray
     for name in FUNCTIONS:
@@ -250,6 +256,12 @@ def modules() -> dict[str, ModuleType]:
     cupy.float16, cupy.float32, cupy.float64, cupy.int64 = np.float16, np.float32, np.float64, np.int64
     cupy.newaxis, cupy.inf = None, np.inf
     cupy.cuda = SimpleNamespace(Device=_Device, get_current_stream=lambda: SimpleNamespace(synchronize=lambda: None))
+
+    def raw_kernel(code: str, name: str, options: tuple[str, ...]) -> Any:
+        compiled = RawKernel(folder, code, name, options)
+        return lambda grid, block, arguments: compiled(grid, block, _opened(arguments))
+
+    cupy.RawKernel = raw_kernel
     cupyx: Any = ModuleType("cupyx")
     cupyx.scatter_add = lambda to, at, values: np.add.at(_opened(to), _opened(at), _opened(values))
     scipy: Any = ModuleType("cupyx.scipy")

@@ -7,10 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from windlass_graph import functions as F
 from windlass_graph.op import FLAT, REQUIRED, Attrs, Backward, Forward, Gradient, Op, Run, enter
 from windlass_graph.scalar_code import SCALARS
-from windlass_graph.tensor_type import TensorType, as_float, broadcast, promoted
+from windlass_graph.tensor_type import ContradictionError, TensorType, as_float, broadcast, promoted
 
 NumpyForm = Callable[[Any, Attrs, Sequence[Any], Any], Any]
 """`form(xp, attrs, ins, out)` writes `out`."""
@@ -30,6 +32,18 @@ def _same(dtypes: Sequence[str | None]) -> str | None:
 def float_of(dtypes: Sequence[str | None]) -> str | None:
     """The dtype of exp and its kin."""
     return as_float(promoted(dtypes))
+
+
+def number_of(dtypes: Sequence[str | None]) -> str | None:
+    """The dtype of arithmetic that truth values do not take part in.
+
+    Raises:
+        ContradictionError: all operands are truth values.
+    """
+    found = promoted(dtypes)
+    if found == "bool":
+        raise ContradictionError('truth values are no numbers: cast them, x.astype("int32")')
+    return found
 
 
 def truth_of(dtypes: Sequence[str | None]) -> str | None:
@@ -54,9 +68,13 @@ def _entry(
     attrs: Attrs | None = None,
     doc: str = "",
 ) -> None:
-    def forward(xp: Any, attrs: Attrs, ins: Sequence[Any], outs: Sequence[Any], run: Run) -> None:
+    def plain(xp: Any, attrs: Attrs, ins: Sequence[Any], outs: Sequence[Any], run: Run) -> None:
         form(xp, attrs, ins, outs[0])
 
+    def in_floats(xp: Any, attrs: Attrs, ins: Sequence[Any], outs: Sequence[Any], run: Run) -> None:
+        form(xp, attrs, floats(ins, outs[0].dtype), outs[0])
+
+    forward = in_floats if dtype is float_of else plain
     names = tuple(inputs.split())
     enter(
         Op(
@@ -93,6 +111,12 @@ def scalar_entry(
     _entry(name, inputs, form, gradient, dtype, attrs, doc)
 
 
+def floats(arrays: Sequence[Any], dtype: Any) -> list[Any]:
+    """Integers and truth values as floats of that dtype: of small integers NumPy would compute in float16, and of
+    bytes differences wrap around."""
+    return [array if array.dtype.kind == "f" else array.astype(dtype) for array in arrays]
+
+
 @dataclass(frozen=True, slots=True)
 class _Ufunc:
     """NumPy's or CuPy's function of that name; of one float dtype throughout it is called without looking further."""
@@ -113,7 +137,8 @@ class _Ufunc:
             function(ins[0], ins[1], out=outs[0])
 
         def cast(xp: Any, attrs: Attrs, ins: Sequence[Any], outs: Sequence[Any], run: Run) -> None:
-            function(*ins, out=outs[0], casting="unsafe")
+            out = outs[0]
+            function(*(floats(ins, out.dtype) if out.dtype.kind == "f" else ins), out=out, casting="unsafe")
 
         if len(dtypes) > 1 or as_float(outs[0].dtype) != outs[0].dtype:
             return cast
@@ -135,7 +160,7 @@ def _unary(name: str, rule: Callable[[Backward], Any], dtype: Any = float_of, uf
 
 # Arithmetic.
 _entry("add", "x y", _Ufunc("add"), (lambda b: b.g, lambda b: b.g), doc="x + y")
-_entry("subtract", "x y", _Ufunc("subtract"), (lambda b: b.g, lambda b: -b.g), doc="x - y")
+_entry("subtract", "x y", _Ufunc("subtract"), (lambda b: b.g, lambda b: -b.g), number_of, doc="x - y")
 _entry("multiply", "x y", _Ufunc("multiply"), (lambda b: b.g * b.y, lambda b: b.g * b.x), doc="x * y")
 _entry("divide", "x y", _Ufunc("divide"), (lambda b: b.g / b.y, lambda b: -(b.g * b.out / b.y)), float_of, doc="x / y")
 _entry(
@@ -146,14 +171,16 @@ _entry(
         lambda b: b.g * b.y * F.power(b.x, b.y - 1),
         lambda b: b.g * F.where(b.x > 0, b.out * F.log(F.where(b.x > 0, b.x, 1)), 0),
     ),
+    number_of,
     doc="x ** y; the gradient by y is 0 where x <= 0",
 )
-_entry("floor_divide", "x y", _Ufunc("floor_divide"), FLAT, doc="floor(x / y)")
+_entry("floor_divide", "x y", _Ufunc("floor_divide"), FLAT, number_of, doc="floor(x / y)")
 _entry(
     "mod",
     "x y",
     _Ufunc("mod"),
     (lambda b: b.g, lambda b: -(b.g * F.floor_divide(b.x, b.y))),
+    number_of,
     doc="x mod y, of y's sign",
 )
 _entry(
@@ -170,9 +197,9 @@ _entry(
     (lambda b: b.g * F.cast_like(b.x <= b.y, b.g), lambda b: b.g * F.cast_like(b.x > b.y, b.g)),
     doc="the smaller one; equal ones give the gradient to x",
 )
-_unary("negative", lambda b: -b.g, _same, doc="-x")
+_unary("negative", lambda b: -b.g, number_of, doc="-x")
 _unary("absolute", lambda b: b.g * F.sign(b.x), _same, doc="|x|")
-_unary("square", lambda b: b.g * b.x * 2, _same, doc="x * x")
+_unary("square", lambda b: b.g * b.x * 2, number_of, doc="x * x")
 _unary("sqrt", lambda b: b.g * 0.5 / b.out, doc="the square root")
 _unary("exp", lambda b: b.g * b.out, doc="e ** x")
 _unary("log", lambda b: b.g / b.x, doc="the natural logarithm")
@@ -181,10 +208,10 @@ _unary("expm1", lambda b: b.g * (b.out + 1), doc="e ** x - 1")
 _unary("sin", lambda b: b.g * F.cos(b.x))
 _unary("cos", lambda b: -(b.g * F.sin(b.x)))
 _unary("tanh", lambda b: b.g * (1 - F.square(b.out)))
-_entry("sign", "x", _Ufunc("sign"), FLAT, doc="-1, 0 or 1")
-_entry("floor", "x", _Ufunc("floor"), FLAT)
-_entry("ceil", "x", _Ufunc("ceil"), FLAT)
-_entry("round", "x", _Ufunc("rint"), FLAT, doc="to the nearest integer, halves to the even one")
+_entry("sign", "x", _Ufunc("sign"), FLAT, number_of, doc="-1, 0 or 1")
+_entry("floor", "x", _Ufunc("floor"), FLAT, number_of)
+_entry("ceil", "x", _Ufunc("ceil"), FLAT, number_of)
+_entry("round", "x", _Ufunc("rint"), FLAT, number_of, doc="to the nearest integer, halves to the even one")
 _entry(
     "reciprocal",
     "x",
@@ -217,6 +244,7 @@ _entry(
     "x",
     lambda xp, attrs, ins, out: xp.maximum(ins[0], 0, out=out),
     (lambda b: F.relu_gradient(b.g, b.out),),
+    number_of,
     doc="max(x, 0)",
 )
 _entry(
@@ -243,11 +271,23 @@ _entry(
     float_of,
     doc="log(1 + exp(x))",
 )
+
+
+def _clip(xp: Any, attrs: Attrs, ins: Sequence[Any], out: Any) -> None:
+    low, high = attrs["low"], attrs["high"]
+    if out.dtype.kind != "f":  # the integers within the bounds
+        limits = np.iinfo(out.dtype)
+        low = limits.min if low <= limits.min else math.ceil(low)
+        high = limits.max if high >= limits.max else math.floor(high)
+    xp.clip(ins[0], low, high, out=out)
+
+
 _entry(
     "clip",
     "x",
-    lambda xp, attrs, ins, out: xp.clip(ins[0], attrs["low"], attrs["high"], out=out),
+    _clip,
     (lambda b: b.g * F.cast_like(F.logical_and(b.x >= b.attrs["low"], b.x <= b.attrs["high"]), b.g),),
+    number_of,
     attrs={"low": -math.inf, "high": math.inf},
     doc="x within [low, high]",
 )

@@ -13,6 +13,7 @@ import numpy as np
 
 from windlass_graph import functions as F
 from windlass_graph.op import FLAT, Attrs, Backward, Missing, Op, Run, enter
+from windlass_graph.ops.elementwise import floats
 from windlass_graph.ops.indexing import checked_indices
 from windlass_graph.tensor_type import ContradictionError, TensorType, as_float
 from windlass_proto.errors import UsageError
@@ -33,24 +34,26 @@ def _has_loops(xp: Any, axis: int, *arrays: Any) -> bool:
 
 def _softmax(xp: Any, attrs: Attrs, ins: Sequence[Any], outs: Sequence[Any], run: Run) -> None:
     axis, out = attrs["axis"], outs[0]
-    if _has_loops(xp, axis, ins[0], out):
+    [x] = floats(ins[:1], out.dtype)
+    if _has_loops(xp, axis, x, out):
         from windlass_graph.kernels.softmax import softmax
 
-        softmax(ins[0].reshape(-1, out.shape[-1]), out.reshape(-1, out.shape[-1]), run.threads)
+        softmax(x.reshape(-1, out.shape[-1]), out.reshape(-1, out.shape[-1]), run.threads)
         return
-    xp.subtract(ins[0], ins[0].max(axis=axis, keepdims=True), out=out)
+    xp.subtract(x, x.max(axis=axis, keepdims=True), out=out)
     xp.exp(out, out=out)
     out /= out.sum(axis=axis, keepdims=True)
 
 
 def _log_softmax(xp: Any, attrs: Attrs, ins: Sequence[Any], outs: Sequence[Any], run: Run) -> None:
     axis, out = attrs["axis"], outs[0]
-    if _has_loops(xp, axis, ins[0], out):
+    [x] = floats(ins[:1], out.dtype)
+    if _has_loops(xp, axis, x, out):
         from windlass_graph.kernels.softmax import log_softmax
 
-        log_softmax(ins[0].reshape(-1, out.shape[-1]), out.reshape(-1, out.shape[-1]), run.threads)
+        log_softmax(x.reshape(-1, out.shape[-1]), out.reshape(-1, out.shape[-1]), run.threads)
         return
-    xp.subtract(ins[0], ins[0].max(axis=axis, keepdims=True), out=out)
+    xp.subtract(x, x.max(axis=axis, keepdims=True), out=out)
     out -= xp.log(xp.exp(out).sum(axis=axis, keepdims=True))
 
 

@@ -44,6 +44,13 @@ def _types(attrs: Attrs, ins: Sequence[TensorType]) -> tuple[TensorType, ...]:
     return (TensorType(reduced(ins[0].shape, attrs["axis"], attrs["keepdims"]), ins[0].dtype),)
 
 
+def _total_types(attrs: Attrs, ins: Sequence[TensorType]) -> tuple[TensorType, ...]:
+    """Integers and truth values are added and multiplied as int64."""
+    dtype = ins[0].dtype
+    shape = reduced(ins[0].shape, attrs["axis"], attrs["keepdims"])
+    return (TensorType(shape, "int64" if dtype is not None and as_float(dtype) != dtype else dtype),)
+
+
 def _float_types(attrs: Attrs, ins: Sequence[TensorType]) -> tuple[TensorType, ...]:
     shape = reduced(ins[0].shape, attrs["axis"], attrs["keepdims"])
     return (TensorType(shape, as_float(ins[0].dtype)),)
@@ -57,7 +64,14 @@ def _reduction(name: str) -> Any:
     def forward(xp: Any, attrs: Attrs, ins: Sequence[Any], outs: Sequence[Any], run: Run) -> None:
         getattr(xp, name)(ins[0], axis=attrs["axis"], keepdims=attrs["keepdims"], out=outs[0])
 
-    return forward
+    def in_float32(xp: Any, attrs: Attrs, ins: Sequence[Any], outs: Sequence[Any], run: Run) -> None:
+        """A sum of float16 may lie beyond float16 where the mean does not."""
+        if outs[0].dtype != "float16":
+            forward(xp, attrs, ins, outs, run)
+        else:
+            outs[0][...] = xp.mean(ins[0], axis=attrs["axis"], keepdims=attrs["keepdims"], dtype="float32")
+
+    return in_float32 if name == "mean" else forward
 
 
 def _spread(b: Backward, reduced_value: Any) -> Any:
@@ -85,11 +99,11 @@ def _entry(name: str, gradient: Gradient, infer: Any = _types, doc: str = "") ->
     enter(Op(name, ("x",), infer, _reduction(name), gradient, attrs=REDUCTION, doc=doc))
 
 
-_entry("sum", (lambda b: F.broadcast_like(_spread(b, b.g), b.x),), doc="the sum over axes")
+_entry("sum", (lambda b: F.broadcast_like(_spread(b, b.g), b.x),), _total_types, doc="the sum over axes")
 _entry("mean", (_count,), _float_types, doc="the mean over axes")
 _entry("max", (_extreme,), doc="the largest over axes; equal ones share the gradient")
 _entry("min", (_extreme,), doc="the smallest over axes; equal ones share the gradient")
-_entry("prod", (_product,), doc="the product over axes; its gradient divides by x, which must not be 0")
+_entry("prod", (_product,), _total_types, doc="the product over axes; its gradient divides by x, which must not be 0")
 
 
 def _argument(name: str) -> Any:
