@@ -14,7 +14,7 @@ import pytest
 import windlass as wl
 from tests.cluster.team import Team
 from tests.cluster.workers import Workers
-from tests.training.digits_model import DigitsNet, X, Y
+from tests.training.digits_model import DigitsNet, X, Y, normalised
 from windlass.cluster import Cluster
 from windlass.local_cluster import LocalCluster
 from windlass_proto.errors import UsageError
@@ -194,6 +194,22 @@ def test_a_fit_is_resumed_through_the_store_bit_for_bit(
         assert (history, best) == (other, other_best)
         for value, expected in zip(values, other_values, strict=True):
             np.testing.assert_array_equal(value, expected)
+
+
+@pytest.mark.usefixtures("token")
+def test_moving_averages_are_resumed_beside_the_store(local: LocalCluster, job: str, tmp_path: Path) -> None:
+    found = []
+    for folder, stops in (("whole", []), ("parted", [2])):
+        for epochs in (*stops, 4):
+            net = normalised(seed=epochs if folder == "parted" and epochs == 4 else 0)
+            with Team(local, f"{job}-{folder}-{epochs}", workers=1) as alone:
+                saving = wl.callback.Checkpoint(tmp_path / folder)
+                rows = loader(None)
+                made = estimator(alone[0], net)
+                made.fit(rows, epochs, callbacks=[saving], resume=tmp_path / folder)
+        found.append({name: np.array(each.data()) for name, each in net.collect_params().items()})
+    for name, value in found[0].items():
+        np.testing.assert_array_equal(found[1][name], value, err_msg=name)
 
 
 def test_a_net_whose_shapes_are_not_known_begins_with_the_values_of_rank_0(team: MakeTeam) -> None:

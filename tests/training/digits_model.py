@@ -68,6 +68,9 @@ class Replicated:
     def list_data(self) -> list[Array]:
         return list(self.copies.values())
 
+    def host_values(self) -> Any:
+        return self.list_data()[0].numpy()
+
 
 def replicated(devices: Sequence[str], seed: int = 0) -> dict[str, Replicated]:
     return {name: Replicated(array, devices) for name, array in parameters(seed).items()}
@@ -125,3 +128,11 @@ class MakersRows(wl.data.Dataset):
 
     def __getitem__(self, index: int) -> Any:
         return np.full(64, os.getpid(), np.float32), 0
+
+
+def normalised(seed: int = 0) -> wl.nn.HybridSequential:
+    """A net whose shapes are not known yet, and whose moving averages no gradient reaches."""
+    net = wl.nn.HybridSequential(wl.nn.Dense(16), wl.nn.BatchNorm(), wl.nn.Activation("relu"), wl.nn.Dense(10))
+    net.initialize(seed=seed)
+    net.hybridize()
+    return net

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import windlass as wl
-from tests.training.digits_model import DigitsNet, MakersRows, X, Y
+from tests.training.digits_model import DigitsNet, MakersRows, X, Y, normalised
 from windlass_proto.errors import CorruptionError, UsageError
 
 SPEC: Any = wl.optim.Adam(lr=1e-2)
@@ -305,6 +305,20 @@ def test_a_resumed_fit_ends_bit_for_bit_as_one_that_was_left_alone(tmp_path: Pat
         np.testing.assert_array_equal(resumed.net.params[name], array)
     assert sorted(path.name for path in (tmp_path / "parted").iterdir()) == ["best", "epoch-000005", "epoch-000006"]
     assert [path.name for path in (tmp_path / "parted" / "best").iterdir()] == [f"epoch-{stopping.best_epoch + 1:06d}"]
+
+
+def test_moving_averages_are_resumed_too(tmp_path: Path) -> None:
+    found = []
+    for folder, stops in (("whole", []), ("parted", [2])):
+        for epochs in (*stops, 4):
+            net = normalised()
+            made = wl.Estimator(net, cross_entropy, SPEC)
+            saving = wl.callback.Checkpoint(tmp_path / folder)
+            made.fit(loader(), epochs, callbacks=[saving], resume=tmp_path / folder)
+        found.append({name: np.asarray(each.data()) for name, each in net.collect_params().items()})
+    for name, value in found[0].items():
+        np.testing.assert_array_equal(found[1][name], value, err_msg=name)
+    assert any("running" in name for name in found[0])
 
 
 def test_a_torn_checkpoint_is_passed_over_and_an_altered_one_is_refused(tmp_path: Path) -> None:

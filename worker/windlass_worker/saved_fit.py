@@ -170,12 +170,11 @@ def _check_like(estimator: Estimator, values: Mapping[str, Any], folder: Path) -
 
 
 def _values(estimator: Estimator, *, untrained: bool = False) -> dict[str, Any]:
-    """The first copies, by name; `untrained`: of those that no gradient reaches."""
-    found = {}
+    """Values by name, of moving averages of several devices the mean; `untrained`: what no gradient reaches."""
+    found: dict[str, Any] = {}
     for name, parameter in estimator.parameters().items():
-        copy = copies(parameter)[0]
-        if not untrained or copy.grad is None:
-            found[name] = copy.numpy()
+        if not untrained or copies(parameter)[0].grad is None:
+            found[name] = parameter.numpy() if isinstance(parameter, Array) else parameter.host_values()
     return found
 
 
