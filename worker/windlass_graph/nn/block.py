@@ -340,7 +340,7 @@ class Block:
         if trace is not None:
             with trace.within(self):
                 return self.forward(*args, **kwargs)
-        if any(parameter.is_deferred for parameter in self._own.values()):
+        if self._own and any(parameter.is_deferred for parameter in self._own.values()):
             self._tell_shapes(args, kwargs)
         return self.forward(*args, **kwargs)
 
