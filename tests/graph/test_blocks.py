@@ -227,6 +227,36 @@ def test_moving_averages_of_several_devices_are_saved_as_their_mean(tmp_path: Pa
     assert tensor_file.load(tmp_path / "net.safetensors")["running_mean"].tolist() == [2.5, 2.5]
 
 
+def test_a_parameter_in_place_of_its_values_is_refused_in_words() -> None:
+    class Scaled(nn.HybridBlock):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter((4,), init="ones")
+
+        def forward(self, x: Any) -> Any:
+            return x * self.scale
+
+    net = Scaled()
+    net.initialize()
+    for hybrid in (False, True):
+        net.hybridize(hybrid)
+        with pytest.raises(UsageError, match=r"a parameter is no operand.*parameter=scale.*parameter\.data\(\)"):
+            net(X)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: nn.HybridSequential(nn.Dense), r"a child is a block .*got=Dense.*Make one"),  # type: ignore[arg-type]
+        (lambda: nn.Sequential(abs), r"a child is a block .*nn\.Lambda"),  # type: ignore[arg-type]
+        (lambda: ready(-1), "a seed is 0 to"),
+    ],
+)
+def test_wrong_parts_of_a_net_are_refused_in_words(make: Any, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        make()
+
+
 def test_a_list_hides_no_blocks() -> None:
     class Hiding(nn.Block):
         def __init__(self) -> None:

@@ -88,7 +88,7 @@ class Xavier:
         _one_of("rnd_type", self.rnd_type, _DISTRIBUTIONS)
         _one_of("factor_type", self.factor_type, _FACTOR_TYPES)
         _positive("magnitude", self.magnitude)
-        _whole_seed(self.seed)
+        whole_seed(self.seed)
 
     def draw(self, name: str, shape: Shape, random: np.random.Generator) -> Values:
         fan_in, fan_out = fans(shape, name)
@@ -119,7 +119,7 @@ class MSRA:
 
     def __post_init__(self) -> None:
         _one_of("factor_type", self.factor_type, _FACTOR_TYPES)
-        _whole_seed(self.seed)
+        whole_seed(self.seed)
 
     def draw(self, name: str, shape: Shape, random: np.random.Generator) -> Values:
         like = Xavier("gaussian", self.factor_type, 2 / (1 + self.slope**2))
@@ -140,7 +140,7 @@ class Orthogonal:
 
     def __post_init__(self) -> None:
         _positive("scale", self.scale)
-        _whole_seed(self.seed)
+        whole_seed(self.seed)
 
     def draw(self, name: str, shape: Shape, random: np.random.Generator) -> Values:
         fans(shape, name)
@@ -321,6 +321,7 @@ def _positive(name: str, value: float) -> None:
         raise UsageError(f"{name} is a number above 0", got=value)
 
 
-def _whole_seed(seed: int) -> None:
+def whole_seed(seed: int) -> None:
+    """Refuse what is no seed."""
     if type(seed) is not int or not 0 <= seed < 1 << 64:
         raise UsageError("a seed is 0 to 2**64 - 1", seed=seed)

@@ -135,8 +135,16 @@ class Block:
 
     def register_child(self, block: Block, name: str | None = None) -> None:
         """Register a child under a name, its number unless given."""
-        name = name or str(len(self._children))
-        self._register(name, block)
+        if not isinstance(block, Block):
+            raise UsageError(
+                "a child is a block",
+                next_move="Make one of the class first."
+                if isinstance(block, type)
+                else "Wrap a function in nn.Lambda.",
+                block=type(self).__name__,
+                got=block.__name__ if isinstance(block, type) else type(block).__name__,
+            )
+        self._register(name or str(len(self._children)), block)
 
     @property
     def children(self) -> Mapping[str, Block]:

@@ -22,7 +22,7 @@ def count(name: str, value: Any) -> int:
         UsageError: it is none.
     """
     if type(value) is not int or value < 1:
-        raise UsageError(f"{name} is a whole number above 0", **{name: value})
+        raise UsageError(f"{name} is a whole number above 0", got=repr(value))
     return value
 
 

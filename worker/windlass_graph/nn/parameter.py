@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from windlass_graph.array import Array, array_of, check_grad_req
 from windlass_graph.device import Device, device_of
-from windlass_graph.initializers import Initializer, drawn, resolved
+from windlass_graph.initializers import Initializer, drawn, resolved, whole_seed
 from windlass_graph.nn.trace import current_device, current_trace
 from windlass_graph.tensor_type import Shape
 from windlass_proto.errors import UsageError
@@ -72,6 +72,13 @@ class Parameter:
         axes = "?" if self.shape is None else ", ".join("?" if axis is None else str(axis) for axis in self.shape)
         return f"<{type(self).__name__} {self.name or 'unnamed'} {self.dtype}({axes})>"
 
+    def __array__(self, *_: Any, **__: Any) -> Any:
+        raise UsageError(
+            "a parameter is no operand, its values are",
+            next_move="Write parameter.data() in forward.",
+            parameter=self.name or "unnamed",
+        )
+
     @property
     def has_shape(self) -> bool:
         return self.shape is not None and None not in self.shape
@@ -111,6 +118,7 @@ class Parameter:
             seed: with the parameter's name and its initializer it determines the values.
             force: draw again, into the same arrays if the devices are the same.
         """
+        whole_seed(seed)
         if self._arrays and not force:
             return
         self._deferred = Deferred(self.init or resolved(init), seed, devices_of(device))
