@@ -158,7 +158,15 @@ class Array(Operand):
 
     def __setitem__(self, key: Any, value: Any) -> None:
         self._refuse_change("assigned to")
-        self._memory[key] = value._memory if isinstance(value, Array) else value
+        parts = tuple(map(self._there, key)) if isinstance(key, tuple) else self._there(key)
+        self._memory[parts] = self._there(value)
+
+    def _there(self, given: Any) -> Any:
+        """An operand of an assignment as memory of this device; numbers and slices as they are."""
+        if isinstance(given, Array):
+            return given._memory
+        on_host = isinstance(given, np.ndarray | list) and self.device.kind == "gpu"
+        return self.device.xp.asarray(given) if on_host else given
 
     def _refuse_change(self, what: str) -> None:
         if modes.is_recording() and self.value is not None:
