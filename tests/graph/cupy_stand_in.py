@@ -255,7 +255,11 @@ def modules(folder: Path) -> dict[str, ModuleType]:
         setattr(cupy, name, _function(name))
     cupy.float16, cupy.float32, cupy.float64, cupy.int64 = np.float16, np.float32, np.float64, np.int64
     cupy.newaxis, cupy.inf = None, np.inf
-    cupy.cuda = SimpleNamespace(Device=_Device, get_current_stream=lambda: SimpleNamespace(synchronize=lambda: None))
+    cupy.cuda = SimpleNamespace(
+        Device=_Device,
+        get_current_stream=lambda: SimpleNamespace(synchronize=lambda: None),
+        runtime=SimpleNamespace(getDeviceCount=lambda: 16, CUDARuntimeError=RuntimeError),
+    )
 
     def raw_kernel(code: str, name: str, options: tuple[str, ...]) -> Any:
         compiled = RawKernel(folder, code, name, options)

@@ -77,7 +77,7 @@ def backward(
         final: told of each array as soon as its `grad` is complete, so that it can leave while the rest is computed.
 
     Raises:
-        UsageError: a head is on no tape, or a path has no gradient.
+        UsageError: a head is on no tape, a path has no gradient, or no path leads to an array with one.
     """
     seeds = _seeds(heads, head_grads)
     order = _walk(heads)
@@ -90,7 +90,13 @@ def backward(
             final(kept[value])
 
     with modes(recording=False, training=train_mode):
-        reverse(order, seeds, kept, _operand, complete)
+        found = reverse(order, seeds, kept, _operand, complete)
+    if not found:
+        raise UsageError(
+            "no differentiable path leads from the heads to an array with a gradient",
+            next_move="Look for argmax, comparisons, block_grad or pause() on the way.",
+            heads=[str(head.type) for head in heads],
+        )
     if not retain_graph:
         for head in heads:
             head.value = None

@@ -6,6 +6,7 @@ and random numbers of their own, so that whatever runs over several devices can 
 
 from __future__ import annotations
 
+import functools
 import threading
 from dataclasses import dataclass
 from types import ModuleType
@@ -68,8 +69,20 @@ def _cupy() -> ModuleType:
         raise UnavailableError(
             "CuPy is not installed, and a GPU was asked for", next_move="pip install windlass[gpu], or use cpu:0."
         ) from cause
+    if refusal := _refusal_of(cupy):
+        raise UnavailableError("no GPU can be used", next_move="Use cpu:0.", reason=refusal)
     found: ModuleType = cupy
     return found
+
+
+@functools.cache
+def _refusal_of(cupy: Any) -> str:
+    """Why CuPy finds no device, "" if it does; asked once, as the driver takes its time to answer."""
+    try:
+        cupy.cuda.runtime.getDeviceCount()
+    except cupy.cuda.runtime.CUDARuntimeError as cause:
+        return str(cause)
+    return ""
 
 
 class _Streams(threading.local):

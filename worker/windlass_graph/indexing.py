@@ -41,6 +41,11 @@ def _step(operand: Any, part: Any, axis: int, gone: list[int]) -> tuple[Any, int
     if isinstance(part, int | np.integer) and not isinstance(part, bool):
         gone.append(axis)
         return _one(operand, int(part), axis), axis + 1
+    if getattr(part, "dtype", None) in (np.dtype(bool), "bool") or isinstance(part, bool):
+        raise UsageError(
+            "a mask is no index: how many elements it takes is not known beforehand",
+            next_move="Multiply by it, or use where(mask, x, 0).",
+        )
     if hasattr(part, "dtype") or isinstance(part, list):
         return function("take")(operand, part, axis=axis), axis + len(np.shape(part))
     raise UsageError(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from windlass_graph import functions as F
 from windlass_graph.op import FLAT, REQUIRED, Attrs, Backward, Op, Run, enter
 from windlass_graph.ops.reductions import axes_of
@@ -22,7 +24,8 @@ def _taken(attrs: Attrs, ins: Sequence[TensorType]) -> tuple[TensorType, ...]:
 
 def checked_indices(xp: Any, indices: Any, size: int, what: str) -> Any:
     """Indices as int64, none beyond the axis. On a GPU they are not looked at: that would wait for it."""
-    wide = indices.astype("int64", copy=False)
+    with np.errstate(invalid="ignore"):  # NaN becomes an index that lies outside
+        wide = indices.astype("int64", copy=False)
     if xp.__name__ == "numpy" and wide.size and not (wide.min() >= 0 and wide.max() < size):
         raise UsageError(
             f"an index of {what} lies outside the axis",
