@@ -20,6 +20,7 @@ CASES = [
         for op in ("sum", "mean", "max", "min", "prod")
         for attrs in REDUCED
     ),
+    OpCase("sum", (drawn(2, 3, 2, 4),), np.sum, {"axis": (1, 2), "keepdims": True}, by=(0,)),
     *(OpCase(op, (X,), getattr(np, op), {"axis": 1}) for op in ("argmax", "argmin")),
     OpCase("keep_axes", (M, X), lambda x, like, axis: np.expand_dims(x, axis), {"axis": 2}, by=(0,)),
     OpCase("broadcast_like", (drawn(3, 1), X), lambda x, like: np.broadcast_to(x, like.shape), by=(0,)),
@@ -88,6 +89,13 @@ CASES = [
         "take_gradient",
         (drawn(4, 2), INTS, drawn(3, 2)),
         lambda g, i, like: np.array([g[1], g[3], g[0] + g[2]]),
+        by=(0,),
+    ),
+    OpCase(
+        "take_gradient",
+        (drawn(2, 4, 3), INTS, drawn(2, 5, 3)),
+        lambda g, i, like, axis: np.stack([g[:, 1], g[:, 3], g[:, 0] + g[:, 2], 0 * g[:, 0], 0 * g[:, 0]], axis=1),
+        {"axis": 1},
         by=(0,),
     ),
     OpCase(

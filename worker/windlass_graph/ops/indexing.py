@@ -26,7 +26,7 @@ def checked_indices(xp: Any, indices: Any, size: int, what: str) -> Any:
     """Indices as int64, none beyond the axis. On a GPU they are not looked at: that would wait for it."""
     with np.errstate(invalid="ignore"):  # NaN becomes an index that lies outside
         wide = indices.astype("int64", copy=False)
-    if xp.__name__ == "numpy" and wide.size and not (wide.min() >= 0 and wide.max() < size):
+    if xp.__name__ == "numpy" and wide.size and wide.view("uint64").max() >= size:  # negative ones are large there
         raise UsageError(
             f"an index of {what} lies outside the axis",
             next_move="Indices count from 0.",
@@ -39,7 +39,13 @@ def checked_indices(xp: Any, indices: Any, size: int, what: str) -> Any:
 
 def _take(xp: Any, attrs: Attrs, ins: Sequence[Any], outs: Sequence[Any], run: Run) -> None:
     [axis] = axes_of(attrs["axis"], ins[0].ndim)
-    xp.take(ins[0], checked_indices(xp, ins[1], ins[0].shape[axis], "take"), axis=axis, out=outs[0])
+    _gather(xp, ins[0], checked_indices(xp, ins[1], ins[0].shape[axis], "take"), axis, outs[0])
+
+
+def _gather(xp: Any, x: Any, indices: Any, axis: int, out: Any) -> None:
+    """NumPy writes to a buffer first unless it is told what to do with indices beyond the axis; there are none."""
+    given = {"mode": "clip"} if xp.__name__ == "numpy" else {}
+    xp.take(x, indices, axis=axis, out=out, **given)
 
 
 def _scatter(xp: Any, attrs: Attrs, ins: Sequence[Any], outs: Sequence[Any], run: Run) -> None:
@@ -52,7 +58,7 @@ def _scatter(xp: Any, attrs: Attrs, ins: Sequence[Any], outs: Sequence[Any], run
         import cupyx
 
         cupyx.scatter_add(out, where, g)
-    elif axis == 0 and out.dtype == g.dtype and out.dtype.name in ("float32", "float64") and out.size:
+    elif axis == 0 and out.dtype == g.dtype and out.dtype.char in "fd" and out.size:
         from windlass_graph.kernels.rows import add_rows
 
         length = out.size // len(out)
@@ -73,7 +79,7 @@ def _embedding_complete(attrs: Attrs, ins: Sequence[TensorType]) -> Sequence[Ten
 
 
 def _embedding(xp: Any, attrs: Attrs, ins: Sequence[Any], outs: Sequence[Any], run: Run) -> None:
-    xp.take(ins[1], checked_indices(xp, ins[0], attrs["input_size"], "embedding"), axis=0, out=outs[0])
+    _gather(xp, ins[1], checked_indices(xp, ins[0], attrs["input_size"], "embedding"), 0, outs[0])
 
 
 def _picked(attrs: Attrs, ins: Sequence[TensorType]) -> tuple[TensorType, ...]:

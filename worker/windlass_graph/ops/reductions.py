@@ -74,6 +74,20 @@ def _reduction(name: str) -> Any:
     return in_float32 if name == "mean" else forward
 
 
+def _sum(xp: Any, attrs: Attrs, ins: Sequence[Any], outs: Sequence[Any], run: Run) -> None:
+    """NumPy's, but over an axis (or adjoining ones) between others."""
+    x, out = ins[0], outs[0]
+    gone = axes_of(attrs["axis"], x.ndim)
+    between = bool(gone) and gone[0] > 0 and gone[-1] < x.ndim - 1 and gone[-1] - gone[0] == len(gone) - 1
+    if not between or xp.__name__ != "numpy" or not x.size or out.dtype.char not in "fd":
+        xp.sum(x, axis=attrs["axis"], keepdims=attrs["keepdims"], out=out)
+        return
+    from windlass_graph.kernels.middle_sums import sum_middle
+
+    outer, inner = math.prod(x.shape[: gone[0]]), math.prod(x.shape[gone[-1] + 1 :])
+    sum_middle(x.reshape(outer, -1, inner), out.reshape(outer, inner))
+
+
 def _spread(b: Backward, reduced_value: Any) -> Any:
     """A reduced value with its axes back as 1, so that it broadcasts against the input."""
     if b.attrs["keepdims"]:
@@ -96,7 +110,8 @@ def _count(b: Backward) -> Any:
 
 
 def _entry(name: str, gradient: Gradient, infer: Any = _types, doc: str = "") -> None:
-    enter(Op(name, ("x",), infer, _reduction(name), gradient, attrs=REDUCTION, doc=doc))
+    forward = _sum if name == "sum" else _reduction(name)
+    enter(Op(name, ("x",), infer, forward, gradient, attrs=REDUCTION, doc=doc))
 
 
 _entry("sum", (lambda b: F.broadcast_like(_spread(b, b.g), b.x),), _total_types, doc="the sum over axes")
