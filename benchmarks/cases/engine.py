@@ -1,7 +1,8 @@
 """Training steps of five models on CPU: the engine's three fronts, PyTorch eager, MXNet's gluon hybridized.
 
 A step is forward, backward and an update by SGD, on a batch that is there already. All contenders are given the same
-number of threads, which the setting states. Ratios compare the median times of a step, round by round.
+number of threads, which the setting states. Ratios compare the median times of a step, round by round; the processor
+time of a step, of all threads, is what a busy machine changes least.
 """
 
 from __future__ import annotations
@@ -78,17 +79,18 @@ def contested(model: Model, threads: int, field: Field, extent: Extent) -> Itera
     entered, missing = list(field.contenders), dict(field.not_measured)
     figures = compare(field, load, extent.pace)
     for figure in figures:
-        yield row_of(model, setting, figure, figures)
+        yield row_of(model, setting, load, figure, figures)
     for contender, why in field.not_measured.items():
         yield Row(CASE, setting, contender, not_measured=why)
     field.contenders[:], field.not_measured = entered, missing
 
 
-def row_of(model: Model, setting: str, figure: Figure, figures: Sequence[Figure]) -> Row:
+def row_of(model: Model, setting: str, load: Load, figure: Figure, figures: Sequence[Figure]) -> Row:
     shown = {
         "samples_per_s": model.batch / figure.seconds_p50,
         "p50_s": figure.seconds_p50,
         "p99_s": figure.seconds_p99,
+        "cpu_s": figure.cpu_s_per_gb * 2 * load.payload_bytes / 1e9,
     }
     if not figure.contender.startswith("windlass"):
         return Row(CASE, setting, figure.contender, shown)
