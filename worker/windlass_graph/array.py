@@ -8,6 +8,7 @@ came from it.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -73,8 +74,8 @@ class Array(Operand):
 
     def as_constant(self) -> Value:
         """A value of the tape that leads nowhere further."""
-        op = lookup("variable")
-        node = Recorded(op, (), op.filled({}), "", "", (self.type,), NO_LABELS, (self._memory,), self.device)
+        op, attrs = _variable()
+        node = Recorded(op, (), attrs, "", "", (self.type,), NO_LABELS, (self._memory,), self.device)
         return Value(node, 0)
 
     @property
@@ -210,8 +211,8 @@ class Array(Operand):
         if grad is None and grad_req != "null":
             grad = type(self)(self.device.xp.zeros_like(self._memory), self.device)
         self._grad = grad
-        op = lookup("variable")
-        node = Recorded(op, (), op.filled({}), "", "", (self.type,), NO_LABELS, (self._memory,), self.device, self)
+        op, attrs = _variable()
+        node = Recorded(op, (), attrs, "", "", (self.type,), NO_LABELS, (self._memory,), self.device, self)
         self.value = None if grad_req == "null" else Value(node, 0)
 
     @property
@@ -247,6 +248,13 @@ class Array(Operand):
         from windlass_graph import autograd
 
         autograd.backward([self], [head_grad], retain_graph=retain_graph)
+
+
+@functools.cache
+def _variable() -> tuple[Op, Attrs]:
+    """What all leaves of tapes are."""
+    op = lookup("variable")
+    return op, op.filled({})
 
 
 def check_grad_req(grad_req: str) -> None:

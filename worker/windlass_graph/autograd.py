@@ -20,7 +20,6 @@ from typing import Any
 from windlass_graph.array import Array, Recorded, array_of
 from windlass_graph.custom import Function
 from windlass_graph.device import Device
-from windlass_graph.functions import function
 from windlass_graph.gradient import reverse
 from windlass_graph.modes import is_recording, is_training, modes
 from windlass_graph.node import Node, Value, alternating, topological
@@ -174,7 +173,7 @@ def _seeds(heads: Sequence[Array], head_grads: Sequence[Any] | None) -> dict[Val
                 "unless retain_graph=True.",
                 array=head.type,
             )
-        seed = function("ones_like")(head.detach()) if grad is None else grad
+        seed = Array(head.device.xp.ones_like(head.memory), head.device) if grad is None else grad
         seed = seed if isinstance(seed, Array) else array_of(seed, head.dtype, head.device)
         if seed.shape != head.shape:
             raise UsageError("a head gradient has its head's shape", head=head.shape, head_grad=seed.shape)

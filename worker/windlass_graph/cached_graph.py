@@ -7,6 +7,7 @@ has run there; the frame's memory then goes back to the device's arena, from whi
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -198,6 +199,7 @@ def _never(*_: Any) -> Any:
     raise AssertionError("a cached graph is called; it is not inferred and not run as a step")
 
 
+@functools.lru_cache(maxsize=SIGNATURES_MAX)
 def _placeholder(type_: TensorType, device: Device) -> Any:
     """What stands for a head gradient until it is known: never read."""
     return device.xp.broadcast_to(device.xp.zeros((), type_.dtype), type_.known_shape)

@@ -56,17 +56,17 @@ def reverse(
     grads: dict[Value, Any] = {value: seed for value, seed in seeds.items() if value in needed}
     for node in reversed(order):
         values = [Value(node, index) for index in range(len(node.types))]
-        if not any(value in grads for value in values):
+        found = [value for value in values if value in grads]
+        if not found:
             continue
-        for value in values:
-            if value in grads:
-                tell(value, grads[value])
-        if any(value in needed for value in node.inputs):
+        for value in found:
+            tell(value, grads[value])
+        if node.inputs and any(value in needed for value in node.inputs):
             early = {i: value for i, value in enumerate(node.inputs) if uses.get(value) == 1}
             _through(node, values, grads, needed, operand, functools.partial(_tell_early, early, tell))
-        for value in values:
+        for value in found:
             if value not in asked:
-                grads.pop(value, None)
+                del grads[value]
     return {value: grads[value] for value in asked if value in grads}
 
 
@@ -79,7 +79,7 @@ def _uses(order: Sequence[Node], asked: set[Value], needed: set[Value]) -> dict[
     """How many gradients each asked value will be given."""
     found: dict[Value, int] = dict.fromkeys(asked, 0)
     for node in order:
-        if any(Value(node, i) in needed for i in range(len(node.types))):
+        if node.inputs and any(Value(node, i) in needed for i in range(len(node.types))):
             for index, value in enumerate(node.inputs):
                 if value in found and not is_flat(node, index):
                     found[value] += 1

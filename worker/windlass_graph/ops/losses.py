@@ -29,7 +29,7 @@ def _has_loops(xp: Any, axis: int, *arrays: Any) -> bool:
     """Whether the compiled loops over rows take them: on the host, by the last axis, in one precision."""
     dtype, rank = arrays[0].dtype, arrays[0].ndim
     alike = xp is np and axis in (-1, rank - 1) and rank > 0 and arrays[0].size > 0
-    return alike and dtype.name in ("float32", "float64") and all(each.dtype == dtype for each in arrays)
+    return alike and dtype.char in "fd" and all(each.dtype == dtype for each in arrays)
 
 
 def _softmax(xp: Any, attrs: Attrs, ins: Sequence[Any], outs: Sequence[Any], run: Run) -> None:
