@@ -25,6 +25,8 @@ by keyword. Images are `(batch, channels, height, width)`, weights `(out, in, he
 *Gradient*: `yes`; `none` where the value is constant almost everywhere or discrete, so that no gradient flows; else why
 it is refused. *Notes*: `fused`: elementwise, joined with others into one kernel; `view`: no copy; `random`: draws
 numbers; `updates`: training moves its auxiliary inputs. How graphs of ops are run: [engine.md](engine.md).
+
+Functions of several ops, on both fronts: `stack`, `split`, `logsumexp`, `variance`, `std`, `norm`, `topk`.
 """
 
 

@@ -184,6 +184,18 @@ TWINS: Final[dict[str, Twin]] = {
     "sum_to_like": lambda t, a, x, like: x.sum_to_size(like.shape),
     "reshape": _reshape,
     "reshape_like": lambda t, a, x, like: x.reshape(like.shape),
+    "pad": lambda t, a, x: t.nn.functional.pad(
+        x, [each for pair in reversed(a["widths"]) for each in pair], value=a["value"]
+    ),
+    "crop": lambda t, a, x: t.nn.functional.pad(x, [-each for pair in reversed(a["widths"]) for each in pair]),
+    "tile": lambda t, a, x: t.cat([x] * a["repeats"], a["axis"]),
+    "repeat": lambda t, a, x: x.repeat_interleave(a["repeats"], a["axis"]),
+    "flip": lambda t, a, x: x.flip(a["axis"]),
+    "cumsum": lambda t, a, x: x.cumsum(a["axis"]),
+    "argsort": lambda t, a, x: x.argsort(a["axis"], descending=a["descending"]),
+    "sort": lambda t, a, x: x.sort(a["axis"], descending=a["descending"]).values,
+    "take_along": lambda t, a, x, indices: x.gather(a["axis"], indices),
+    "scatter_add": lambda t, a, x, indices, updates: x.index_add(a["axis"], indices, updates),
     "flatten": lambda t, a, x: x.flatten(1),
     "rows_of": lambda t, a, x: x.flatten(0, -2),
     "expand_dims": lambda t, a, x: x.unsqueeze(a["axis"]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from windlass_graph import composed
 from windlass_graph import device as devices
 from windlass_graph.array import Array, array_of
 from windlass_graph.device import Device, device_of
@@ -75,6 +76,8 @@ def waitall(device: str | Device | None = None) -> None:
 
 
 def __getattr__(name: str) -> Any:
+    if name in composed.__all__:
+        return getattr(composed, name)
     if name.startswith("_") or name not in table():
-        raise unknown_name("windlass.nd", name, [*__all__, *table()])
+        raise unknown_name("windlass.nd", name, [*__all__, *composed.__all__, *table()])
     return function(name)

@@ -228,6 +228,7 @@ _FAMILIES: Final = (
     "windlass_graph.ops.shapes",
     "windlass_graph.ops.linear",
     "windlass_graph.ops.indexing",
+    "windlass_graph.ops.arrangement",
     "windlass_graph.ops.losses",
     "windlass_graph.ops.randomness",
     "windlass_graph.ops.convolution",

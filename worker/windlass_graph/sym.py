@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from windlass_graph import graph_file
+from windlass_graph import composed, graph_file
 from windlass_graph.functions import function
 from windlass_graph.mxnet_symbols import load_mxnet
 from windlass_graph.op import table
@@ -34,6 +34,8 @@ def fromjson(text: str) -> Symbol:
 
 
 def __getattr__(name: str) -> Any:
+    if name in composed.__all__:
+        return getattr(composed, name)
     if name.startswith("_") or name not in table():
-        raise unknown_name("windlass.sym", name, [*__all__, *table()])
+        raise unknown_name("windlass.sym", name, [*__all__, *composed.__all__, *table()])
     return function(name)
