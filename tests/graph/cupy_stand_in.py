@@ -237,8 +237,13 @@ def _function(name: str) -> Callable[..., Any]:
 
 
 class _Device:
-    def __init__(self, index: int = 0) -> None:
-        self.id = index
+    current = 0
+
+    def __init__(self, index: int | None = None) -> None:
+        self.id = _Device.current if index is None else index
+
+    def use(self) -> None:
+        _Device.current = self.id
 
     def __enter__(self) -> None: ...
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 
 import windlass as wl
 from windlass_graph import functions as F  # noqa: N812 - as it is called in the field
@@ -81,3 +82,14 @@ def test_a_traced_net_with_dropout_trains_there_as_at_once(device: Device) -> No
         found.append((out.numpy(), weight.grad.numpy()))
     for one, other in zip(*found, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-6)
+
+
+def test_a_gpu_is_the_current_one_when_it_works_and_one_that_is_not_there_is_refused(device: Device) -> None:
+    x = wl.nd.array(VALUES, device=device)
+    assert (x + x).device == device
+    if device.kind == "cpu":
+        assert device.xp is np
+        return
+    assert device.xp.cuda.Device().id == device.index
+    with pytest.raises(wl.UnavailableError, match=r"no such GPU.*asked=99"):
+        wl.nd.zeros((2,), device="gpu:99")

@@ -29,12 +29,12 @@ class Device:
 
     @property
     def xp(self) -> ModuleType:
-        """NumPy or CuPy.
+        """NumPy, or CuPy with this GPU as the thread's current one: whoever works on a device asks it for this first.
 
         Raises:
-            UnavailableError: a GPU is asked for and CuPy cannot be used.
+            UnavailableError: a GPU is asked for and CuPy cannot be used, or there is none of this number.
         """
-        return np if self.kind == "cpu" else _cupy()
+        return np if self.kind == "cpu" else _cupy(self.index)
 
 
 CPU: Final = Device("cpu", 0)
@@ -62,27 +62,28 @@ def device_of(text: str | Device | None) -> Device:
     return Device(kind, int(number or 0))
 
 
-def _cupy() -> ModuleType:
+def _cupy(index: int) -> ModuleType:
     try:
         import cupy
     except ImportError as cause:
         raise UnavailableError(
             "CuPy is not installed, and a GPU was asked for", next_move="pip install windlass[gpu], or use cpu:0."
         ) from cause
-    if refusal := _refusal_of(cupy):
-        raise UnavailableError("no GPU can be used", next_move="Use cpu:0.", reason=refusal)
+    count, refusal = _gpus(cupy)
+    if index >= count:
+        raise UnavailableError("there is no such GPU", next_move="Use cpu:0.", asked=index, gpus=count, reason=refusal)
+    cupy.cuda.Device(index).use()
     found: ModuleType = cupy
     return found
 
 
 @functools.cache
-def _refusal_of(cupy: Any) -> str:
-    """Why CuPy finds no device, "" if it does; asked once, as the driver takes its time to answer."""
+def _gpus(cupy: Any) -> tuple[int, str]:
+    """How many CuPy finds, and why none; asked once, as the driver takes its time to answer."""
     try:
-        cupy.cuda.runtime.getDeviceCount()
+        return int(cupy.cuda.runtime.getDeviceCount()), "there are fewer"
     except cupy.cuda.runtime.CUDARuntimeError as cause:
-        return str(cause)
-    return ""
+        return 0, str(cause)
 
 
 class _Streams(threading.local):
