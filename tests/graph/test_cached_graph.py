@@ -175,3 +175,18 @@ def test_what_is_computed_again_changes_memory_and_not_gradients(parameters: dic
     assert again_bytes < plain_bytes
     for one, other in zip(plain, again, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_a_gradient_that_is_written_is_computed_where_it_is_kept(parameters: dict[str, Array]) -> None:
+    """And one that is added beside it."""
+    graph = traced()
+    gradients(lambda: graph([batch(5)], parameters)[0][0], parameters)
+    (call,) = graph._calls.values()
+    joint, program = call._training_program()
+    late = program.plan.late_outputs
+    assert not any(late[: joint.outputs])
+    assert all(late[joint.outputs + len(joint.updated) :])
+    parameters["w1"].attach_grad("add")
+    once = gradients(lambda: graph([batch(5)], parameters)[0][0], parameters)[1][0]
+    twice = gradients(lambda: graph([batch(5)], parameters)[0][0], parameters)[1][0]
+    np.testing.assert_allclose(twice, 2 * once, rtol=1e-6)

@@ -234,12 +234,16 @@ class Array(Operand):
         self._memory, self._grad._memory = memory, grad_memory
         self.attach_grad(self._grad_req, self._grad)
 
+    def gradient_memory(self) -> Any:
+        """Where a gradient that is written may be computed at once; None where it is to be added to what is there."""
+        return self._grad._memory if self._grad is not None and self._grad_req == "write" else None
+
     def take_gradient(self, gradient: Array) -> None:
         """Keep a gradient as `grad_req` says."""
         assert self._grad is not None, "only arrays with a gradient are asked"
         if self._grad_req == "add":
             self._grad._memory += gradient._memory
-        else:
+        elif gradient._memory is not self._grad._memory:
             self._grad._memory[...] = gradient._memory
         self.grad_is_fresh = True
 

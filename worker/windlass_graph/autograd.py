@@ -89,7 +89,7 @@ def backward(
             final(kept[value])
 
     with modes(recording=False, training=train_mode):
-        found = reverse(order, seeds, kept, _operand, complete)
+        found = reverse(order, seeds, kept, _operand, complete, lambda value: kept[value].gradient_memory())
     if not found:
         raise UsageError(
             "no differentiable path leads from the heads to an array with a gradient",

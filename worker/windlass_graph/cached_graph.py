@@ -165,6 +165,11 @@ class Recording:
         for head, grad in zip(self.joint.heads, backward.grads, strict=True):
             frame.feed(head, grad.memory)
 
+        for number, name in enumerate(self.joint.gradients):
+            memory = backward.target(position[name])
+            if memory is not None:
+                frame.lend(first + number, memory)
+
         def complete(number: int) -> None:
             if number >= first:
                 index = position[self.joint.gradients[number - first]]

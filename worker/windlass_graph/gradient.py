@@ -27,6 +27,7 @@ def reverse(
     wanted: Iterable[Value],
     operand: Callable[[Value], Any],
     final: Callable[[Value, Any], None] | None = None,
+    target: Callable[[Value], Any] | None = None,
 ) -> dict[Value, Any]:
     """Gradients of the seeds' sum by `wanted` values.
 
@@ -36,6 +37,7 @@ def reverse(
         wanted: by which to differentiate.
         operand: stands for a value in the front that asks.
         final: told of each wanted value as soon as its gradient is complete.
+        target: memory in which the gradient of a wanted value may be left, or None.
 
     Returns:
         The gradient of each wanted value that a differentiable path reaches.
@@ -63,7 +65,8 @@ def reverse(
             tell(value, grads[value])
         if node.inputs and any(value in needed for value in node.inputs):
             early = {i: value for i, value in enumerate(node.inputs) if uses.get(value) == 1}
-            _through(node, values, grads, needed, operand, functools.partial(_tell_early, early, tell))
+            lent = functools.partial(_lent, early, target)
+            _through(node, values, grads, needed, operand, (functools.partial(_tell_early, early, tell), lent))
         for value in found:
             if value not in asked:
                 del grads[value]
@@ -73,6 +76,10 @@ def reverse(
 def _tell_early(early: Mapping[int, Value], tell: Callable[[Value, Any], None], index: int, grad: Any) -> None:
     if index in early:
         tell(early[index], grad)
+
+
+def _lent(early: Mapping[int, Value], target: Callable[[Value], Any] | None, index: int) -> Any:
+    return target(early[index]) if target is not None and index in early else None
 
 
 def _uses(order: Sequence[Node], asked: set[Value], needed: set[Value]) -> dict[Value, int]:
@@ -109,7 +116,7 @@ def _through(
     grads: dict[Value, Any],
     needed: set[Value],
     operand: Callable[[Value], Any],
-    announce: Callable[[int, Any], None],
+    outlets: tuple[Callable[[int, Any], None], Callable[[int], Any]],
 ) -> None:
     """Add to the gradients of a node's inputs what comes through it."""
     backward = Backward(
@@ -118,7 +125,7 @@ def _through(
         [operand(value) for value in values],
         [grads.get(value) for value in values],
     )
-    backward.announce = announce
+    backward.announce, backward.target = outlets
     backward.grads = [
         function("zeros_like")(backward.outs[index]) if grad is None and index < node.op.visible else grad
         for index, grad in enumerate(backward.grads)

@@ -62,7 +62,7 @@ class Backward:
     operators of operands, and so hold for both, and for gradients of gradients.
     """
 
-    __slots__ = ("_shared", "announce", "attrs", "grads", "ins", "outs")
+    __slots__ = ("_shared", "announce", "attrs", "grads", "ins", "outs", "target")
 
     def __init__(self, attrs: Attrs, ins: Sequence[Any], outs: Sequence[Any], grads: Sequence[Any]) -> None:
         self.attrs = attrs
@@ -72,6 +72,8 @@ class Backward:
         self._shared: dict[Any, Any] = {}
         self.announce: Callable[[int, Any], None] = _untold
         """A rule of many inputs may tell of each gradient (by its input's index) as soon as it has it."""
+        self.target: Callable[[int], Any] = _nowhere
+        """Memory in which the gradient of an input may be left, where it is wanted and nothing is added to it."""
 
     @property
     def x(self) -> Any:
@@ -102,6 +104,10 @@ class Backward:
 
 def _untold(index: int, grad: Any) -> None:  # noqa: ARG001 - nobody asked to be told
     return
+
+
+def _nowhere(index: int) -> Any:  # noqa: ARG001 - nobody lends memory
+    return None
 
 
 Rule = Callable[[Backward], Any]

@@ -165,6 +165,17 @@ class Plan:
         return tuple(root in self.given_roots or root in roots[:number] for number, root in enumerate(roots))
 
     @cached_property
+    def late_outputs(self) -> tuple[bool, ...]:
+        """For each output whether no leading step touches its memory, so that it may still be chosen then."""
+        early = {
+            self.root(slot) for step in self.steps[: self.leading_steps] for slot in (*step.outs, *step.ins)
+        } | self.given_roots
+        copied = self.copied_outputs
+        return tuple(
+            not copied[number] and self.root(slot) not in early for number, slot in enumerate(self.output_slots)
+        )
+
+    @cached_property
     def made_at(self) -> dict[int, tuple[int, ...]]:
         """Which outputs are complete after a step, by number."""
         wrote = {slot: at for at, step in enumerate(self.steps) for slot in step.outs}

@@ -249,6 +249,13 @@ class Frame:
         """Memory of all outputs."""
         return [self.output(number) for number in range(len(self.plan.output_slots))]
 
+    def lend(self, number: int, memory: Any) -> None:
+        """Let an output that no leading step touches lie in the caller's memory, of its type; between the two parts."""
+        if self.plan.late_outputs[number]:
+            root = self.plan.root(self.plan.output_slots[number])
+            self._put(root, _reinterpreted(memory, self.plan.types[root]))
+            self._arrays[self.plan.output_slots[number]] = memory
+
     def output(self, number: int) -> Any:
         """Memory of one output, the caller's; a copy where it is a variable's, a constant's or another output's."""
         memory = self._arrays[self.plan.output_slots[number]]

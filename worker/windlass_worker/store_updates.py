@@ -114,11 +114,11 @@ class StoreUpdates:
 
     def finish(self, tickets: list[Ticket]) -> None:
         """After the step's block: wait for the new values and let them be the parameters'."""
+        place = next(iter(self.members.values())).first.device
+        with observed("store", "wait", "wait for values", 0, place):
+            for ticket in tickets:  # until then gradients are lent, and the next backward pass writes to them
+                ticket.result()
         if self.is_synchronous:
-            place = next(iter(self.members.values())).first.device
-            with observed("store", "wait", "wait for values", 0, place):
-                for ticket in tickets:
-                    ticket.result()
             for name, member in self.members.items():
                 member.first.memory[...] = self._staged[name]
             self._arrived()
