@@ -11,7 +11,7 @@ import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from windlass_graph.op import REQUIRED, Flat, Missing, Op, table
+from windlass_graph.op import FAMILIES, REQUIRED, Flat, Missing, Op, table
 
 PAGE = Path(__file__).with_suffix(".md")
 
@@ -31,11 +31,11 @@ Functions of several ops, on both fronts: `stack`, `split`, `logsumexp`, `varian
 
 
 def families() -> Mapping[str, list[Op]]:
-    """Ops by the module that has their code, in the order of the table."""
+    """Ops by the module that has their code: modules in the order of their families, whichever was imported first."""
     found: dict[str, list[Op]] = {}
     for op in table().values():
         found.setdefault(op.forward.__module__, []).append(op)
-    return found
+    return {module: found[module] for module in sorted(found, key=FAMILIES.index)}
 
 
 def gradient(op: Op) -> str:

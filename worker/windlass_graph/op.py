@@ -225,7 +225,7 @@ def _frozen(value: Any) -> Any:
 
 
 _TABLE: Final[dict[str, Op]] = {}
-_FAMILIES: Final = (
+FAMILIES: Final = (
     "windlass_graph.ops.leaves",
     "windlass_graph.ops.elementwise",
     "windlass_graph.ops.activations",
@@ -244,7 +244,7 @@ _FAMILIES: Final = (
     "windlass_graph.ops.recurrent",
     "windlass_graph.ops.attention",
 )
-_FAMILIES_LOADED: list[bool] = []
+_LOADED: list[bool] = []
 
 
 def enter(*ops: Op) -> None:
@@ -257,10 +257,10 @@ def enter(*ops: Op) -> None:
 
 def table() -> Mapping[str, Op]:
     """Every op by name."""
-    if not _FAMILIES_LOADED:
-        for family in _FAMILIES:
+    if not _LOADED:
+        for family in FAMILIES:
             importlib.import_module(family)
-        _FAMILIES_LOADED.append(True)
+        _LOADED.append(True)
     return _TABLE
 
 
