@@ -99,6 +99,9 @@ def test_refusals_are_said_in_words_and_the_store_goes_on(tmp_path: Any) -> None
     extra = wl.nd.ones((3,))
     extra.attach_grad()
     with wl.connect() as cluster:
+        averaged = cluster.store("averaged", consistency="avg:H=4")
+        with pytest.raises(UsageError, match=r"train on their own.*avg:H=4.*store\.average"):
+            wl.Trainer(params, wl.optim.SGD(lr=0.1), store=averaged)
         trainer = wl.Trainer({**params, "extra": extra}, wl.optim.SGD(lr=0.1), store=cluster.store("missing"))
         with pytest.raises(UsageError, match=r"store\.checkpoint"):
             trainer.save_states(tmp_path / "states")

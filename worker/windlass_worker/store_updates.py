@@ -31,6 +31,12 @@ class StoreUpdates:
     """
 
     def __init__(self, members: Iterable[Trainable], spec: RuleSpec, store: Store) -> None:
+        if store.consistency.startswith("avg"):
+            raise UsageError(
+                "workers of this store train on their own, and a trainer with a store pushes every gradient",
+                next_move="Give the Trainer no store and call store.average(params) after each step.",
+                consistency=store.consistency,
+            )
         self.store = store
         self.spec = spec
         self.members: dict[str, Trainable] = {}
